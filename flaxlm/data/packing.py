@@ -1,8 +1,8 @@
 """Rows of fixed shape from items of any length. Only this file pads.
 
-Two ways to choose what shares a row: `Concatenated` cuts the corpus, laid end to end, into equal
-spans (pretraining; rows are full), and `FirstFit` puts whole items side by side (labelled rows). Both
-are random access, so that a batch is a function of its step.
+Two ways to choose what shares a row: `Concatenated` cuts the corpus, laid end to end, into
+equal spans (pretraining; rows are full), and `FirstFit` puts whole items side by side (labelled
+rows). Both are random access, so that a batch is a function of its step.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def dtype_of(key: str) -> type:
 
 
 def pack(items: Sequence[Mapping[str, np.ndarray]], streams: Mapping[str, Stream]) -> dict:
-  """Lays the features of `items` side by side: dict of arrays [capacity], zeros where nothing is."""
+  """Lays the features of `items` side by side: dict of arrays [capacity], zeros in the rest."""
   return {key: value[0] for key, value in pack_rows([items], streams).items()}
 
 
