@@ -1,0 +1,24 @@
+"""Mistakes of the user's, as one readable line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """A mistake in a config, a file or a checkpoint.
+
+  Commands print its message as one line, without a traceback, and exit with status 1. The message
+  names the culprit (key, file and line, leaf) and, where there is one, the nearest valid choice.
+  """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+  """Returns `' (did you mean X?)'` for the choice nearest to `word`, or lists a few choices."""
+  choices = [str(choice) for choice in choices]
+  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
+  if close:
+    return f" (did you mean {close[0]!r}?)"
+  if not choices:
+    return ""
+  shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+  return f" (valid: {shown})"

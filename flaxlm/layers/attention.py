@@ -1,0 +1,95 @@
+"""Multi-head attention with grouped keys and values, packing masks and a cache."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import initializers
+from flaxlm.layers.dense import Dense, dropout
+from flaxlm.layers.position import rotate
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values [B, S, Hkv, K] of one layer; slot s holds the token at position s."""
+
+  key: jax.Array
+  value: jax.Array
+
+
+class Attention(nn.Module):
+  """Self-attention, or attention to `memory`."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    *,
+    mask: jax.Array,
+    bias: jax.Array | None,
+    positions: jax.Array | None,
+    deterministic: bool,
+    memory: jax.Array | None = None,
+    cache: Cache | None = None,
+  ) -> tuple[jax.Array, Cache | None]:
+    """x: [B, Lq, D]; memory: [B, Lk, D]; positions: [B, Lq] or None where none apply.
+
+    mask: bool, broadcastable to [B, 1, Lq, Lk]; bias: float32, broadcastable to [B, H, Lq, Lk].
+    With a cache, the keys and values of x are written to the slots `positions` first and the
+    queries attend to all slots that the mask allows. Returns ([B, Lq, D], the new cache).
+    """
+    c = self.config
+    source = x if memory is None else memory
+    q = self._project("query", c.num_heads, "heads")(x)
+    k = self._project("key", c.kv_heads, "kv_heads")(source)
+    v = self._project("value", c.kv_heads, "kv_heads")(source)
+    if positions is not None:
+      q, k = rotate(c, q, positions), rotate(c, k, positions)
+    if cache is not None:
+      rows = jnp.arange(x.shape[0])[:, None]
+      k = cache.key.at[rows, positions].set(k.astype(cache.key.dtype))
+      v = cache.value.at[rows, positions].set(v.astype(cache.value.dtype))
+      cache = Cache(k, v)
+    if c.scale_attention:
+      q = q * c.head_size**-0.5
+    y = self._attend(q, k, v, mask, bias, deterministic)
+    init = initializers.kernel(c, c.num_heads * c.head_size, "residual")
+    out = Dense(
+      (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),
+      init, c.use_bias, name='out',
+    )  # fmt: skip
+    return out(y), cache
+
+  def _project(self, name: str, heads: int, axis: str) -> Dense:
+    c = self.config
+    init = initializers.kernel(c, c.emb_dim, "query" if name == "query" else "projection")
+    return Dense(
+      (c.emb_dim,), (heads, c.head_size), ('embed',), (axis, 'head_dim'),
+      init, c.use_bias, name=name,
+    )  # fmt: skip
+
+  def _attend(self, q, k, v, mask, bias, deterministic) -> jax.Array:
+    """Scaled q [B, Lq, H, K], k and v [B, Lk, Hkv, K] -> [B, Lq, H, K]."""
+    batch, length, heads, size = q.shape
+    groups = heads // k.shape[2]
+    if groups > 1:
+      k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
+    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+      scores = scores + bias
+    probabilities = masked_softmax(scores, mask).astype(v.dtype)
+    rate = self.config.attention_dropout_rate
+    probabilities = dropout(self, probabilities, rate, deterministic)
+    return jnp.einsum("bhqs,bshk->bqhk", probabilities, v)
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+  """Softmax over the last axis where `mask` is True; a fully masked row gives 0, never NaN."""
+  scores = jnp.where(mask, scores, -jnp.inf)
+  top = jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True))
+  exponentials = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+  return exponentials / jnp.maximum(exponentials.sum(-1, keepdims=True), 1e-30)

@@ -1,0 +1,51 @@
+"""Linear maps with named logical axes."""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dense(nn.Module):
+  """Contracts the last `len(axes_in)` axes of the input with a kernel.
+
+  The kernel has shape (*sizes_in, *sizes_out) and logical axes (*axes_in, *axes_out). Linen's
+  DenseGeneral flattens its kernel while initialising, which breaks logical axes under a mesh; this
+  one doesn't.
+  """
+
+  sizes_in: tuple[int, ...]
+  sizes_out: tuple[int, ...]
+  axes_in: tuple[str, ...]
+  axes_out: tuple[str, ...]
+  kernel_init: Callable
+  use_bias: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(self.kernel_init, (*self.axes_in, *self.axes_out)),
+      (*self.sizes_in, *self.sizes_out),
+    ).astype(x.dtype)
+    # Two-dimensional products: on every backend the form that is surely one matrix multiplication.
+    leading = x.shape[: x.ndim - len(self.sizes_in)]
+    y = x.reshape(*leading, math.prod(self.sizes_in)) @ kernel.reshape(math.prod(self.sizes_in), -1)
+    y = y.reshape(*leading, *self.sizes_out)
+    if self.use_bias:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes_out)
+      y = y + self.param("bias", zeros, self.sizes_out).astype(x.dtype)
+    return y
+
+
+def dropout(
+  module: nn.Module, x: jax.Array, rate: float, deterministic: bool, broadcast: tuple[int, ...] = ()
+) -> jax.Array:
+  """Zeroes elements with chance `rate` and scales the rest; axes in `broadcast` share one draw."""
+  if deterministic or rate == 0.0:
+    return x
+  shape = [1 if axis in broadcast else size for axis, size in enumerate(x.shape)]
+  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

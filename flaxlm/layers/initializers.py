@@ -1,0 +1,53 @@
+"""Initialisation of each kind of leaf under each paper's scheme.
+
+gpt2: normal(init_std); projections into the residual stream divided by sqrt(2 * layers), position
+table at half of init_std (Radford et al. 2019, section 2.3, and the released model code).
+bert: normal truncated at two standard deviations (Devlin et al. 2019, released model code).
+t5: embeddings normal(1), projections scaled by their fan-in, queries also by 1/sqrt(K) because the
+scores are not divided by it (Raffel et al. 2020, released model code).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+
+Initializer = Callable[..., jax.Array]
+
+
+def normal(std: float) -> Initializer:
+  """Normal distribution with standard deviation `std`."""
+  return jax.nn.initializers.normal(std)
+
+
+def truncated_normal(std: float) -> Initializer:
+  """Normal with standard deviation `std` before it is cut at two standard deviations."""
+  return lambda key, shape, dtype=jnp.float32: (
+    std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+  )
+
+
+def kernel(config: TransformerConfig, fan_in: int, kind: str = "projection") -> Initializer:
+  """Initializer of a kernel with `fan_in` inputs to each output.
+
+  kind: 'projection'; 'query'; 'residual' (its output is added to the residual stream); 'logits'.
+  """
+  if config.init == "t5":
+    scale = fan_in * config.head_size if kind == "query" else fan_in
+    return normal(scale**-0.5)
+  if config.init == "bert":
+    return truncated_normal(config.init_std)
+  if kind == "residual":
+    return normal(config.init_std / (2 * config.num_layers) ** 0.5)
+  return normal(config.init_std)
+
+
+def table(config: TransformerConfig, kind: str = "token") -> Initializer:
+  """Initializer of an embedding table. kind: 'token', 'type', 'position' or 'relative'."""
+  if config.init == "t5":
+    return normal(config.emb_dim**-0.5 if kind == "relative" else 1.0)
+  if config.init == "bert":
+    return truncated_normal(config.init_std)
+  return normal(config.init_std / 2 if kind == "position" else config.init_std)

@@ -1,0 +1,129 @@
+"""Position schemes. Each may touch the embeddings, rotate queries and keys, or bias the scores.
+
+none; learned table (BERT, GPT); sinusoidal (Vaswani et al. 2017, 3.5); RoPE (Su et al. 2021,
+half-split pairing as in GPT-NeoX and Llama); T5's bucketed bias (Raffel et al. 2020, 2.1); ALiBi
+(Press et al. 2022). The relative ones depend on the difference of two places only.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import initializers
+
+
+class PositionEncoding(nn.Module):
+  """Scheme `none`, and the interface of the others."""
+
+  config: TransformerConfig
+  bidirectional: bool
+
+  def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """x: [B, L, D], positions: [B, L] -> [B, L, D]."""
+    del positions
+    return x
+
+  def bias(self, q_places: jax.Array, k_places: jax.Array) -> jax.Array | None:
+    """Places [..., Lq] and [..., Lk] -> float32 [..., H, Lq, Lk] added to the scores, or None."""
+    del q_places, k_places
+    return None
+
+
+class Learned(PositionEncoding):
+  """One trained vector for each position."""
+
+  @nn.compact
+  def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    c = self.config
+    init = nn.with_logical_partitioning(initializers.table(c, "position"), ("table", "embed"))
+    table = self.param("table", init, (c.max_length, c.emb_dim))
+    return x + table.astype(x.dtype)[positions]
+
+
+class Sinusoidal(PositionEncoding):
+  """Sines in the first half of D, cosines in the second."""
+
+  def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+    half = x.shape[-1] // 2
+    wavelengths = 1e4 ** (jnp.arange(half) / half)
+    angles = positions[..., None] / wavelengths
+    return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(x.dtype)
+
+
+class T5Bias(PositionEncoding):
+  """A trained scalar for each head and bucket of distance, shared by all layers of a stack."""
+
+  @nn.compact
+  def bias(self, q_places: jax.Array, k_places: jax.Array) -> jax.Array:
+    c = self.config
+    init = nn.with_logical_partitioning(initializers.table(c, "relative"), ("table", "heads"))
+    table = self.param("table", init, (c.relative_buckets, c.num_heads))
+    distance = k_places[..., None, :] - q_places[..., :, None]
+    bucket = relative_bucket(
+      distance, self.bidirectional, c.relative_buckets, c.relative_max_distance
+    )
+    return jnp.moveaxis(table[bucket], -1, -3)
+
+
+class ALiBi(PositionEncoding):
+  """A penalty linear in the distance, with a fixed slope for each head."""
+
+  def bias(self, q_places: jax.Array, k_places: jax.Array) -> jax.Array:
+    distance = jnp.abs(k_places[..., None, :] - q_places[..., :, None])
+    slopes = jnp.asarray(alibi_slopes(self.config.num_heads))
+    return -slopes[:, None, None] * distance[..., None, :, :]
+
+
+SCHEMES = {
+  "none": PositionEncoding,
+  "learned": Learned,
+  "sinusoidal": Sinusoidal,
+  "rope": PositionEncoding,
+  "t5_bias": T5Bias,
+  "alibi": ALiBi,
+}
+
+
+def scheme(config: TransformerConfig, bidirectional: bool, name: str) -> PositionEncoding:
+  """The module of `config.position`; RoPE has no leaves, `rotate` is all of it."""
+  return SCHEMES[config.position](config, bidirectional, name=name)
+
+
+def rotate(config: TransformerConfig, x: jax.Array, positions: jax.Array) -> jax.Array:
+  """Rotates queries or keys [B, L, H, K] by their positions [B, L]; other schemes: identity."""
+  if config.position != "rope":
+    return x
+  half = x.shape[-1] // 2
+  frequencies = config.rope_theta ** (-jnp.arange(half) / half)
+  angles = positions[..., None, None] * frequencies
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def relative_bucket(
+  distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
+) -> jax.Array:
+  """Bucket of `key place - query place`: exact when near, logarithmic up to `max_distance`."""
+  offset = jnp.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    offset = buckets * (distance > 0)
+    distance = jnp.abs(distance)
+  else:
+    distance = jnp.maximum(-distance, 0)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+  far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+  return offset + jnp.where(distance < exact, distance, far)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+  """Geometric slopes; for a head count that is no power of two, those of the powers around it."""
+  power = 2 ** math.floor(math.log2(num_heads))
+  slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+  between = [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+  return slopes + between

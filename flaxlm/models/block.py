@@ -1,0 +1,83 @@
+"""One transformer layer; every family but XLNet is a config of it."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers.attention import Attention, Cache
+from flaxlm.layers.dense import dropout
+from flaxlm.layers.mlp import MLP
+from flaxlm.layers.norm import Norm
+
+
+@flax.struct.dataclass
+class Context:
+  """What every layer of a stack sees besides the residual stream.
+
+  mask: bool [B or 1, 1, Lq, Lk]; bias: float32 [B or 1, H, Lq, Lk] or None; positions: [B, Lq];
+  memory: encoder output [B, Lm, D] with memory_mask [B, 1, Lq, Lm], or None.
+  """
+
+  mask: jax.Array
+  bias: jax.Array | None
+  positions: jax.Array
+  memory: jax.Array | None = None
+  memory_mask: jax.Array | None = None
+
+
+class Block(nn.Module):
+  """Self-attention, attention to `context.memory` where there is one, MLP."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, context: Context, depth: jax.Array, deterministic: bool, cache: Cache | None
+  ) -> tuple[jax.Array, Cache | None]:
+    """x: [B, L, D]; depth: 1 / number of layers for the first layer ... 1 for the last."""
+    c = self.config
+
+    def sublayer(name: str, x: jax.Array, function) -> tuple[jax.Array, Cache | None]:
+      norm = Norm(c, name=f"{name}_norm")
+      y, result = function(norm(x) if c.norm_placement == "pre" else x)
+      y = dropout(self, y, c.dropout_rate, deterministic)
+      y = self._drop_path(y, depth, deterministic)
+      return (x + y if c.norm_placement == "pre" else norm(x + y)), result
+
+    x, cache = sublayer(
+      "attention",
+      x,
+      lambda y: Attention(c, name="attention")(
+        y,
+        mask=context.mask,
+        bias=context.bias,
+        positions=context.positions,
+        deterministic=deterministic,
+        cache=cache,
+      ),
+    )
+    if context.memory is not None:
+      x, _ = sublayer(
+        "cross_attention",
+        x,
+        lambda y: Attention(c, name="cross_attention")(
+          y,
+          mask=context.memory_mask,
+          bias=None,
+          positions=None,
+          deterministic=deterministic,
+          memory=context.memory,
+        ),
+      )
+    x, _ = sublayer("mlp", x, lambda y: (MLP(c, name="mlp")(y, deterministic), None))
+    return x, cache
+
+  def _drop_path(self, y: jax.Array, depth: jax.Array, deterministic: bool) -> jax.Array:
+    """Stochastic depth (Huang et al. 2016): skips a row's sublayer, more often in later layers."""
+    if deterministic or self.config.layer_drop_rate == 0.0:
+      return y
+    keep = 1.0 - self.config.layer_drop_rate * depth
+    kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1))
+    return jnp.where(kept, y / keep.astype(y.dtype), jnp.zeros((), y.dtype))

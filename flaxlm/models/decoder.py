@@ -1,0 +1,56 @@
+"""Decoder trunk: every token attends to itself and what precedes it in its segment (GPT)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import masks
+from flaxlm.layers.attention import Cache
+from flaxlm.layers.norm import Norm
+from flaxlm.layers.position import scheme
+from flaxlm.models.block import Context
+from flaxlm.models.embedding import Embedding, TokenTable
+from flaxlm.models.stack import Stack
+from flaxlm.types import Batch, ModelOutput
+
+Config = TransformerConfig
+
+
+class Trunk(nn.Module):
+  """inputs, positions, segment_ids [B, L] -> hidden [B, L, D].
+
+  With a cache (keys and values [N, B, S, Hkv, K]) the batch holds only new tokens, whose positions
+  say which slots they fill; segment_ids are not read then: a row is one sequence.
+  """
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self, batch: Batch, deterministic: bool = True, cache: Cache | None = None
+  ) -> ModelOutput:
+    c = self.config
+    table = TokenTable(c, name="token")()
+    position = scheme(c, bidirectional=False, name="position")
+    x = Embedding(c, name="embedding")(
+      table, position, batch["inputs"], batch["positions"], None, deterministic
+    )
+    context = self_context(position, batch["positions"], batch.get("segment_ids"), cache)
+    x, cache = Stack(c, c.num_layers, name="stack")(x, context, deterministic, cache)
+    if c.norm_placement == "pre":
+      x = Norm(c, name="final_norm")(x)
+    return ModelOutput(hidden=x, embedding=table, cache=cache)
+
+
+def self_context(position, positions, segment_ids, cache: Cache | None) -> Context:
+  """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache."""
+  if cache is None:
+    places = jnp.arange(positions.shape[1])
+    mask = masks.segments(segment_ids, segment_ids) & masks.causal(positions.shape[1])
+    return Context(mask=mask, bias=position.bias(places, places), positions=positions)
+  slots = cache.key.shape[2]
+  return Context(
+    mask=masks.cached(positions, slots),
+    bias=position.bias(positions, jnp.arange(slots)[None]),
+    positions=positions,
+  )

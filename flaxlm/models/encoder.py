@@ -1,0 +1,45 @@
+"""Encoder trunk: every token attends to its whole segment (BERT and its kin)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import masks
+from flaxlm.layers.norm import Norm
+from flaxlm.layers.position import scheme
+from flaxlm.models.block import Context
+from flaxlm.models.embedding import Embedding, TokenTable
+from flaxlm.models.stack import Stack
+from flaxlm.types import Batch, ModelOutput
+
+Config = TransformerConfig
+
+
+class Trunk(nn.Module):
+  """inputs, positions, segment_ids [B, L] (and token_type_ids) -> hidden [B, L, D]."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, batch: Batch, deterministic: bool = True) -> ModelOutput:
+    c = self.config
+    table = TokenTable(c, name="token")()
+    position = scheme(c, bidirectional=True, name="position")
+    x = Embedding(c, name="embedding")(
+      table,
+      position,
+      batch["inputs"],
+      batch["positions"],
+      batch.get("token_type_ids"),
+      deterministic,
+    )
+    places = jnp.arange(x.shape[1])
+    context = Context(
+      mask=masks.segments(batch["segment_ids"], batch["segment_ids"]),
+      bias=position.bias(places, places),
+      positions=batch["positions"],
+    )
+    x, _ = Stack(c, c.num_layers, name="stack")(x, context, deterministic)
+    if c.norm_placement == "pre":
+      x = Norm(c, name="final_norm")(x)
+    return ModelOutput(hidden=x, embedding=table)

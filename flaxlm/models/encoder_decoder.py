@@ -1,0 +1,83 @@
+"""Encoder-decoder trunk: the original Transformer, T5, BART. One token table serves both stacks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import masks
+from flaxlm.layers.attention import Cache
+from flaxlm.layers.dense import dropout
+from flaxlm.layers.norm import Norm
+from flaxlm.layers.position import scheme
+from flaxlm.models.block import Context
+from flaxlm.models.decoder import self_context
+from flaxlm.models.embedding import Embedding, TokenTable
+from flaxlm.models.stack import Stack
+from flaxlm.types import Batch, ModelOutput
+
+Config = TransformerConfig
+
+
+class Trunk(nn.Module):
+  """encoder_* [B, L] and decoder_* [B, T] (inputs, positions, segment_ids) -> hidden [B, T, D].
+
+  The decoder attends to encoder tokens of its own segment. With a cache, decoder_* hold only new
+  tokens, and `memory` [B, L, D], the encoder's output of an earlier call, replaces encoder_inputs.
+  """
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    batch: Batch,
+    deterministic: bool = True,
+    cache: Cache | None = None,
+    memory: jax.Array | None = None,
+  ) -> ModelOutput:
+    table = TokenTable(self.config, name="token")()
+    if memory is None:
+      memory = self._encode(table, batch, deterministic)
+    x, cache = self._decode(table, batch, memory, deterministic, cache)
+    return ModelOutput(hidden=x, embedding=table, encoder=memory, cache=cache)
+
+  def _encode(self, table: jax.Array, batch: Batch, deterministic: bool) -> jax.Array:
+    c = self.config
+    position = scheme(c, bidirectional=True, name="encoder_position")
+    x = Embedding(c, name="encoder_embedding")(
+      table,
+      position,
+      batch["encoder_inputs"],
+      batch["encoder_positions"],
+      batch.get("encoder_token_type_ids"),
+      deterministic,
+    )
+    places = jnp.arange(x.shape[1])
+    context = Context(
+      mask=masks.segments(batch["encoder_segment_ids"], batch["encoder_segment_ids"]),
+      bias=position.bias(places, places),
+      positions=batch["encoder_positions"],
+    )
+    x, _ = Stack(c, c.num_layers, name="encoder")(x, context, deterministic)
+    return self._finish("encoder_norm", x, deterministic)
+
+  def _decode(self, table, batch: Batch, memory, deterministic: bool, cache):
+    c = self.config
+    position = scheme(c, bidirectional=False, name="decoder_position")
+    positions = batch["decoder_positions"]
+    x = Embedding(c, name="decoder_embedding")(
+      table, position, batch["decoder_inputs"], positions, None, deterministic
+    )
+    segment_ids = batch["decoder_segment_ids"]
+    context = self_context(position, positions, segment_ids, cache).replace(
+      memory=memory, memory_mask=masks.segments(segment_ids, batch["encoder_segment_ids"])
+    )
+    x, cache = Stack(c, c.decoder_layers, name="decoder")(x, context, deterministic, cache)
+    return self._finish("decoder_norm", x, deterministic), cache
+
+  def _finish(self, name: str, x: jax.Array, deterministic: bool) -> jax.Array:
+    c = self.config
+    if c.norm_placement == "pre":
+      x = Norm(c, name=name)(x)
+    return dropout(self, x, c.dropout_rate, deterministic)

@@ -1,0 +1,71 @@
+"""What stands on a trunk: (ModelOutput, batch) -> outputs. Objectives choose among these."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import initializers
+from flaxlm.layers.dense import Dense, dropout
+from flaxlm.layers.mlp import ACTIVATIONS
+from flaxlm.layers.norm import Norm
+from flaxlm.types import VocabOutput
+
+
+def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+  """hidden [B, L, D] at positions [B, T] -> [B, T, D]."""
+  return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
+
+
+class VocabHead(nn.Module):
+  """hidden [B, T, D] -> VocabOutput, by the token table or by one of its own.
+
+  transform: a dense layer, activation and norm first, and an output bias (BERT's MLM head).
+  """
+
+  config: TransformerConfig
+  transform: bool = False
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array, embedding: jax.Array) -> VocabOutput:
+    c = self.config
+    x, bias = hidden, None
+    if self.transform:
+      init = initializers.kernel(c, c.emb_dim)
+      axes = ("embed",), ("embed_out",)
+      x = Dense((c.emb_dim,), (c.emb_dim,), *axes, init, c.use_bias, name="dense")(x)
+      x = Norm(c, name="norm")(ACTIVATIONS[c.activation](x))
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
+      bias = self.param("bias", zeros, (c.table_size,))
+    if c.tie_embeddings:
+      table = embedding
+      if c.scale_tied_logits:
+        x = x * c.emb_dim**-0.5
+    else:
+      init = nn.with_logical_partitioning(initializers.kernel(c, c.emb_dim), ("vocab", "embed"))
+      table = self.param("table", init, (c.table_size, c.emb_dim))
+    return VocabOutput(x, table, bias, c.vocab_size)
+
+
+class ClassHead(nn.Module):
+  """pooled [B, T, D] -> float32 logits [B, T, classes], through BERT's tanh pooler if `pooler`."""
+
+  config: TransformerConfig
+  classes: int
+  pooler: bool
+
+  @nn.compact
+  def __call__(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
+    c = self.config
+    x = pooled
+    init = initializers.kernel(c, c.emb_dim)
+    if self.pooler:
+      x = Dense((c.emb_dim,), (c.emb_dim,), ("embed",), ("embed_out",), init, True, name="pooler")(
+        x
+      )
+      x = jnp.tanh(x)
+    x = dropout(self, x, c.dropout_rate, deterministic)
+    logits = Dense((c.emb_dim,), (self.classes,), ("embed",), ("classes",), init, True, name="out")(
+      x
+    )
+    return logits.astype(jnp.float32)

@@ -1,0 +1,78 @@
+"""Causal language modelling: every token from those before it (GPT).
+
+A document is read as BOS, tokens, EOS: its first token is predicted from BOS and its end is
+predicted too, so the summed loss is -log p(document), and bits per byte follow from it.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import numpy as np
+
+from flaxlm.config.field import field
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.data.packing import Piece, Stream
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.models.heads import VocabHead
+from flaxlm.objectives import losses
+from flaxlm.types import Array, Batch, Mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(losses.VocabLossConfig):
+  """Causal language modelling."""
+
+  boundaries: bool = field(True, "documents begin after BOS and end with EOS; False: bare text")
+
+
+class Objective:
+  """The loss is the mean over all target tokens."""
+
+  models = ("decoder",)
+  packing = "concatenate"
+  terms = ("loss",)
+  likelihood = True
+
+  def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
+    self.config = config.objective
+    self.tokenizer = tokenizer
+    self.span = config.max_length
+    # A document of n tokens has n + 1 targets between BOS and EOS, and n - 1 when bare.
+    self.gap = 1 if self.config.boundaries else -1
+    keys = ("inputs", "targets", "target_weights")
+    self.streams = {"inputs": Stream(self.span, keys, per_token=1, per_item=1, prefix="")}
+
+  def features(self, piece: Piece, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """inputs, targets, target_weights [n]: a document, or the part of it that is in this row."""
+    if not self.config.boundaries:
+      tokens = piece.read(piece.start, piece.stop + 1)
+    else:
+      tokens = piece.read(max(piece.start - 1, 0), piece.stop)
+      first = [self.tokenizer.bos_id] if piece.start == 0 else []
+      last = [self.tokenizer.eos_id] if piece.stop > piece.length else []
+      tokens = np.concatenate([first, tokens, last]).astype(np.int32)
+    weights = np.ones(len(tokens) - 1, np.float32)
+    return {"inputs": tokens[:-1], "targets": tokens[1:], "target_weights": weights}
+
+  def head(self, model: TransformerConfig) -> nn.Module:
+    return Head(model)
+
+  def weights(self, batch: Batch) -> dict[str, Array]:
+    return {"loss": batch["target_weights"].sum()}
+
+  def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
+    """Summed loss of each term, and the metrics."""
+    targets, weights = batch["targets"], batch["target_weights"]
+    total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
+    return {"loss": total}, {"loss": loss, "accuracy": accuracy}
+
+
+class Head(nn.Module):
+  """Next-token distribution at every position."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, output, batch, deterministic):
+    return VocabHead(self.config, name="vocab")(output.hidden, output.embedding)

@@ -1,0 +1,101 @@
+"""The mesh, and which dimension of which array lies along which of its axes.
+
+Layers name logical axes; `config.sharding_rules` maps them to mesh axes. Nothing outside this file
+names a mesh axis. Linen would silently replicate an axis without a rule; here that is an error.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxlm.errors import UserError, nearest
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of `AXES`; a size of -1 takes what is left. All devices are used, or it is an error."""
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = list(shape)
+  if -1 in sizes:
+    known = math.prod(n for n in sizes if n != -1)
+    if len(devices) % known:
+      raise UserError(f"config.mesh: {known} does not divide the {len(devices)} devices")
+    sizes[sizes.index(-1)] = len(devices) // known
+  if math.prod(sizes) != len(devices):
+    raise UserError(
+      f"config.mesh: {'x'.join(map(str, sizes))} is {math.prod(sizes)} devices, but there are "
+      f"{len(devices)}; -1 for one axis takes what is left"
+    )
+  return Mesh(np.array(devices).reshape(sizes), AXES)
+
+
+def parse_rules(rules: Sequence[str]) -> dict[str, tuple[str, ...]]:
+  """LOGICAL=AXIS+AXIS entries -> {logical: mesh axes}; an empty right side replicates."""
+  parsed = {}
+  for rule in rules:
+    logical, equals, axes = rule.partition("=")
+    if not equals:
+      raise UserError(f"config.sharding_rules: {rule!r} is not LOGICAL=MESH_AXIS")
+    parsed[logical] = tuple(axis for axis in axes.split("+") if axis)
+    for axis in parsed[logical]:
+      if axis not in AXES:
+        raise UserError(f"config.sharding_rules: no mesh axis {axis!r}{nearest(axis, AXES)}")
+  return parsed
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> NamedSharding:
+  """Rows of a batch along the axes of the logical axis `batch`."""
+  return NamedSharding(mesh, PartitionSpec(rules["batch"]))
+
+
+def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:
+  """Raises UserError, naming `key`, if `rows` do not divide over the devices of a batch."""
+  parts = math.prod(mesh.shape[axis] for axis in rules["batch"])
+  if rows % parts:
+    raise UserError(
+      f"{key}: {rows} rows do not divide over {parts} devices; the next size that does is "
+      f"{-(-rows // parts) * parts}"
+    )
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Any:
+  """Tree of NamedSharding for abstract parameters boxed with their logical axes.
+
+  Raises UserError for a logical axis without a rule and for a dimension that does not divide,
+  naming the parameter.
+  """
+
+  def one(path, leaf) -> NamedSharding:
+    name = "/".join(str(getattr(key, "key", key)) for key in path)
+    used: set[str] = set()
+    spec = []
+    for size, logical in zip(leaf.value.shape, leaf.names, strict=True):
+      if logical not in rules:
+        raise UserError(
+          f"config.sharding_rules: no rule for axis {logical!r} of {name}{nearest(logical, rules)}"
+        )
+      # A mesh axis can serve one dimension of an array only: the first that asks for it.
+      axes = tuple(a for a in rules[logical] if mesh.shape[a] > 1 and a not in used)
+      parts = math.prod(mesh.shape[a] for a in axes)
+      if size % parts:
+        raise UserError(
+          f"config.mesh: axis {logical!r} of {name} has size {size}, which does not divide over "
+          f"{parts} devices ({'+'.join(axes)})"
+        )
+      used.update(axes)
+      spec.append(axes or None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(
+    one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+  )

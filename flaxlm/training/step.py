@@ -1,0 +1,96 @@
+"""The training step and the evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flaxlm.types import Array, Batch, Mean, TrainState
+
+Metrics = dict[str, Any]
+
+
+def make_train_step(
+  model: Any,
+  objective: Any,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  num_microbatches: int = 1,
+  axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns (state, batch) -> (state, metrics).
+
+  The denominator of each loss term is taken on the global batch, before it is split into
+  micro-batches or devices, so that their number never changes the loss. With `axis_name` the step
+  runs per device under a mapped axis: denominators are summed over it before the loss, gradients
+  before the update.
+
+  metrics: Means of the objective, `loss` (what is minimised), `grad_norm` before clipping, `tokens`
+  (not padding) and `leaf_norms` [leaves of params], the gradient norm of each.
+  """
+  reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
+
+  def loss_and_metrics(params, batch, weights, key):
+    outputs, _ = model.apply({"params": params}, batch, False, rngs={"dropout": key})
+    totals, metrics = objective.losses(outputs, batch)
+    loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
+    return loss, metrics | {"loss": Mean(loss, 0.0)} | {"tokens": real_tokens(batch)}
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    weights = reduce(objective.weights(batch))
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if axis_name is not None:
+      key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+    def gradient(part, number):
+      part_key = jax.random.fold_in(key, number)
+      return jax.grad(loss_and_metrics, has_aux=True)(state.params, part, weights, part_key)
+
+    grads, metrics = reduce(_accumulate(gradient, batch, num_microbatches))
+    norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The summed parts of `loss` already are its value on the whole batch.
+    metrics["loss"] = Mean(metrics["loss"].total, jnp.ones(()))
+    metrics |= {"grad_norm": jnp.sqrt(jnp.sum(jnp.square(norms))), "leaf_norms": norms}
+    return TrainState(state.step + 1, params, opt_state, state.extras), metrics
+
+  return step
+
+
+def _accumulate(gradient: Callable, batch: Batch, parts: int) -> Any:
+  """Sums `gradient(part, number)` over `parts` interleaved parts of the batch."""
+  if parts == 1:
+    return gradient(batch, 0)
+  # Interleaving (row r goes to part r % parts) keeps every row on the device that has it.
+  split = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+  batch = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], batch)
+  zeros = jax.tree.map(
+    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: gradient(b, 0), first)
+  )
+
+  def body(sums, part):
+    return jax.tree.map(jnp.add, sums, gradient(*part)), None
+
+  return jax.lax.scan(body, zeros, (batch, jnp.arange(parts)))[0]
+
+
+def make_eval_step(model: Any, objective: Any) -> Callable[[Any, Batch], tuple[Metrics, Metrics]]:
+  """Returns (params, batch) -> (Means by name, predictions by name or {}), without dropout."""
+
+  def step(params: Any, batch: Batch) -> tuple[Metrics, Metrics]:
+    outputs, _ = model.apply({"params": params}, batch)
+    _, metrics = objective.losses(outputs, batch)
+    predict = getattr(objective, "predict", None)
+    return metrics, predict(outputs, batch) if predict else {}
+
+  return step
+
+
+def real_tokens(batch: Batch) -> Array:
+  """Number of tokens that are not padding, over all streams."""
+  return sum((batch[key] != 0).sum() for key in batch if key.endswith("segment_ids"))
