@@ -17,8 +17,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
   choices = [str(choice) for choice in choices]
   close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
   if close:
-    return f" (did you mean {close[0]!r}?)"
+    return f' (did you mean {close[0]!r}?)'
   if not choices:
-    return ""
-  shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-  return f" (valid: {shown})"
+    return ''
+  shown = ', '.join(choices[:12]) + (', ...' if len(choices) > 12 else '')
+  return f' (valid: {shown})'

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxlm.errors import UserError, nearest
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ('data', 'fsdp', 'tensor')
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -25,12 +25,12 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
   if -1 in sizes:
     known = math.prod(n for n in sizes if n != -1)
     if len(devices) % known:
-      raise UserError(f"config.mesh: {known} does not divide the {len(devices)} devices")
+      raise UserError(f'config.mesh: {known} does not divide the {len(devices)} devices')
     sizes[sizes.index(-1)] = len(devices) // known
   if math.prod(sizes) != len(devices):
     raise UserError(
-      f"config.mesh: {'x'.join(map(str, sizes))} is {math.prod(sizes)} devices, but there are "
-      f"{len(devices)}; -1 for one axis takes what is left"
+      f'config.mesh: {"x".join(map(str, sizes))} is {math.prod(sizes)} devices, but there are '
+      f'{len(devices)}; -1 for one axis takes what is left'
     )
   return Mesh(np.array(devices).reshape(sizes), AXES)
 
@@ -39,13 +39,13 @@ def parse_rules(rules: Sequence[str]) -> dict[str, tuple[str, ...]]:
   """LOGICAL=AXIS+AXIS entries -> {logical: mesh axes}; an empty right side replicates."""
   parsed = {}
   for rule in rules:
-    logical, equals, axes = rule.partition("=")
+    logical, equals, axes = rule.partition('=')
     if not equals:
-      raise UserError(f"config.sharding_rules: {rule!r} is not LOGICAL=MESH_AXIS")
-    parsed[logical] = tuple(axis for axis in axes.split("+") if axis)
+      raise UserError(f'config.sharding_rules: {rule!r} is not LOGICAL=MESH_AXIS')
+    parsed[logical] = tuple(axis for axis in axes.split('+') if axis)
     for axis in parsed[logical]:
       if axis not in AXES:
-        raise UserError(f"config.sharding_rules: no mesh axis {axis!r}{nearest(axis, AXES)}")
+        raise UserError(f'config.sharding_rules: no mesh axis {axis!r}{nearest(axis, AXES)}')
   return parsed
 
 
@@ -55,16 +55,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> NamedSharding:
   """Rows of a batch along the axes of the logical axis `batch`."""
-  return NamedSharding(mesh, PartitionSpec(rules["batch"]))
+  return NamedSharding(mesh, PartitionSpec(rules['batch']))
 
 
 def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:
   """Raises UserError, naming `key`, if `rows` do not divide over the devices of a batch."""
-  parts = math.prod(mesh.shape[axis] for axis in rules["batch"])
+  parts = math.prod(mesh.shape[axis] for axis in rules['batch'])
   if rows % parts:
     raise UserError(
-      f"{key}: {rows} rows do not divide over {parts} devices; the next size that does is "
-      f"{-(-rows // parts) * parts}"
+      f'{key}: {rows} rows do not divide over {parts} devices; the next size that does is '
+      f'{-(-rows // parts) * parts}'
     )
 
 
@@ -76,21 +76,21 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Mapping[str, tuple[str, .
   """
 
   def one(path, leaf) -> NamedSharding:
-    name = "/".join(str(getattr(key, "key", key)) for key in path)
+    name = '/'.join(str(getattr(key, 'key', key)) for key in path)
     used: set[str] = set()
     spec = []
     for size, logical in zip(leaf.value.shape, leaf.names, strict=True):
       if logical not in rules:
         raise UserError(
-          f"config.sharding_rules: no rule for axis {logical!r} of {name}{nearest(logical, rules)}"
+          f'config.sharding_rules: no rule for axis {logical!r} of {name}{nearest(logical, rules)}'
         )
       # A mesh axis can serve one dimension of an array only: the first that asks for it.
       axes = tuple(a for a in rules[logical] if mesh.shape[a] > 1 and a not in used)
       parts = math.prod(mesh.shape[a] for a in axes)
       if size % parts:
         raise UserError(
-          f"config.mesh: axis {logical!r} of {name} has size {size}, which does not divide over "
-          f"{parts} devices ({'+'.join(axes)})"
+          f'config.mesh: axis {logical!r} of {name} has size {size}, which does not divide over '
+          f'{parts} devices ({"+".join(axes)})'
         )
       used.update(axes)
       spec.append(axes or None)

@@ -21,13 +21,13 @@ class Mean:
   total: Array | float
   weight: Array | float
 
-  def __add__(self, other: "Mean") -> "Mean":
+  def __add__(self, other: 'Mean') -> 'Mean':
     return Mean(self.total + other.total, self.weight + other.weight)
 
   def value(self) -> float:
     """total / weight on the host; NaN for an empty mean."""
     weight = float(self.weight)
-    return float(self.total) / weight if weight else float("nan")
+    return float(self.total) / weight if weight else float('nan')
 
 
 @flax.struct.dataclass

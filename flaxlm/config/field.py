@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-FLAG = "flaxlm"
+FLAG = 'flaxlm'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,4 +47,4 @@ def rules_of(dataclass_field: dataclasses.Field) -> Rules:
 class Named:
   """Base of nodes that name a file: `name` is a module of `PACKAGE` or a dotted path of the user's."""
 
-  name: str = field("", "file that implements this node: a module name or a dotted path")
+  name: str = field('', 'file that implements this node: a module name or a dotted path')

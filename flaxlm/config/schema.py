@@ -5,77 +5,77 @@ import dataclasses
 from flaxlm.config.field import Named, field
 from flaxlm.errors import UserError
 
-TEXT_KINDS = ("sentencepiece", "characters", "bytes")
+TEXT_KINDS = ('sentencepiece', 'characters', 'bytes')
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where text lies and how rows are made of it. No other node names a place where data lie."""
 
-  train: str = field("embedded", "file, glob, tfds:NAME[/SPLIT], or `embedded`: prose of CPython")
+  train: str = field('embedded', 'file, glob, tfds:NAME[/SPLIT], or `embedded`: prose of CPython')
   validation: str = field(
-    "", "like train, or NAME=PLACE,NAME=PLACE; if unset, a fixed part of train is held out"
+    '', 'like train, or NAME=PLACE,NAME=PLACE; if unset, a fixed part of train is held out'
   )
-  test: str = field("", "like train; read by eval.py only")
+  test: str = field('', 'like train; read by eval.py only')
   holdout: float = field(
-    0.1, "last part of train that is held out where validation is unset", above=0.0, below=1.0
+    0.1, 'last part of train that is held out where validation is unset', above=0.0, below=1.0
   )
   documents: str = field(
-    "auto",
-    "what one document is: `row` of a table, `blank_line`, whole `file`; `auto`: row for "
-    "jsonl/csv/tsv/parquet, blank_line for text",
-    choices=("auto", "row", "blank_line", "file"),
+    'auto',
+    'what one document is: `row` of a table, `blank_line`, whole `file`; `auto`: row for '
+    'jsonl/csv/tsv/parquet, blank_line for text',
+    choices=('auto', 'row', 'blank_line', 'file'),
   )
   text_column: str = field(
-    "text", "column of the text: a name, or a number where there is no header"
+    'text', 'column of the text: a name, or a number where there is no header'
   )
-  label_column: str = field("label", "column of the label (tasks): a name or a number")
+  label_column: str = field('label', 'column of the label (tasks): a name or a number')
   max_rows: int | None = field(
-    None, "read only the first so many documents or rows of train", low=1
+    None, 'read only the first so many documents or rows of train', low=1
   )
   max_length: int | None = field(
-    None, "tokens in a row (of the encoder where there are two); model.max_length if unset", low=8
+    None, 'tokens in a row (of the encoder where there are two); model.max_length if unset', low=8
   )
   max_target_length: int | None = field(
-    None, "tokens in a decoder row; what the objective needs for max_length if unset", low=4
+    None, 'tokens in a decoder row; what the objective needs for max_length if unset', low=4
   )
   sampling: str = field(
-    "epochs",
-    "`epochs`: every row once, in a new order each epoch; `windows`: rows at random offsets of a "
-    "document (nanoGPT)",
-    choices=("epochs", "windows"),
+    'epochs',
+    '`epochs`: every row once, in a new order each epoch; `windows`: rows at random offsets of a '
+    'document (nanoGPT)',
+    choices=('epochs', 'windows'),
   )
   shuffle_block: int = field(
     16,
-    "rows that stay together when the order is drawn, so that reads are contiguous",
+    'rows that stay together when the order is drawn, so that reads are contiguous',
     low=1,
-    when={"sampling": ("epochs",)},
+    when={'sampling': ('epochs',)},
   )
   cache_dir: str = field(
-    "", "where tokenised corpora and trained tokenizers are kept; $FLAXLM_CACHE or ~/.cache/flaxlm"
+    '', 'where tokenised corpora and trained tokenizers are kept; $FLAXLM_CACHE or ~/.cache/flaxlm'
   )
-  prefetch: int = field(2, "batches that are made ahead of the step", low=0)
+  prefetch: int = field(2, 'batches that are made ahead of the step', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
   """Which tokenizer; one without a path is trained on the training text and kept by its hash."""
 
-  name: str = field("sentencepiece", "kind of tokenizer", choices=TEXT_KINDS)
-  path: str = field("", "a trained tokenizer: a .model file or a directory that holds one")
+  name: str = field('sentencepiece', 'kind of tokenizer', choices=TEXT_KINDS)
+  path: str = field('', 'a trained tokenizer: a .model file or a directory that holds one')
   vocab_size: int = field(
-    8192, "pieces to train, special tokens included", low=64, when={"name": ("sentencepiece",)}
+    8192, 'pieces to train, special tokens included', low=64, when={'name': ('sentencepiece',)}
   )
   model_type: str = field(
-    "unigram",
-    "SentencePiece algorithm",
-    choices=("unigram", "bpe"),
-    when={"name": ("sentencepiece",)},
+    'unigram',
+    'SentencePiece algorithm',
+    choices=('unigram', 'bpe'),
+    when={'name': ('sentencepiece',)},
   )
-  lowercase: bool = field(False, "fold case before tokenising", when={"name": ("sentencepiece",)})
-  sentinels: int = field(100, "reserved <extra_id_N> pieces", low=0)
+  lowercase: bool = field(False, 'fold case before tokenising', when={'name': ('sentencepiece',)})
+  sentinels: int = field(100, 'reserved <extra_id_N> pieces', low=0)
   train_megabytes: float = field(
-    10.0, "text to train on, spread over the corpus", above=0.0, when={"name": ("sentencepiece",)}
+    10.0, 'text to train on, spread over the corpus', above=0.0, when={'name': ('sentencepiece',)}
   )
 
 
@@ -83,65 +83,65 @@ class TokenizerConfig:
 class OptimizerConfig:
   """Gradient transformation and learning-rate schedule."""
 
-  name: str = field("adamw", "update rule", choices=("adamw", "sgd"))
-  learning_rate: float = field(1e-3, "peak learning rate", above=0.0)
+  name: str = field('adamw', 'update rule', choices=('adamw', 'sgd'))
+  learning_rate: float = field(1e-3, 'peak learning rate', above=0.0)
   schedule: str = field(
-    "cosine", "shape after the warm-up", choices=("constant", "linear", "cosine", "rsqrt")
+    'cosine', 'shape after the warm-up', choices=('constant', 'linear', 'cosine', 'rsqrt')
   )
-  warmup_steps: int = field(100, "steps of linear warm-up", low=0)
+  warmup_steps: int = field(100, 'steps of linear warm-up', low=0)
   end_ratio: float = field(
     0.1,
-    "last learning rate over the peak",
+    'last learning rate over the peak',
     low=0.0,
     high=1.0,
-    when={"schedule": ("linear", "cosine")},
+    when={'schedule': ('linear', 'cosine')},
   )
-  b1: float = field(0.9, "decay of the first moment", low=0.0, below=1.0, when={"name": ("adamw",)})
+  b1: float = field(0.9, 'decay of the first moment', low=0.0, below=1.0, when={'name': ('adamw',)})
   b2: float = field(
-    0.95, "decay of the second moment", low=0.0, below=1.0, when={"name": ("adamw",)}
+    0.95, 'decay of the second moment', low=0.0, below=1.0, when={'name': ('adamw',)}
   )
   eps: float = field(
-    1e-8, "added to the root of the second moment", above=0.0, when={"name": ("adamw",)}
+    1e-8, 'added to the root of the second moment', above=0.0, when={'name': ('adamw',)}
   )
-  momentum: float = field(0.0, "momentum of SGD", low=0.0, below=1.0, when={"name": ("sgd",)})
-  weight_decay: float = field(0.1, "decoupled decay", low=0.0, when={"name": ("adamw",)})
+  momentum: float = field(0.0, 'momentum of SGD', low=0.0, below=1.0, when={'name': ('sgd',)})
+  weight_decay: float = field(0.1, 'decoupled decay', low=0.0, when={'name': ('adamw',)})
   decay_exclude: tuple[str, ...] = field(
-    ("bias$", "scale$"),
-    "regular expressions: leaves whose path matches one are not decayed",
-    when={"name": ("adamw",)},
+    ('bias$', 'scale$'),
+    'regular expressions: leaves whose path matches one are not decayed',
+    when={'name': ('adamw',)},
   )
-  clip_norm: float = field(1.0, "largest global norm of the gradient; 0: no clipping", low=0.0)
+  clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When to save and what to keep."""
 
-  every_steps: int = field(500, "steps between checkpoints; the last step is always saved", low=1)
-  keep_last: int = field(2, "newest checkpoints to keep", low=1)
-  keep_every_steps: int = field(0, "keep checkpoints at multiples of this for ever; 0: none", low=0)
-  best_metric: str = field("", "validation metric whose best checkpoint is kept; the loss if unset")
-  best_mode: str = field("auto", "which is better", choices=("auto", "min", "max"))
+  every_steps: int = field(500, 'steps between checkpoints; the last step is always saved', low=1)
+  keep_last: int = field(2, 'newest checkpoints to keep', low=1)
+  keep_every_steps: int = field(0, 'keep checkpoints at multiples of this for ever; 0: none', low=0)
+  best_metric: str = field('', 'validation metric whose best checkpoint is kept; the loss if unset')
+  best_mode: str = field('auto', 'which is better', choices=('auto', 'min', 'max'))
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """Validation during training and by eval.py."""
 
-  every_steps: int = field(250, "steps between evaluations; 0: only at the end", low=0)
-  batch_size: int | None = field(None, "rows in a batch; global_batch_size if unset", low=1)
+  every_steps: int = field(250, 'steps between evaluations; 0: only at the end', low=0)
+  batch_size: int | None = field(None, 'rows in a batch; global_batch_size if unset', low=1)
   max_batches: int | None = field(
-    None, "evaluate only so many batches during training; eval.py reads all", low=1
+    None, 'evaluate only so many batches during training; eval.py reads all', low=1
   )
-  seed: int = field(0, "of masks and spans on held-out text; the same at every evaluation", low=0)
+  seed: int = field(0, 'of masks and spans on held-out text; the same at every evaluation', low=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
   """What is written down while training."""
 
-  every_steps: int = field(10, "steps between lines of metrics.jsonl", low=1)
-  tensorboard: bool = field(False, "also write TensorBoard events")
+  every_steps: int = field(10, 'steps between lines of metrics.jsonl', low=1)
+  tensorboard: bool = field(False, 'also write TensorBoard events')
   writers: tuple[str, ...] = field(
     (), "the user's own metric writers, as dotted names of classes called with (workdir, config)"
   )
@@ -151,7 +151,7 @@ class LoggingConfig:
 class ProfileConfig:
   """Profiler trace of a few steps."""
 
-  steps: tuple[int, ...] = field((), "FIRST,LAST: leave a trace of these steps in WORKDIR/profile")
+  steps: tuple[int, ...] = field((), 'FIRST,LAST: leave a trace of these steps in WORKDIR/profile')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,76 +159,76 @@ class RestoreConfig:
   """What `init_from` may leave out. Patterns are regular expressions over parameter paths."""
 
   skip: tuple[str, ...] = field(
-    (), "leaves that are not loaded although the checkpoint has them or the model wants them"
+    (), 'leaves that are not loaded although the checkpoint has them or the model wants them'
   )
-  rename: tuple[str, ...] = field((), "PATTERN=REPLACEMENT from checkpoint paths to model paths")
-  change: tuple[str, ...] = field((), "model fields that may differ from the checkpoint")
+  rename: tuple[str, ...] = field((), 'PATTERN=REPLACEMENT from checkpoint paths to model paths')
+  change: tuple[str, ...] = field((), 'model fields that may differ from the checkpoint')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """An experiment. `model`, `objective` and `task` are rebuilt from the files they name."""
 
-  seed: int = field(0, "of parameters, data order, corruption and dropout", low=0)
-  total_steps: int | None = field(None, "optimizer steps; or set num_epochs", low=1)
+  seed: int = field(0, 'of parameters, data order, corruption and dropout', low=0)
+  total_steps: int | None = field(None, 'optimizer steps; or set num_epochs', low=1)
   num_epochs: float | None = field(
-    None, "passes over the training rows; or set total_steps", above=0.0
+    None, 'passes over the training rows; or set total_steps', above=0.0
   )
-  global_batch_size: int = field(32, "rows in a step, over all devices", low=1)
-  num_microbatches: int = field(1, "parts a batch is processed in, one after another", low=1)
-  precision: str = field("float32", "of activations and products", choices=("float32", "bfloat16"))
-  init_from: str = field("", "workdir whose newest checkpoint gives the weights to start from")
-  model: Named = field(Named(), "a file of flaxlm/models")
-  objective: Named = field(Named(), "a file of flaxlm/objectives")
-  task: Named = field(Named(), "a file of flaxlm/tasks, for labelled rows")
-  data: DataConfig = field(DataConfig(), "text and rows")
-  tokenizer: TokenizerConfig = field(TokenizerConfig(), "text to token ids")
-  optimizer: OptimizerConfig = field(OptimizerConfig(), "update rule")
-  checkpoint: CheckpointConfig = field(CheckpointConfig(), "what is saved")
-  evaluation: EvaluationConfig = field(EvaluationConfig(), "validation")
-  logging: LoggingConfig = field(LoggingConfig(), "metrics")
-  profile: ProfileConfig = field(ProfileConfig(), "profiler")
-  restore: RestoreConfig = field(RestoreConfig(), "declared differences of init_from")
-  mesh: tuple[int, ...] = field((-1, 1, 1), "devices along data, fsdp, tensor; one may be -1")
+  global_batch_size: int = field(32, 'rows in a step, over all devices', low=1)
+  num_microbatches: int = field(1, 'parts a batch is processed in, one after another', low=1)
+  precision: str = field('float32', 'of activations and products', choices=('float32', 'bfloat16'))
+  init_from: str = field('', 'workdir whose newest checkpoint gives the weights to start from')
+  model: Named = field(Named(), 'a file of flaxlm/models')
+  objective: Named = field(Named(), 'a file of flaxlm/objectives')
+  task: Named = field(Named(), 'a file of flaxlm/tasks, for labelled rows')
+  data: DataConfig = field(DataConfig(), 'text and rows')
+  tokenizer: TokenizerConfig = field(TokenizerConfig(), 'text to token ids')
+  optimizer: OptimizerConfig = field(OptimizerConfig(), 'update rule')
+  checkpoint: CheckpointConfig = field(CheckpointConfig(), 'what is saved')
+  evaluation: EvaluationConfig = field(EvaluationConfig(), 'validation')
+  logging: LoggingConfig = field(LoggingConfig(), 'metrics')
+  profile: ProfileConfig = field(ProfileConfig(), 'profiler')
+  restore: RestoreConfig = field(RestoreConfig(), 'declared differences of init_from')
+  mesh: tuple[int, ...] = field((-1, 1, 1), 'devices along data, fsdp, tensor; one may be -1')
   sharding_rules: tuple[str, ...] = field(
     (
-      "batch=data+fsdp",
-      "embed=fsdp",
-      "mlp=tensor",
-      "heads=tensor",
-      "kv_heads=tensor",
-      "vocab=tensor",
-      "embed_out=",
-      "head_dim=",
-      "layers=",
-      "table=",
-      "classes=",
+      'batch=data+fsdp',
+      'embed=fsdp',
+      'mlp=tensor',
+      'heads=tensor',
+      'kv_heads=tensor',
+      'vocab=tensor',
+      'embed_out=',
+      'head_dim=',
+      'layers=',
+      'table=',
+      'classes=',
     ),
-    "LOGICAL=MESH_AXIS entries; an empty right side replicates",
+    'LOGICAL=MESH_AXIS entries; an empty right side replicates',
   )
 
   def check(self) -> None:
     """Raises UserError for values of different nodes that cannot go together."""
     if (self.total_steps is None) == (self.num_epochs is None):
-      what = "neither is" if self.total_steps is None else "both are"
-      raise UserError(f"config.total_steps, config.num_epochs: set exactly one of them; {what} set")
+      what = 'neither is' if self.total_steps is None else 'both are'
+      raise UserError(f'config.total_steps, config.num_epochs: set exactly one of them; {what} set')
     if self.global_batch_size % self.num_microbatches:
       raise UserError(
-        f"config.num_microbatches: {self.num_microbatches} does not divide "
-        f"global_batch_size={self.global_batch_size}"
+        f'config.num_microbatches: {self.num_microbatches} does not divide '
+        f'global_batch_size={self.global_batch_size}'
       )
     if len(self.mesh) != 3 or self.mesh.count(-1) > 1 or any(n < 1 and n != -1 for n in self.mesh):
       raise UserError(
-        f"config.mesh: three positive numbers, one of them may be -1, got {self.mesh}"
+        f'config.mesh: three positive numbers, one of them may be -1, got {self.mesh}'
       )
     if self.profile.steps and (
       len(self.profile.steps) != 2 or not 0 < self.profile.steps[0] <= self.profile.steps[1]
     ):
       raise UserError(
-        f"config.profile.steps: FIRST,LAST with 0 < FIRST <= LAST, got {self.profile.steps}"
+        f'config.profile.steps: FIRST,LAST with 0 < FIRST <= LAST, got {self.profile.steps}'
       )
     if self.task.name and not self.data.train:
-      raise UserError("config.data.train: a task needs a file of labelled rows")
+      raise UserError('config.data.train: a task needs a file of labelled rows')
 
   @property
   def max_length(self) -> int:

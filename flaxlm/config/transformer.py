@@ -5,72 +5,72 @@ import dataclasses
 from flaxlm.config.field import Named, field
 from flaxlm.errors import UserError
 
-POSITIONS = ("none", "learned", "sinusoidal", "rope", "t5_bias", "alibi")
-RATE = {"low": 0.0, "below": 1.0}
+POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi')
+RATE = {'low': 0.0, 'below': 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(Named):
   """Sizes, the block's variants, initialisation, and how the layers are run."""
 
-  num_layers: int = field(4, "layers; of the encoder where there are two stacks", low=1)
+  num_layers: int = field(4, 'layers; of the encoder where there are two stacks', low=1)
   num_decoder_layers: int | None = field(
-    None, "layers of the decoder; num_layers if unset", low=1, when={"name": ("encoder_decoder",)}
+    None, 'layers of the decoder; num_layers if unset', low=1, when={'name': ('encoder_decoder',)}
   )
-  emb_dim: int = field(256, "width D of the residual stream", low=1)
-  num_heads: int = field(4, "query heads H", low=1)
-  num_kv_heads: int | None = field(None, "key and value heads; num_heads if unset", low=1)
-  head_dim: int | None = field(None, "size K of a head; emb_dim / num_heads if unset", low=1)
-  mlp_dim: int | None = field(None, "width of the MLP; 4 * emb_dim if unset", low=1)
-  max_length: int = field(256, "longest sequence, in tokens", low=1)
-  token_types: int = field(0, "rows of the token-type (segment A/B) table; 0 for none", low=0)
+  emb_dim: int = field(256, 'width D of the residual stream', low=1)
+  num_heads: int = field(4, 'query heads H', low=1)
+  num_kv_heads: int | None = field(None, 'key and value heads; num_heads if unset', low=1)
+  head_dim: int | None = field(None, 'size K of a head; emb_dim / num_heads if unset', low=1)
+  mlp_dim: int | None = field(None, 'width of the MLP; 4 * emb_dim if unset', low=1)
+  max_length: int = field(256, 'longest sequence, in tokens', low=1)
+  token_types: int = field(0, 'rows of the token-type (segment A/B) table; 0 for none', low=0)
 
-  norm: str = field("layernorm", "kind of normalisation", choices=("layernorm", "rmsnorm"))
-  norm_placement: str = field("pre", "before or after each sublayer", choices=("pre", "post"))
-  norm_eps: float = field(1e-5, "added to the variance", above=0.0)
-  embedding_norm: bool = field(False, "normalise the summed embeddings (BERT)")
+  norm: str = field('layernorm', 'kind of normalisation', choices=('layernorm', 'rmsnorm'))
+  norm_placement: str = field('pre', 'before or after each sublayer', choices=('pre', 'post'))
+  norm_eps: float = field(1e-5, 'added to the variance', above=0.0)
+  embedding_norm: bool = field(False, 'normalise the summed embeddings (BERT)')
   activation: str = field(
-    "gelu_tanh", "nonlinearity of the MLP", choices=("gelu", "gelu_tanh", "relu", "silu")
+    'gelu_tanh', 'nonlinearity of the MLP', choices=('gelu', 'gelu_tanh', 'relu', 'silu')
   )
-  gated_mlp: bool = field(False, "multiply the activation by a second projection (GLU)")
-  use_bias: bool = field(True, "biases in projections and LayerNorm")
-  tie_embeddings: bool = field(True, "the vocabulary head multiplies by the token embedding")
-  scale_embeddings: bool = field(False, "multiply token embeddings by sqrt(D)")
+  gated_mlp: bool = field(False, 'multiply the activation by a second projection (GLU)')
+  use_bias: bool = field(True, 'biases in projections and LayerNorm')
+  tie_embeddings: bool = field(True, 'the vocabulary head multiplies by the token embedding')
+  scale_embeddings: bool = field(False, 'multiply token embeddings by sqrt(D)')
   scale_tied_logits: bool = field(
-    False, "multiply tied logits by 1/sqrt(D) (T5 1.0)", when={"tie_embeddings": (True,)}
+    False, 'multiply tied logits by 1/sqrt(D) (T5 1.0)', when={'tie_embeddings': (True,)}
   )
-  scale_attention: bool = field(True, "divide attention scores by sqrt(K); T5 does not")
+  scale_attention: bool = field(True, 'divide attention scores by sqrt(K); T5 does not')
 
-  position: str = field("learned", "position scheme", choices=POSITIONS)
+  position: str = field('learned', 'position scheme', choices=POSITIONS)
   rope_theta: float = field(
-    1e4, "base of the RoPE wavelengths", above=1.0, when={"position": ("rope",)}
+    1e4, 'base of the RoPE wavelengths', above=1.0, when={'position': ('rope',)}
   )
   relative_buckets: int = field(
-    32, "buckets of the T5 bias; half for each direction", low=4, when={"position": ("t5_bias",)}
+    32, 'buckets of the T5 bias; half for each direction', low=4, when={'position': ('t5_bias',)}
   )
   relative_max_distance: int = field(
-    128, "distance from which T5 buckets are shared", low=8, when={"position": ("t5_bias",)}
+    128, 'distance from which T5 buckets are shared', low=8, when={'position': ('t5_bias',)}
   )
 
-  dropout_rate: float = field(0.0, "dropout of each sublayer output and inside the MLP", **RATE)
-  embedding_dropout_rate: float = field(0.0, "dropout of the summed embeddings", **RATE)
-  attention_dropout_rate: float = field(0.0, "dropout of attention probabilities", **RATE)
+  dropout_rate: float = field(0.0, 'dropout of each sublayer output and inside the MLP', **RATE)
+  embedding_dropout_rate: float = field(0.0, 'dropout of the summed embeddings', **RATE)
+  attention_dropout_rate: float = field(0.0, 'dropout of attention probabilities', **RATE)
   layer_drop_rate: float = field(
-    0.0, "stochastic depth: chance to skip a sublayer of the last layer, rising linearly", **RATE
+    0.0, 'stochastic depth: chance to skip a sublayer of the last layer, rising linearly', **RATE
   )
 
-  init: str = field("gpt2", "initialisation scheme", choices=("gpt2", "bert", "t5"))
+  init: str = field('gpt2', 'initialisation scheme', choices=('gpt2', 'bert', 't5'))
   init_std: float = field(
-    0.02, "standard deviation of kernels", above=0.0, when={"init": ("gpt2", "bert")}
+    0.02, 'standard deviation of kernels', above=0.0, when={'init': ('gpt2', 'bert')}
   )
 
   remat: str = field(
-    "none", "what the backward pass recomputes in each layer", choices=("none", "full", "dots")
+    'none', 'what the backward pass recomputes in each layer', choices=('none', 'full', 'dots')
   )
-  scan_layers: bool = field(False, "run the layers as one compiled loop: compiles faster")
+  scan_layers: bool = field(False, 'run the layers as one compiled loop: compiles faster')
 
-  vocab_size: int = field(0, "from the tokenizer", derived=True)
-  precision: str = field("float32", "from the experiment's `precision`", derived=True)
+  vocab_size: int = field(0, 'from the tokenizer', derived=True)
+  precision: str = field('float32', "from the experiment's `precision`", derived=True)
 
   @property
   def kv_heads(self) -> int:
@@ -99,14 +99,14 @@ class TransformerConfig(Named):
       divisors = [h for h in range(1, self.emb_dim + 1) if self.emb_dim % h == 0]
       best = min(divisors, key=lambda h: abs(h - self.num_heads))
       raise UserError(
-        f"num_heads: {self.num_heads} heads do not divide emb_dim={self.emb_dim}; the nearest "
-        f"number that does is {best} (or set head_dim)"
+        f'num_heads: {self.num_heads} heads do not divide emb_dim={self.emb_dim}; the nearest '
+        f'number that does is {best} (or set head_dim)'
       )
     if self.num_heads % self.kv_heads:
-      raise UserError(f"num_kv_heads: {self.kv_heads} does not divide num_heads={self.num_heads}")
-    if self.position == "rope" and self.head_size % 2:
-      raise UserError(f"head_dim: RoPE needs an even head size, got {self.head_size}")
-    if self.position == "sinusoidal" and self.emb_dim % 2:
-      raise UserError(f"emb_dim: sinusoidal positions need an even width, got {self.emb_dim}")
-    if self.position == "t5_bias" and self.relative_buckets % 4:
-      raise UserError(f"relative_buckets: must be a multiple of 4, got {self.relative_buckets}")
+      raise UserError(f'num_kv_heads: {self.kv_heads} does not divide num_heads={self.num_heads}')
+    if self.position == 'rope' and self.head_size % 2:
+      raise UserError(f'head_dim: RoPE needs an even head size, got {self.head_size}')
+    if self.position == 'sinusoidal' and self.emb_dim % 2:
+      raise UserError(f'emb_dim: sinusoidal positions need an even width, got {self.emb_dim}')
+    if self.position == 't5_bias' and self.relative_buckets % 4:
+      raise UserError(f'relative_buckets: must be a multiple of 4, got {self.relative_buckets}')

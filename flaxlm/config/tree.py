@@ -85,7 +85,7 @@ def named_files(package: str) -> list[str]:
 
 
 def node_class(node: str, name: str) -> type:
-  """Dataclass of the node 'model', 'objective' or 'task' under the given name; only a task may be ''."""
+  """Dataclass of the node 'model', 'objective' or 'task' under a name; only a task may be ''."""
   if not name and node == "task":
     return Named
   try:

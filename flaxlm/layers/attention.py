@@ -44,9 +44,9 @@ class Attention(nn.Module):
     """
     c = self.config
     source = x if memory is None else memory
-    q = self._project("query", c.num_heads, "heads")(x)
-    k = self._project("key", c.kv_heads, "kv_heads")(source)
-    v = self._project("value", c.kv_heads, "kv_heads")(source)
+    q = self._project('query', c.num_heads, 'heads')(x)
+    k = self._project('key', c.kv_heads, 'kv_heads')(source)
+    v = self._project('value', c.kv_heads, 'kv_heads')(source)
     if positions is not None:
       q, k = rotate(c, q, positions), rotate(c, k, positions)
     if cache is not None:
@@ -57,7 +57,7 @@ class Attention(nn.Module):
     if c.scale_attention:
       q = q * c.head_size**-0.5
     y = self._attend(q, k, v, mask, bias, deterministic)
-    init = initializers.kernel(c, c.num_heads * c.head_size, "residual")
+    init = initializers.kernel(c, c.num_heads * c.head_size, 'residual')
     out = Dense(
       (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),
       init, c.use_bias, name='out',
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
   def _project(self, name: str, heads: int, axis: str) -> Dense:
     c = self.config
-    init = initializers.kernel(c, c.emb_dim, "query" if name == "query" else "projection")
+    init = initializers.kernel(c, c.emb_dim, 'query' if name == 'query' else 'projection')
     return Dense(
       (c.emb_dim,), (heads, c.head_size), ('embed',), (axis, 'head_dim'),
       init, c.use_bias, name=name,
@@ -78,13 +78,13 @@ class Attention(nn.Module):
     groups = heads // k.shape[2]
     if groups > 1:
       k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
-    scores = jnp.einsum("bqhk,bshk->bhqs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum('bqhk,bshk->bhqs', q, k, preferred_element_type=jnp.float32)
     if bias is not None:
       scores = scores + bias
     probabilities = masked_softmax(scores, mask).astype(v.dtype)
     rate = self.config.attention_dropout_rate
     probabilities = dropout(self, probabilities, rate, deterministic)
-    return jnp.einsum("bhqs,bshk->bqhk", probabilities, v)
+    return jnp.einsum('bhqs,bshk->bqhk', probabilities, v)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param(
-      "kernel",
+      'kernel',
       nn.with_logical_partitioning(self.kernel_init, (*self.axes_in, *self.axes_out)),
       (*self.sizes_in, *self.sizes_out),
     ).astype(x.dtype)
@@ -36,7 +36,7 @@ class Dense(nn.Module):
     y = y.reshape(*leading, *self.sizes_out)
     if self.use_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes_out)
-      y = y + self.param("bias", zeros, self.sizes_out).astype(x.dtype)
+      y = y + self.param('bias', zeros, self.sizes_out).astype(x.dtype)
     return y
 
 
@@ -47,5 +47,5 @@ def dropout(
   if deterministic or rate == 0.0:
     return x
   shape = [1 if axis in broadcast else size for axis, size in enumerate(x.shape)]
-  keep = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
+  keep = jax.random.bernoulli(module.make_rng('dropout'), 1.0 - rate, shape)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -29,25 +29,25 @@ def truncated_normal(std: float) -> Initializer:
   )
 
 
-def kernel(config: TransformerConfig, fan_in: int, kind: str = "projection") -> Initializer:
+def kernel(config: TransformerConfig, fan_in: int, kind: str = 'projection') -> Initializer:
   """Initializer of a kernel with `fan_in` inputs to each output.
 
   kind: 'projection'; 'query'; 'residual' (its output is added to the residual stream); 'logits'.
   """
-  if config.init == "t5":
-    scale = fan_in * config.head_size if kind == "query" else fan_in
+  if config.init == 't5':
+    scale = fan_in * config.head_size if kind == 'query' else fan_in
     return normal(scale**-0.5)
-  if config.init == "bert":
+  if config.init == 'bert':
     return truncated_normal(config.init_std)
-  if kind == "residual":
+  if kind == 'residual':
     return normal(config.init_std / (2 * config.num_layers) ** 0.5)
   return normal(config.init_std)
 
 
-def table(config: TransformerConfig, kind: str = "token") -> Initializer:
+def table(config: TransformerConfig, kind: str = 'token') -> Initializer:
   """Initializer of an embedding table. kind: 'token', 'type', 'position' or 'relative'."""
-  if config.init == "t5":
-    return normal(config.emb_dim**-0.5 if kind == "relative" else 1.0)
-  if config.init == "bert":
+  if config.init == 't5':
+    return normal(config.emb_dim**-0.5 if kind == 'relative' else 1.0)
+  if config.init == 'bert':
     return truncated_normal(config.init_std)
-  return normal(config.init_std / 2 if kind == "position" else config.init_std)
+  return normal(config.init_std / 2 if kind == 'position' else config.init_std)

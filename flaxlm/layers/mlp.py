@@ -8,10 +8,10 @@ from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense, dropout
 
 ACTIVATIONS = {
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-  "relu": jax.nn.relu,
-  "silu": jax.nn.silu,
+  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
 }
 
 
@@ -26,12 +26,12 @@ class MLP(nn.Module):
 
     def up(name: str) -> Dense:
       init = initializers.kernel(c, c.emb_dim)
-      return Dense((c.emb_dim,), (c.mlp_size,), ("embed",), ("mlp",), init, c.use_bias, name=name)
+      return Dense((c.emb_dim,), (c.mlp_size,), ('embed',), ('mlp',), init, c.use_bias, name=name)
 
-    y = ACTIVATIONS[c.activation](up("up")(x))
+    y = ACTIVATIONS[c.activation](up('up')(x))
     if c.gated_mlp:
-      y = y * up("gate")(x)
+      y = y * up('gate')(x)
     y = dropout(self, y, c.dropout_rate, deterministic)
-    init = initializers.kernel(c, c.mlp_size, "residual")
-    down = Dense((c.mlp_size,), (c.emb_dim,), ("mlp",), ("embed",), init, c.use_bias, name="down")
+    init = initializers.kernel(c, c.mlp_size, 'residual')
+    down = Dense((c.mlp_size,), (c.emb_dim,), ('mlp',), ('embed',), init, c.use_bias, name='down')
     return down(y)

@@ -38,8 +38,8 @@ class Learned(PositionEncoding):
   @nn.compact
   def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     c = self.config
-    init = nn.with_logical_partitioning(initializers.table(c, "position"), ("table", "embed"))
-    table = self.param("table", init, (c.max_length, c.emb_dim))
+    init = nn.with_logical_partitioning(initializers.table(c, 'position'), ('table', 'embed'))
+    table = self.param('table', init, (c.max_length, c.emb_dim))
     return x + table.astype(x.dtype)[positions]
 
 
@@ -59,8 +59,8 @@ class T5Bias(PositionEncoding):
   @nn.compact
   def bias(self, q_places: jax.Array, k_places: jax.Array) -> jax.Array:
     c = self.config
-    init = nn.with_logical_partitioning(initializers.table(c, "relative"), ("table", "heads"))
-    table = self.param("table", init, (c.relative_buckets, c.num_heads))
+    init = nn.with_logical_partitioning(initializers.table(c, 'relative'), ('table', 'heads'))
+    table = self.param('table', init, (c.relative_buckets, c.num_heads))
     distance = k_places[..., None, :] - q_places[..., :, None]
     bucket = relative_bucket(
       distance, self.bidirectional, c.relative_buckets, c.relative_max_distance
@@ -78,12 +78,12 @@ class ALiBi(PositionEncoding):
 
 
 SCHEMES = {
-  "none": PositionEncoding,
-  "learned": Learned,
-  "sinusoidal": Sinusoidal,
-  "rope": PositionEncoding,
-  "t5_bias": T5Bias,
-  "alibi": ALiBi,
+  'none': PositionEncoding,
+  'learned': Learned,
+  'sinusoidal': Sinusoidal,
+  'rope': PositionEncoding,
+  't5_bias': T5Bias,
+  'alibi': ALiBi,
 }
 
 
@@ -94,7 +94,7 @@ def scheme(config: TransformerConfig, bidirectional: bool, name: str) -> Positio
 
 def rotate(config: TransformerConfig, x: jax.Array, positions: jax.Array) -> jax.Array:
   """Rotates queries or keys [B, L, H, K] by their positions [B, L]; other schemes: identity."""
-  if config.position != "rope":
+  if config.position != 'rope':
     return x
   half = x.shape[-1] // 2
   frequencies = config.rope_theta ** (-jnp.arange(half) / half)

@@ -40,16 +40,16 @@ class Block(nn.Module):
     c = self.config
 
     def sublayer(name: str, x: jax.Array, function) -> tuple[jax.Array, Cache | None]:
-      norm = Norm(c, name=f"{name}_norm")
-      y, result = function(norm(x) if c.norm_placement == "pre" else x)
+      norm = Norm(c, name=f'{name}_norm')
+      y, result = function(norm(x) if c.norm_placement == 'pre' else x)
       y = dropout(self, y, c.dropout_rate, deterministic)
       y = self._drop_path(y, depth, deterministic)
-      return (x + y if c.norm_placement == "pre" else norm(x + y)), result
+      return (x + y if c.norm_placement == 'pre' else norm(x + y)), result
 
     x, cache = sublayer(
-      "attention",
+      'attention',
       x,
-      lambda y: Attention(c, name="attention")(
+      lambda y: Attention(c, name='attention')(
         y,
         mask=context.mask,
         bias=context.bias,
@@ -60,9 +60,9 @@ class Block(nn.Module):
     )
     if context.memory is not None:
       x, _ = sublayer(
-        "cross_attention",
+        'cross_attention',
         x,
-        lambda y: Attention(c, name="cross_attention")(
+        lambda y: Attention(c, name='cross_attention')(
           y,
           mask=context.memory_mask,
           bias=None,
@@ -71,7 +71,7 @@ class Block(nn.Module):
           memory=context.memory,
         ),
       )
-    x, _ = sublayer("mlp", x, lambda y: (MLP(c, name="mlp")(y, deterministic), None))
+    x, _ = sublayer('mlp', x, lambda y: (MLP(c, name='mlp')(y, deterministic), None))
     return x, cache
 
   def _drop_path(self, y: jax.Array, depth: jax.Array, deterministic: bool) -> jax.Array:
@@ -79,5 +79,5 @@ class Block(nn.Module):
     if deterministic or self.config.layer_drop_rate == 0.0:
       return y
     keep = 1.0 - self.config.layer_drop_rate * depth
-    kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (y.shape[0], 1, 1))
+    kept = jax.random.bernoulli(self.make_rng('dropout'), keep, (y.shape[0], 1, 1))
     return jnp.where(kept, y / keep.astype(y.dtype), jnp.zeros((), y.dtype))

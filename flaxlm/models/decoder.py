@@ -30,15 +30,15 @@ class Trunk(nn.Module):
     self, batch: Batch, deterministic: bool = True, cache: Cache | None = None
   ) -> ModelOutput:
     c = self.config
-    table = TokenTable(c, name="token")()
-    position = scheme(c, bidirectional=False, name="position")
-    x = Embedding(c, name="embedding")(
-      table, position, batch["inputs"], batch["positions"], None, deterministic
+    table = TokenTable(c, name='token')()
+    position = scheme(c, bidirectional=False, name='position')
+    x = Embedding(c, name='embedding')(
+      table, position, batch['inputs'], batch['positions'], None, deterministic
     )
-    context = self_context(position, batch["positions"], batch.get("segment_ids"), cache)
-    x, cache = Stack(c, c.num_layers, name="stack")(x, context, deterministic, cache)
-    if c.norm_placement == "pre":
-      x = Norm(c, name="final_norm")(x)
+    context = self_context(position, batch['positions'], batch.get('segment_ids'), cache)
+    x, cache = Stack(c, c.num_layers, name='stack')(x, context, deterministic, cache)
+    if c.norm_placement == 'pre':
+      x = Norm(c, name='final_norm')(x)
     return ModelOutput(hidden=x, embedding=table, cache=cache)
 
 

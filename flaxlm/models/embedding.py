@@ -19,8 +19,8 @@ class TokenTable(nn.Module):
   @nn.compact
   def __call__(self) -> jax.Array:
     c = self.config
-    init = nn.with_logical_partitioning(initializers.table(c), ("vocab", "embed"))
-    return self.param("table", init, (c.table_size, c.emb_dim))
+    init = nn.with_logical_partitioning(initializers.table(c), ('vocab', 'embed'))
+    return self.param('table', init, (c.table_size, c.emb_dim))
 
 
 class Embedding(nn.Module):
@@ -43,10 +43,10 @@ class Embedding(nn.Module):
     if c.scale_embeddings:
       x = x * jnp.sqrt(jnp.asarray(c.emb_dim, x.dtype))
     if c.token_types:
-      init = nn.with_logical_partitioning(initializers.table(c, "type"), ("table", "embed"))
-      types = self.param("token_types", init, (c.token_types, c.emb_dim)).astype(x.dtype)
+      init = nn.with_logical_partitioning(initializers.table(c, 'type'), ('table', 'embed'))
+      types = self.param('token_types', init, (c.token_types, c.emb_dim)).astype(x.dtype)
       x = x + (types[0] if token_type_ids is None else types[token_type_ids])
     x = position.embed(x, positions)
     if c.embedding_norm:
-      x = Norm(c, name="norm")(x)
+      x = Norm(c, name='norm')(x)
     return dropout(self, x, c.embedding_dropout_rate, deterministic)

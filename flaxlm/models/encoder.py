@@ -23,23 +23,23 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, batch: Batch, deterministic: bool = True) -> ModelOutput:
     c = self.config
-    table = TokenTable(c, name="token")()
-    position = scheme(c, bidirectional=True, name="position")
-    x = Embedding(c, name="embedding")(
+    table = TokenTable(c, name='token')()
+    position = scheme(c, bidirectional=True, name='position')
+    x = Embedding(c, name='embedding')(
       table,
       position,
-      batch["inputs"],
-      batch["positions"],
-      batch.get("token_type_ids"),
+      batch['inputs'],
+      batch['positions'],
+      batch.get('token_type_ids'),
       deterministic,
     )
     places = jnp.arange(x.shape[1])
     context = Context(
-      mask=masks.segments(batch["segment_ids"], batch["segment_ids"]),
+      mask=masks.segments(batch['segment_ids'], batch['segment_ids']),
       bias=position.bias(places, places),
-      positions=batch["positions"],
+      positions=batch['positions'],
     )
-    x, _ = Stack(c, c.num_layers, name="stack")(x, context, deterministic)
-    if c.norm_placement == "pre":
-      x = Norm(c, name="final_norm")(x)
+    x, _ = Stack(c, c.num_layers, name='stack')(x, context, deterministic)
+    if c.norm_placement == 'pre':
+      x = Norm(c, name='final_norm')(x)
     return ModelOutput(hidden=x, embedding=table)

@@ -36,7 +36,7 @@ class Trunk(nn.Module):
     cache: Cache | None = None,
     memory: jax.Array | None = None,
   ) -> ModelOutput:
-    table = TokenTable(self.config, name="token")()
+    table = TokenTable(self.config, name='token')()
     if memory is None:
       memory = self._encode(table, batch, deterministic)
     x, cache = self._decode(table, batch, memory, deterministic, cache)
@@ -44,40 +44,40 @@ class Trunk(nn.Module):
 
   def _encode(self, table: jax.Array, batch: Batch, deterministic: bool) -> jax.Array:
     c = self.config
-    position = scheme(c, bidirectional=True, name="encoder_position")
-    x = Embedding(c, name="encoder_embedding")(
+    position = scheme(c, bidirectional=True, name='encoder_position')
+    x = Embedding(c, name='encoder_embedding')(
       table,
       position,
-      batch["encoder_inputs"],
-      batch["encoder_positions"],
-      batch.get("encoder_token_type_ids"),
+      batch['encoder_inputs'],
+      batch['encoder_positions'],
+      batch.get('encoder_token_type_ids'),
       deterministic,
     )
     places = jnp.arange(x.shape[1])
     context = Context(
-      mask=masks.segments(batch["encoder_segment_ids"], batch["encoder_segment_ids"]),
+      mask=masks.segments(batch['encoder_segment_ids'], batch['encoder_segment_ids']),
       bias=position.bias(places, places),
-      positions=batch["encoder_positions"],
+      positions=batch['encoder_positions'],
     )
-    x, _ = Stack(c, c.num_layers, name="encoder")(x, context, deterministic)
-    return self._finish("encoder_norm", x, deterministic)
+    x, _ = Stack(c, c.num_layers, name='encoder')(x, context, deterministic)
+    return self._finish('encoder_norm', x, deterministic)
 
   def _decode(self, table, batch: Batch, memory, deterministic: bool, cache):
     c = self.config
-    position = scheme(c, bidirectional=False, name="decoder_position")
-    positions = batch["decoder_positions"]
-    x = Embedding(c, name="decoder_embedding")(
-      table, position, batch["decoder_inputs"], positions, None, deterministic
+    position = scheme(c, bidirectional=False, name='decoder_position')
+    positions = batch['decoder_positions']
+    x = Embedding(c, name='decoder_embedding')(
+      table, position, batch['decoder_inputs'], positions, None, deterministic
     )
-    segment_ids = batch["decoder_segment_ids"]
+    segment_ids = batch['decoder_segment_ids']
     context = self_context(position, positions, segment_ids, cache).replace(
-      memory=memory, memory_mask=masks.segments(segment_ids, batch["encoder_segment_ids"])
+      memory=memory, memory_mask=masks.segments(segment_ids, batch['encoder_segment_ids'])
     )
-    x, cache = Stack(c, c.decoder_layers, name="decoder")(x, context, deterministic, cache)
-    return self._finish("decoder_norm", x, deterministic), cache
+    x, cache = Stack(c, c.decoder_layers, name='decoder')(x, context, deterministic, cache)
+    return self._finish('decoder_norm', x, deterministic), cache
 
   def _finish(self, name: str, x: jax.Array, deterministic: bool) -> jax.Array:
     c = self.config
-    if c.norm_placement == "pre":
+    if c.norm_placement == 'pre':
       x = Norm(c, name=name)(x)
     return dropout(self, x, c.dropout_rate, deterministic)

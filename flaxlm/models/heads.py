@@ -32,18 +32,18 @@ class VocabHead(nn.Module):
     x, bias = hidden, None
     if self.transform:
       init = initializers.kernel(c, c.emb_dim)
-      axes = ("embed",), ("embed_out",)
-      x = Dense((c.emb_dim,), (c.emb_dim,), *axes, init, c.use_bias, name="dense")(x)
-      x = Norm(c, name="norm")(ACTIVATIONS[c.activation](x))
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vocab",))
-      bias = self.param("bias", zeros, (c.table_size,))
+      axes = ('embed',), ('embed_out',)
+      x = Dense((c.emb_dim,), (c.emb_dim,), *axes, init, c.use_bias, name='dense')(x)
+      x = Norm(c, name='norm')(ACTIVATIONS[c.activation](x))
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',))
+      bias = self.param('bias', zeros, (c.table_size,))
     if c.tie_embeddings:
       table = embedding
       if c.scale_tied_logits:
         x = x * c.emb_dim**-0.5
     else:
-      init = nn.with_logical_partitioning(initializers.kernel(c, c.emb_dim), ("vocab", "embed"))
-      table = self.param("table", init, (c.table_size, c.emb_dim))
+      init = nn.with_logical_partitioning(initializers.kernel(c, c.emb_dim), ('vocab', 'embed'))
+      table = self.param('table', init, (c.table_size, c.emb_dim))
     return VocabOutput(x, table, bias, c.vocab_size)
 
 
@@ -60,12 +60,12 @@ class ClassHead(nn.Module):
     x = pooled
     init = initializers.kernel(c, c.emb_dim)
     if self.pooler:
-      x = Dense((c.emb_dim,), (c.emb_dim,), ("embed",), ("embed_out",), init, True, name="pooler")(
+      x = Dense((c.emb_dim,), (c.emb_dim,), ('embed',), ('embed_out',), init, True, name='pooler')(
         x
       )
       x = jnp.tanh(x)
     x = dropout(self, x, c.dropout_rate, deterministic)
-    logits = Dense((c.emb_dim,), (self.classes,), ("embed",), ("classes",), init, True, name="out")(
+    logits = Dense((c.emb_dim,), (self.classes,), ('embed',), ('classes',), init, True, name='out')(
       x
     )
     return logits.astype(jnp.float32)

@@ -14,6 +14,6 @@ class Model(nn.Module):
   head: nn.Module
 
   def __call__(self, batch: Batch, deterministic: bool = True, **decoding: Any) -> tuple[Any, Any]:
-    """Returns (the head's outputs, ModelOutput). `decoding`: cache, and memory where there is one."""
+    """Returns (the head's outputs, ModelOutput). `decoding`: cache, memory."""
     output = self.trunk(batch, deterministic, **decoding)
     return self.head(output, batch, deterministic), output

@@ -12,8 +12,8 @@ from flaxlm.layers.attention import Cache
 from flaxlm.models.block import Block, Context
 
 POLICIES = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -34,15 +34,15 @@ class Stack(nn.Module):
     """x: [B, L, D]; cache: keys and values with a leading axis of layers, or None."""
     block = Block(self.config, parent=None)
     layers = self._parameters(block, x, context)
-    key = None if deterministic else self.make_rng("dropout")
+    key = None if deterministic else self.make_rng('dropout')
 
     def apply(x, layer):
       params, index, cache = layer
-      rngs = {} if key is None else {"dropout": jax.random.fold_in(key, index)}
+      rngs = {} if key is None else {'dropout': jax.random.fold_in(key, index)}
       depth = (index + 1) / self.num_layers
-      return block.apply({"params": params}, x, context, depth, deterministic, cache, rngs=rngs)
+      return block.apply({'params': params}, x, context, depth, deterministic, cache, rngs=rngs)
 
-    if self.config.remat != "none":
+    if self.config.remat != 'none':
       apply = jax.checkpoint(
         apply, policy=POLICIES[self.config.remat], prevent_cse=not self.config.scan_layers
       )
@@ -51,17 +51,17 @@ class Stack(nn.Module):
 
   def _parameters(self, block: Block, x: jax.Array, context: Context) -> Any:
     if not self.is_initializing():
-      return self.get_variable("params", "layers")
+      return self.get_variable('params', 'layers')
 
     def init(key):
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.num_layers))
       stacked = jax.vmap(
         lambda k: block.init(k, x, context, jnp.ones(()), True, None)['params']
       )(keys)  # fmt: skip
-      add_axis = lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: "layers"})
+      add_axis = lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: 'layers'})
       return jax.tree.map(add_axis, stacked, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
-    return self.param("layers", init)
+    return self.param('layers', init)
 
 
 def _unrolled(apply: Callable, x: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:

@@ -23,15 +23,15 @@ from flaxlm.types import Array, Batch, Mean
 class Config(losses.VocabLossConfig):
   """Causal language modelling."""
 
-  boundaries: bool = field(True, "documents begin after BOS and end with EOS; False: bare text")
+  boundaries: bool = field(True, 'documents begin after BOS and end with EOS; False: bare text')
 
 
 class Objective:
   """The loss is the mean over all target tokens."""
 
-  models = ("decoder",)
-  packing = "concatenate"
-  terms = ("loss",)
+  models = ('decoder',)
+  packing = 'concatenate'
+  terms = ('loss',)
   likelihood = True
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
@@ -40,8 +40,8 @@ class Objective:
     self.span = config.max_length
     # A document of n tokens has n + 1 targets between BOS and EOS, and n - 1 when bare.
     self.gap = 1 if self.config.boundaries else -1
-    keys = ("inputs", "targets", "target_weights")
-    self.streams = {"inputs": Stream(self.span, keys, per_token=1, per_item=1, prefix="")}
+    keys = ('inputs', 'targets', 'target_weights')
+    self.streams = {'inputs': Stream(self.span, keys, per_token=1, per_item=1, prefix='')}
 
   def features(self, piece: Piece, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """inputs, targets, target_weights [n]: a document, or the part of it that is in this row."""
@@ -53,19 +53,19 @@ class Objective:
       last = [self.tokenizer.eos_id] if piece.stop > piece.length else []
       tokens = np.concatenate([first, tokens, last]).astype(np.int32)
     weights = np.ones(len(tokens) - 1, np.float32)
-    return {"inputs": tokens[:-1], "targets": tokens[1:], "target_weights": weights}
+    return {'inputs': tokens[:-1], 'targets': tokens[1:], 'target_weights': weights}
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
-    return {"loss": batch["target_weights"].sum()}
+    return {'loss': batch['target_weights'].sum()}
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
-    targets, weights = batch["targets"], batch["target_weights"]
+    targets, weights = batch['targets'], batch['target_weights']
     total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
-    return {"loss": total}, {"loss": loss, "accuracy": accuracy}
+    return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
 
 
 class Head(nn.Module):
@@ -75,4 +75,4 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
-    return VocabHead(self.config, name="vocab")(output.hidden, output.embedding)
+    return VocabHead(self.config, name='vocab')(output.hidden, output.embedding)

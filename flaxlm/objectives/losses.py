@@ -23,9 +23,9 @@ class VocabLossConfig(Named):
   """Fields of every objective that predicts tokens. The reported loss is without either term."""
 
   label_smoothing: float = field(
-    0.0, "probability taken from the target and spread over the vocabulary", low=0.0, below=1.0
+    0.0, 'probability taken from the target and spread over the vocabulary', low=0.0, below=1.0
   )
-  z_loss: float = field(0.0, "weight of log(Z)^2, which keeps the logits near 0", low=0.0)
+  z_loss: float = field(0.0, 'weight of log(Z)^2, which keeps the logits near 0', low=0.0)
 
 
 def token_metrics(
@@ -100,7 +100,7 @@ def _over_chunks(chunk, table, hidden, targets, weights):
 def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, targets, weights):
   """Sums over one chunk [B, t]; with_gradient: also those of the summed loss."""
   compute = table.astype(hidden.dtype)
-  logits = jnp.einsum("btd,vd->btv", hidden, compute, preferred_element_type=jnp.float32)
+  logits = jnp.einsum('btd,vd->btv', hidden, compute, preferred_element_type=jnp.float32)
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
   column = jnp.arange(table.shape[0])
@@ -132,8 +132,8 @@ def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, ta
   d_logits = d_logits * weights[..., None]
   d_bias = None if bias is None else d_logits.sum((0, 1))
   d_logits = d_logits.astype(hidden.dtype)
-  d_hidden = jnp.einsum("btv,vd->btd", d_logits, compute)
-  d_table = jnp.einsum("btv,btd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+  d_hidden = jnp.einsum('btv,vd->btd', d_logits, compute)
+  d_table = jnp.einsum('btv,btd->vd', d_logits, hidden, preferred_element_type=jnp.float32)
   return (*sums, d_table, d_bias), d_hidden
 
 

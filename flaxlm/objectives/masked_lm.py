@@ -29,25 +29,25 @@ MIN_PAIR = 16
 class Config(losses.VocabLossConfig):
   """Masked language modelling, with or without next-sentence prediction."""
 
-  mask_rate: float = field(0.15, "share of the tokens that are predicted", above=0.0, below=1.0)
+  mask_rate: float = field(0.15, 'share of the tokens that are predicted', above=0.0, below=1.0)
   mask_token_rate: float = field(
-    0.8, "share of the predicted tokens that become the mask token", low=0.0, high=1.0
+    0.8, 'share of the predicted tokens that become the mask token', low=0.0, high=1.0
   )
   random_token_rate: float = field(
-    0.1, "share of the predicted tokens that become a random token", low=0.0, high=1.0
+    0.1, 'share of the predicted tokens that become a random token', low=0.0, high=1.0
   )
-  next_sentence: bool = field(True, "pairs, and a head that tells whether B follows A")
+  next_sentence: bool = field(True, 'pairs, and a head that tells whether B follows A')
 
   def check(self) -> None:
     if self.mask_token_rate + self.random_token_rate > 1:
-      raise UserError("random_token_rate: with mask_token_rate it must not exceed 1")
+      raise UserError('random_token_rate: with mask_token_rate it must not exceed 1')
 
 
 class Objective:
   """Loss terms mlm_loss and, with pairs, nsp_loss, each the mean over its own positions."""
 
-  models = ("encoder",)
-  packing = "concatenate"
+  models = ('encoder',)
+  packing = 'concatenate'
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
@@ -55,34 +55,34 @@ class Objective:
     self.tokenizer = tokenizer
     self.first_piece = max(tokenizer.special_ids) + 1
     pairs = self.config.next_sentence
-    self.terms = ("mlm_loss", "nsp_loss") if pairs else ("mlm_loss",)
+    self.terms = ('mlm_loss', 'nsp_loss') if pairs else ('mlm_loss',)
     length, rate = config.max_length, self.config.mask_rate
     specials = 3 if pairs else 2
     targets = int(np.ceil(rate * (length - specials))) + 1
-    offset = {"target_positions": "inputs", "nsp_positions": "inputs"}
+    offset = {'target_positions': 'inputs', 'nsp_positions': 'inputs'}
     self.streams = {
-      "inputs": Stream(
-        length, ("inputs", "token_type_ids"), per_token=1, per_item=specials, prefix=""
+      'inputs': Stream(
+        length, ('inputs', 'token_type_ids'), per_token=1, per_item=specials, prefix=''
       ),
-      "targets": Stream(
+      'targets': Stream(
         targets,
-        ("targets", "target_positions", "target_weights"),
+        ('targets', 'target_positions', 'target_weights'),
         per_token=rate,
         per_item=1,
         offset=offset,
       ),
     }
     if pairs:
-      self.streams["nsp"] = Stream(
+      self.streams['nsp'] = Stream(
         -(-length // MIN_PAIR),
-        ("nsp_targets", "nsp_positions", "nsp_weights"),
+        ('nsp_targets', 'nsp_positions', 'nsp_weights'),
         per_token=1 / MIN_PAIR,
         offset=offset,
       )
     self.span, self.gap = span_and_gap(self.streams)
 
   def features(self, piece: Piece, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-    """One packed item: inputs and types [n], the selected positions [t], the pair's label [0 or 1]."""
+    """One packed item: inputs and types [n], selected positions [t], the pair's label [0 or 1]."""
     tokens = piece.read(piece.start, piece.stop)
     if not len(tokens):
       return None
@@ -95,12 +95,12 @@ class Objective:
       if not follows:
         second = _span_of_another_document(piece, len(second), rng)
     inputs, types = self._layout(first, second)
-    features = self.corrupt(inputs, rng) | {"token_type_ids": types}
+    features = self.corrupt(inputs, rng) | {'token_type_ids': types}
     if self.config.next_sentence:
       n = int(follows is not None)
-      features["nsp_targets"] = np.full(n, 0 if follows else 1, np.int32)
-      features["nsp_positions"] = np.zeros(n, np.int32)
-      features["nsp_weights"] = np.ones(n, np.float32)
+      features['nsp_targets'] = np.full(n, 0 if follows else 1, np.int32)
+      features['nsp_positions'] = np.zeros(n, np.int32)
+      features['nsp_weights'] = np.ones(n, np.float32)
     return features
 
   def _layout(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,32 +129,32 @@ class Objective:
     inputs = tokens.copy()
     inputs[positions] = np.where(swap, random, replaced)
     return {
-      "inputs": inputs,
-      "targets": targets,
-      "target_positions": positions.astype(np.int32),
-      "target_weights": np.ones(count, np.float32),
+      'inputs': inputs,
+      'targets': targets,
+      'target_positions': positions.astype(np.int32),
+      'target_weights': np.ones(count, np.float32),
     }
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model, self.config.next_sentence)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
-    weights = {"mlm_loss": batch["target_weights"].sum()}
+    weights = {'mlm_loss': batch['target_weights'].sum()}
     if self.config.next_sentence:
-      weights["nsp_loss"] = batch["nsp_weights"].sum()
+      weights['nsp_loss'] = batch['nsp_weights'].sum()
     return weights
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
-    targets, weights = batch["targets"], batch["target_weights"]
-    total, loss, accuracy = losses.token_metrics(self.config, outputs["mlm"], targets, weights)
-    totals, metrics = {"mlm_loss": total}, {"mlm_loss": loss, "mlm_accuracy": accuracy}
+    targets, weights = batch['targets'], batch['target_weights']
+    total, loss, accuracy = losses.token_metrics(self.config, outputs['mlm'], targets, weights)
+    totals, metrics = {'mlm_loss': total}, {'mlm_loss': loss, 'mlm_accuracy': accuracy}
     if self.config.next_sentence:
       loss, accuracy = losses.class_metrics(
-        outputs["nsp"], batch["nsp_targets"], batch["nsp_weights"]
+        outputs['nsp'], batch['nsp_targets'], batch['nsp_weights']
       )
-      totals["nsp_loss"] = loss.total
-      metrics |= {"nsp_loss": loss, "nsp_accuracy": accuracy}
+      totals['nsp_loss'] = loss.total
+      metrics |= {'nsp_loss': loss, 'nsp_accuracy': accuracy}
     return totals, metrics
 
 
@@ -166,13 +166,13 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
-    selected = gather(output.hidden, batch["target_positions"])
+    selected = gather(output.hidden, batch['target_positions'])
     outputs = {
-      "mlm": VocabHead(self.config, transform=True, name="mlm")(selected, output.embedding)
+      'mlm': VocabHead(self.config, transform=True, name='mlm')(selected, output.embedding)
     }
     if self.next_sentence:
-      pooled = gather(output.hidden, batch["nsp_positions"])
-      outputs["nsp"] = ClassHead(self.config, 2, pooler=True, name="nsp")(pooled, deterministic)
+      pooled = gather(output.hidden, batch['nsp_positions'])
+      outputs['nsp'] = ClassHead(self.config, 2, pooler=True, name='nsp')(pooled, deterministic)
     return outputs
 
 
@@ -180,8 +180,8 @@ def _span_of_another_document(piece: Piece, length: int, rng: np.random.Generato
   store = piece.store
   if store.num_documents < 2:
     raise UserError(
-      "config.objective.next_sentence: negatives come from another document, but the corpus has "
-      "only one; set config.data.documents or next_sentence=False"
+      'config.objective.next_sentence: negatives come from another document, but the corpus has '
+      'only one; set config.data.documents or next_sentence=False'
     )
   other = int(rng.integers(store.num_documents - 1))
   other += other >= piece.document

@@ -1,5 +1,7 @@
-"""Span corruption (T5, Raffel et al. 2020, section 3.1.4): spans of the text become sentinels in the
-encoder's input, and the decoder writes each sentinel followed by what stood there.
+"""Span corruption (T5, Raffel et al. 2020, section 3.1.4).
+
+Spans of the text become sentinels in the encoder's input, and the decoder writes each sentinel
+followed by what stood there.
 
 Every piece of a document is corrupted on its own: [kept 0] <0> [kept 1] <1> ... EOS and
 <0> [span 0] <1> [span 1] ... EOS. Kept and noise spans alternate, beginning with a kept one.
@@ -24,16 +26,16 @@ from flaxlm.types import Array, Batch, Mean
 class Config(losses.VocabLossConfig):
   """Span corruption."""
 
-  noise_density: float = field(0.15, "share of the tokens that are noise", above=0.0, below=0.9)
-  mean_span_length: float = field(3.0, "mean length of a noise span, in tokens", low=1.0)
+  noise_density: float = field(0.15, 'share of the tokens that are noise', above=0.0, below=0.9)
+  mean_span_length: float = field(3.0, 'mean length of a noise span, in tokens', low=1.0)
 
 
 class Objective:
   """The loss is the mean over all decoder tokens."""
 
-  models = ("encoder_decoder",)
-  packing = "concatenate"
-  terms = ("loss",)
+  models = ('encoder_decoder',)
+  packing = 'concatenate'
+  terms = ('loss',)
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
@@ -41,30 +43,30 @@ class Objective:
     self.tokenizer = tokenizer
     density = self.config.noise_density
     sentinels = density / self.config.mean_span_length
-    slopes = {"encoder": 1 - density + sentinels, "decoder": density + sentinels}
+    slopes = {'encoder': 1 - density + sentinels, 'decoder': density + sentinels}
     # The constants are read off the exact lengths, so that the bounds hold and are tight.
     lengths = np.array([self.lengths(n) for n in range(2, 4 * config.max_length)])
     n = np.arange(2, 4 * config.max_length)
     extra = {s: float((lengths[:, i] - slopes[s] * n).max()) for i, s in enumerate(slopes)}
-    span = int((config.max_length - extra["encoder"]) / slopes["encoder"])
+    span = int((config.max_length - extra['encoder']) / slopes['encoder'])
     target = config.data.max_target_length or int(
-      np.ceil(slopes["decoder"] * span + extra["decoder"])
+      np.ceil(slopes['decoder'] * span + extra['decoder'])
     )
     keys = {
-      "encoder": ("encoder_inputs",),
-      "decoder": ("decoder_inputs", "targets", "target_weights"),
+      'encoder': ('encoder_inputs',),
+      'decoder': ('decoder_inputs', 'targets', 'target_weights'),
     }
-    capacity = {"encoder": config.max_length, "decoder": target}
+    capacity = {'encoder': config.max_length, 'decoder': target}
     self.streams = {
-      s: Stream(capacity[s], keys[s], per_token=slopes[s], per_item=extra[s], prefix=f"{s}_")
+      s: Stream(capacity[s], keys[s], per_token=slopes[s], per_item=extra[s], prefix=f'{s}_')
       for s in slopes
     }
     self.span, self.gap = span_and_gap(self.streams)
     spans = self._noise(self.span)[1]
     if spans > len(tokenizer.sentinel_ids):
       raise UserError(
-        f"config.tokenizer.sentinels: rows of {config.max_length} tokens need {spans} sentinels at "
-        f"this noise density, the tokenizer has {len(tokenizer.sentinel_ids)}"
+        f'config.tokenizer.sentinels: rows of {config.max_length} tokens need {spans} sentinels at '
+        f'this noise density, the tokenizer has {len(tokenizer.sentinel_ids)}'
       )
 
   def _noise(self, n: int) -> tuple[int, int]:
@@ -85,10 +87,10 @@ class Objective:
       return None
     inputs, targets = self.corrupt(tokens, rng)
     return {
-      "encoder_inputs": inputs,
-      "decoder_inputs": np.concatenate([[self.tokenizer.bos_id], targets[:-1]]).astype(np.int32),
-      "targets": targets,
-      "target_weights": np.ones(len(targets), np.float32),
+      'encoder_inputs': inputs,
+      'decoder_inputs': np.concatenate([[self.tokenizer.bos_id], targets[:-1]]).astype(np.int32),
+      'targets': targets,
+      'target_weights': np.ones(len(targets), np.float32),
     }
 
   def corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +111,13 @@ class Objective:
     return causal_lm.Head(model)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
-    return {"loss": batch["target_weights"].sum()}
+    return {'loss': batch['target_weights'].sum()}
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
-    targets, weights = batch["targets"], batch["target_weights"]
+    targets, weights = batch['targets'], batch['target_weights']
     total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
-    return {"loss": total}, {"loss": loss, "accuracy": accuracy}
+    return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
 
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:

@@ -34,10 +34,10 @@ def make_train_step(
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
   def loss_and_metrics(params, batch, weights, key):
-    outputs, _ = model.apply({"params": params}, batch, False, rngs={"dropout": key})
+    outputs, _ = model.apply({'params': params}, batch, False, rngs={'dropout': key})
     totals, metrics = objective.losses(outputs, batch)
     loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
-    return loss, metrics | {"loss": Mean(loss, 0.0)} | {"tokens": real_tokens(batch)}
+    return loss, metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = reduce(objective.weights(batch))
@@ -54,8 +54,8 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     # The summed parts of `loss` already are its value on the whole batch.
-    metrics["loss"] = Mean(metrics["loss"].total, jnp.ones(()))
-    metrics |= {"grad_norm": jnp.sqrt(jnp.sum(jnp.square(norms))), "leaf_norms": norms}
+    metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
+    metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}
     return TrainState(state.step + 1, params, opt_state, state.extras), metrics
 
   return step
@@ -83,9 +83,9 @@ def make_eval_step(model: Any, objective: Any) -> Callable[[Any, Batch], tuple[M
   """Returns (params, batch) -> (Means by name, predictions by name or {}), without dropout."""
 
   def step(params: Any, batch: Batch) -> tuple[Metrics, Metrics]:
-    outputs, _ = model.apply({"params": params}, batch)
+    outputs, _ = model.apply({'params': params}, batch)
     _, metrics = objective.losses(outputs, batch)
-    predict = getattr(objective, "predict", None)
+    predict = getattr(objective, 'predict', None)
     return metrics, predict(outputs, batch) if predict else {}
 
   return step
@@ -93,4 +93,4 @@ def make_eval_step(model: Any, objective: Any) -> Callable[[Any, Batch], tuple[M
 
 def real_tokens(batch: Batch) -> Array:
   """Number of tokens that are not padding, over all streams."""
-  return sum((batch[key] != 0).sum() for key in batch if key.endswith("segment_ids"))
+  return sum((batch[key] != 0).sum() for key in batch if key.endswith('segment_ids'))
