@@ -1,0 +1,357 @@
+"""Checkpoints on disk: the only file that knows the checkpoint library.
+
+DIRECTORY/STEP/state holds the arrays, DIRECTORY/STEP/meta what describes them: resolved config,
+tokenizer hash, labels, a digest of every leaf, and a hash of the description itself. A step becomes
+visible by one rename, so a save that is cut short never is the latest.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.config.schema import CheckpointConfig
+from flaxlm.errors import UserError, nearest
+from flaxlm.training.paths import leaf_paths, nested
+
+FORMAT = 1
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# Names of metrics of which more is better; every other metric is a loss, an error or a count.
+_RISING = ("accuracy", "precision", "recall", "f1")
+
+
+class Damaged(Exception):
+  """A checkpoint that is not what was written."""
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """The finalizer of MurmurHash3: a bijection of uint32 under which sums do not cancel."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+@jax.jit
+def _leaf_digest(leaf: jax.Array) -> jax.Array:
+  """Two sums over the bits of `leaf` and their positions, modulo 2**32: uint32 [2].
+
+  Integer addition has no order, so the sums do not depend on how the leaf is sharded. In the first,
+  each value has an odd factor, so no change of a single value goes unnoticed.
+  """
+  if leaf.dtype == jnp.bool_:
+    leaf = leaf.astype(jnp.uint8)
+  width = min(leaf.dtype.itemsize, 4) * 8
+  bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
+  index = jnp.zeros(bits.shape, jnp.uint32)
+  for axis, size in enumerate(bits.shape):
+    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+  first = jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
+  second = jnp.sum(_mix(bits + _mix(index + 1)), dtype=jnp.uint32)
+  return jnp.stack([first, second])
+
+
+def digest(tree: Any) -> dict[str, str]:
+  """Path -> 16 hexadecimal digits for every leaf of a tree of arrays, computed where they lie."""
+  sums = {path: _leaf_digest(leaf) for path, leaf in leaf_paths(tree).items()}
+  return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(sums).items()}
+
+
+def _meta_hash(meta: Mapping[str, Any]) -> str:
+  text = json.dumps({k: v for k, v in meta.items() if k != "hash"}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def steps_in(directory: epath.PathLike) -> list[int]:
+  """Steps that have a checkpoint, oldest first; none where the directory is absent."""
+  directory = epath.Path(directory)
+  if not directory.exists():
+    return []
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
+  """The description of a checkpoint.
+
+  Raises:
+    Damaged: if it is absent, not JSON, or not what was written.
+    UserError: if a later version of the program wrote it.
+  """
+  path = epath.Path(directory) / str(step) / "meta" / "metadata"
+  try:
+    meta = json.loads(path.read_text())
+    intact = meta["hash"] == _meta_hash(meta)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise Damaged(f"its description cannot be read: {_first_line(error)}") from error
+  if not intact:
+    raise Damaged("its description is not the one that was written")
+  if meta["format"] > FORMAT:
+    raise UserError(f"{path}: format {meta['format']} is newer than this program reads ({FORMAT})")
+  return meta
+
+
+def _first_line(error: BaseException) -> str:
+  text = str(error).strip().split("\n")[0]
+  return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _verify(tree: Any, meta: Mapping[str, Any]) -> None:
+  stored = meta["digest"]
+  for path, value in digest(tree).items():
+    if stored.get(path) != value:
+      raise Damaged(f"the digest of {path} differs from the one that was stored")
+
+
+def restore_tree(
+  directory: epath.PathLike, step: int, abstract: Any, meta: Mapping[str, Any]
+) -> Any:
+  """Reads the leaves of `abstract` onto its shardings, and checks their digests.
+
+  Args:
+    directory: where the checkpoints are.
+    step: which one.
+    abstract: ShapeDtypeStructs with shardings: a whole TrainState, or nested dicts that hold a part
+      of it from the root, such as {'params': ...}.
+    meta: what `read_meta` returned.
+
+  Raises:
+    Damaged: if a leaf cannot be read or its digest differs.
+  """
+  path = epath.Path(directory) / str(step) / "state"
+  partial = isinstance(abstract, dict)
+  if partial:
+    handler, restore = (
+      ocp.PyTreeCheckpointHandler(),
+      functools.partial(
+        ocp.args.PyTreeRestore,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+      ),
+    )
+  else:
+    handler, restore = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore
+  with contextlib.closing(ocp.Checkpointer(handler)) as reader:
+    try:
+      tree = reader.restore(path, args=restore(abstract))
+    except Exception as error:  # the library raises whatever its backends raise
+      raise Damaged(f"it cannot be read: {_first_line(error)}") from error
+  _verify(tree, meta)
+  return tree
+
+
+def stored_params(directory: epath.PathLike, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Path -> shape and dtype of the parameters in a checkpoint, without reading them."""
+  path = epath.Path(directory) / str(step) / "state"
+  with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+    try:
+      tree = reader.metadata(path).item_metadata.tree["params"]
+    except Exception as error:  # as above
+      raise Damaged(f"it cannot be read: {_first_line(error)}") from error
+  return leaf_paths(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree))
+
+
+def restore_params(
+  directory: epath.PathLike,
+  step: int,
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  meta: Mapping[str, Any],
+) -> dict[str, jax.Array]:
+  """Path -> array of the parameters at the paths of `wanted`, in its dtypes and shardings."""
+  tree = restore_tree(directory, step, {"params": nested(wanted)}, meta)
+  return leaf_paths(tree["params"])
+
+
+def newest(
+  directory: epath.PathLike, read: Callable[[int, dict[str, Any]], Any]
+) -> tuple[int, dict[str, Any], Any, list[int]] | None:
+  """Applies `read` to the newest whole checkpoint, and says so where that is not the latest.
+
+  Args:
+    directory: where the checkpoints are.
+    read: (step, meta) -> anything; raises Damaged if the checkpoint is not whole.
+
+  Returns:
+    (step, meta, what `read` returned, damaged steps after it), or None without any checkpoint.
+
+  Raises:
+    UserError: if there are checkpoints and none is whole: starting afresh must be asked for.
+  """
+  damaged = []
+  reason = ""
+  for step in reversed(steps_in(directory)):
+    try:
+      meta = read_meta(directory, step)
+      found = read(step, meta)
+    except Damaged as error:
+      reason = reason or str(error)
+      damaged.append(step)
+      terminal.warn(f"CHECKPOINT {step} IN {directory} IS DAMAGED ({error}); trying an older one")
+      continue
+    if damaged:
+      terminal.warn(f"using checkpoint {step} instead of {damaged[0]}")
+    return step, meta, found, damaged
+  if damaged:
+    raise UserError(
+      f"{directory}: none of the checkpoints {sorted(damaged)} is whole (the latest: {reason}); "
+      "name another workdir to start afresh"
+    )
+  return None
+
+
+def find(directory: epath.PathLike, which: str | int) -> list[int]:
+  """The steps to try for `latest`, `best` or a step, in order.
+
+  Raises:
+    UserError: if there is no such checkpoint; lists those there are.
+  """
+  steps = steps_in(directory)
+  if not steps:
+    raise UserError(f"{directory}: no checkpoint there")
+  if which == "latest":
+    return steps[::-1]
+  if which == "best":
+    scores = _stored_scores(directory, steps)
+    if not scores:
+      raise UserError(f"--checkpoint=best: no checkpoint in {directory} was evaluated")
+    return [max(scores, key=lambda step: (scores[step], step))]
+  if str(which).isdigit() and int(which) in steps:
+    return [int(which)]
+  shown = ", ".join(str(step) for step in steps)
+  raise UserError(f"--checkpoint={which}: valid are latest, best, {shown}")
+
+
+def _stored_scores(directory: epath.PathLike, steps: list[int]) -> dict[int, float]:
+  scores = {}
+  for step in steps:
+    with contextlib.suppress(Damaged):
+      score = read_meta(directory, step)["score"]
+      if score is not None:
+        scores[step] = score
+  return scores
+
+
+class _KeepBest:
+  """The preservation rule for the best step; reads the scores at the time of each save."""
+
+  def __init__(self, scores: dict[int, float]):
+    self._scores = scores
+
+  def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+    del context
+    scored = [info.step for info in checkpoints if info.step in self._scores]
+    best = max(scored, key=lambda step: (self._scores[step], step)) if scored else None
+    return [info.step == best for info in checkpoints]
+
+
+class Checkpoints:
+  """Saves without holding up training, and keeps the newest, every so many, and the best."""
+
+  def __init__(self, directory: epath.PathLike, config: CheckpointConfig):
+    """Opens `directory` for writing; leftovers of saves that were cut short are removed.
+
+    The caller must be the only writer. Steps after the one that training goes on from must have
+    been set aside (`set_aside`) before.
+    """
+    self._directory = epath.Path(directory)
+    self._config = config
+    self._directory.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      for path in self._directory.iterdir():
+        if _TEMPORARY in path.name:
+          path.rmtree()
+    self._scores = _stored_scores(self._directory, steps_in(self._directory))
+    policies = ocp.checkpoint_managers
+    rules = [policies.LatestN(config.keep_last), _KeepBest(self._scores)]
+    if config.keep_every_steps:
+      rules.append(policies.EveryNSteps(config.keep_every_steps))
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        lightweight_initialize=True, preservation_policy=policies.AnyPreservationPolicy(rules)
+      ),
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+      },
+    )
+
+  def score(self, metrics: Mapping[str, float] | None) -> float | None:
+    """The value of `checkpoint.best_metric`, negated where less is better; None without one.
+
+    Raises:
+      UserError: if validation gave metrics, but not this one.
+    """
+    if not metrics:
+      return None
+    name = self._config.best_metric or "loss"
+    if name not in metrics:
+      raise UserError(f"config.checkpoint.best_metric: no metric {name!r}{nearest(name, metrics)}")
+    rises = self._config.best_mode == "max" or (
+      self._config.best_mode == "auto" and any(part in name for part in _RISING)
+    )
+    value = float(metrics[name])
+    if not np.isfinite(value):
+      return None
+    return value if rises else -value
+
+  def is_best(self, metrics: Mapping[str, float] | None) -> bool:
+    """Whether `metrics` beat those of every checkpoint that is kept."""
+    score = self.score(metrics)
+    return score is not None and score > max(self._scores.values(), default=-np.inf)
+
+  def saved(self, step: int) -> bool:
+    """Whether this step was saved, or is being saved."""
+    return step in self._manager.all_steps()
+
+  def save(
+    self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+  ) -> None:
+    """Starts a save; returns as soon as the arrays may be donated.
+
+    Args:
+      step: its number, larger than those saved before.
+      state: arrays only.
+      meta: JSON-able description; step, format, digest, score and a hash are added.
+      metrics: of validation at this step, if there was one; decides which checkpoint is best.
+    """
+    score = self.score(metrics)
+    meta = {**meta, "step": step, "format": FORMAT, "score": score, "digest": digest(state)}
+    meta["metrics"] = {k: v for k, v in (metrics or {}).items() if np.isfinite(v)}
+    meta = json.loads(json.dumps(meta))  # what a reader will see, so that the hash is its hash
+    meta["hash"] = _meta_hash(meta)
+    if score is not None:
+      self._scores[step] = score
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+      force=True,  # when to save is the caller's decision
+    )
+
+  def wait(self) -> None:
+    """Returns when every save that was started is complete; raises what went wrong in one."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for the saves and releases the threads."""
+    self._manager.close()
+
+
+def set_aside(directory: epath.PathLike, steps: list[int]) -> None:
+  """Moves checkpoints to DIRECTORY-damaged, so that their steps can be saved again."""
+  directory = epath.Path(directory)
+  aside = directory.parent / f"{directory.name}-damaged"
+  for step in steps:
+    aside.mkdir(parents=True, exist_ok=True)
+    target, number = aside / str(step), 1
+    while target.exists():
+      target, number = aside / f"{step}-{number}", number + 1
+    (directory / str(step)).rename(target)
+    terminal.warn(f"moved the damaged checkpoint {step} to {target}")

@@ -1,0 +1,55 @@
+"""Paths of leaves: the one selector of parameters, in patterns, reports and messages."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from flaxlm.errors import UserError, nearest
+
+STACK = "layers"  # leaves below a node of this name are stacked: axis 0 is the layer
+
+
+def leaf_paths(tree: Any) -> dict[str, Any]:
+  """Path -> leaf, in tree order; the parts of a path are joined by '/'."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def virtual_paths(path: str, leaf: Any) -> list[str]:
+  """The paths that patterns see: one for each layer of a stacked leaf, else the path itself.
+
+  'trunk/layers/mlp/kernel' of shape [2, ...] gives 'trunk/layers/0/mlp/kernel' and
+  'trunk/layers/1/mlp/kernel'.
+  """
+  parts = path.split("/")
+  if STACK not in parts[:-1] or not leaf.shape:
+    return [path]
+  at = parts.index(STACK) + 1
+  return ["/".join([*parts[:at], str(i), *parts[at:]]) for i in range(leaf.shape[0])]
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """The tree of dicts whose leaves lie at the given paths."""
+  tree: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
+  """Compiles a regular expression of the config field `key`; UserError if it is malformed."""
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from None
+
+
+def unmatched(key: str, pattern: str, paths: Sequence[str]) -> UserError:
+  """The error for a pattern that would silently do nothing."""
+  return UserError(f"{key}: {pattern!r} matches no leaf{nearest(pattern, paths)}")

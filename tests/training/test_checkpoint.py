@@ -1,0 +1,251 @@
+"""Saving, keeping, the digest, and what happens to damaged or half-written checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxlm.config.schema import CheckpointConfig
+from flaxlm.errors import UserError
+from flaxlm.training import checkpoint
+from flaxlm.training.paths import leaf_paths
+from flaxlm.types import TrainState
+
+META = {'config': {'a': [1, 2.5, None]}, 'tokenizer': 'abc'}
+
+
+def make_state(step=0, seed=0):
+  rng = np.random.default_rng(seed + step)
+  params = {
+    'trunk': {'kernel': jnp.float32(rng.normal(size=(8, 5))), 'scale': jnp.ones(5, jnp.bfloat16)},
+    'head': {'bias': jnp.float32(rng.normal(size=3))},
+  }
+  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
+  return TrainState(jnp.int32(step), params, optimizer.init(params), {})
+
+
+def abstract(state):
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+
+
+def write(directory, steps, losses=None, **fields):
+  checkpoints = checkpoint.Checkpoints(directory, dataclasses.replace(CheckpointConfig(), **fields))
+  for i, step in enumerate(steps):
+    checkpoints.save(step, make_state(step), META, {'loss': losses[i]} if losses else None)
+  checkpoints.close()
+  return checkpoints
+
+
+def read_state(directory):
+  def read(step, meta):
+    return checkpoint.restore_tree(directory, step, abstract(make_state()), meta)
+
+  return checkpoint.newest(directory, read)
+
+
+def assert_same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def array_files(directory, step):
+  """Files of the arrays that a restore reads, the one with the most bytes first."""
+  files = [p for p in (directory / str(step) / 'state').rglob('d/*') if p.is_file()]
+  return sorted(files, key=lambda p: -p.stat().st_size)
+
+
+def test_state_comes_back_bit_for_bit_in_its_own_types(tmp_path):
+  write(tmp_path, [3])
+  step, meta, state, damaged = read_state(tmp_path)
+  assert (step, damaged, meta['tokenizer'], meta['config']) == (3, [], 'abc', META['config'])
+  assert_same(state, make_state(3))
+
+
+@pytest.mark.parametrize(
+  'fields,losses,kept',
+  [
+    ({'keep_last': 2}, None, [40, 50]),
+    ({'keep_last': 1}, [3.0, 1.0, 2.0, 4.0, 3.0], [20, 50]),
+    ({'keep_last': 1, 'best_mode': 'max'}, [3.0, 1.0, 2.0, 4.0, 3.0], [40, 50]),
+    ({'keep_last': 1, 'keep_every_steps': 20}, None, [20, 40, 50]),
+    ({'keep_last': 1}, [float('nan'), 9.0, float('nan'), 10.0, float('inf')], [20, 50]),
+  ],
+)
+def test_what_is_kept(tmp_path, fields, losses, kept):
+  write(tmp_path, [10, 20, 30, 40, 50], losses, **fields)
+  assert checkpoint.steps_in(tmp_path) == kept
+
+
+def test_the_best_is_known_after_a_restart(tmp_path):
+  write(tmp_path, [10, 20], [1.0, 2.0], keep_last=1)
+  checkpoints = write(tmp_path, [30, 40], [1.5, 3.0], keep_last=1)
+  assert checkpoint.steps_in(tmp_path) == [10, 40]
+  assert checkpoint.find(tmp_path, 'best') == [10]
+  assert checkpoints.is_best({'loss': 0.9}) and not checkpoints.is_best({'loss': 1.1})
+
+
+def test_scores_rise_for_accuracies_and_fall_for_losses(tmp_path):
+  for name, better in (('accuracy', 0.9), ('mlm_accuracy', 0.9), ('macro_f1', 0.9), ('loss', 0.1)):
+    checkpoints = checkpoint.Checkpoints(
+      tmp_path / name, dataclasses.replace(CheckpointConfig(), best_metric=name)
+    )
+    assert checkpoints.score({name: better}) > checkpoints.score({name: 0.5})
+    with pytest.raises(UserError, match=f"best_metric: no metric '{name}'"):
+      checkpoints.score({'other': 1.0})
+    checkpoints.close()
+
+
+def test_a_flipped_bit_is_noticed_or_harmless_in_every_file(tmp_path, capsys):
+  write(tmp_path, [1, 2])
+  noticed = 0
+  for path in array_files(tmp_path, 2):
+    data = path.read_bytes()
+    harmed = bytearray(data)
+    harmed[len(data) * 2 // 3] ^= 4
+    path.write_bytes(harmed)
+    step, _, state, damaged = read_state(tmp_path)
+    assert_same(state, make_state(step))
+    assert (step, damaged) in ((2, []), (1, [2]))
+    noticed += step == 1
+    path.write_bytes(data)
+  assert noticed
+  assert 'DAMAGED' in capsys.readouterr().err
+
+
+def test_a_changed_value_is_noticed_by_the_digest(tmp_path):
+  write(tmp_path, [1])
+  meta = checkpoint.read_meta(tmp_path, 1)
+  path = 'params/head/bias'
+  meta['digest'][path] = f'{int(meta["digest"][path], 16) ^ 1:016x}'
+  with pytest.raises(checkpoint.Damaged, match='digest of params/head/bias'):
+    checkpoint.restore_tree(tmp_path, 1, abstract(make_state()), meta)
+
+
+def test_a_damaged_step_can_be_saved_again(tmp_path):
+  write(tmp_path, [1, 2])
+  (tmp_path / '2' / 'meta' / 'metadata').unlink()
+  checkpoint.set_aside(tmp_path, read_state(tmp_path)[3])
+  write(tmp_path, [2])
+  step, _, state, _ = read_state(tmp_path)
+  assert step == 2
+  assert_same(state, make_state(2))
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'remove', 'meta', 'meta value', 'no state', 'empty'])
+def test_every_other_damage_is_noticed(tmp_path, harm):
+  write(tmp_path, [1, 2])
+  meta = tmp_path / '2' / 'meta' / 'metadata'
+  if harm == 'truncate':
+    for path in array_files(tmp_path, 2):
+      path.write_bytes(path.read_bytes()[:-7])
+  elif harm == 'remove':
+    for path in array_files(tmp_path, 2):
+      path.unlink()
+  elif harm == 'meta':
+    meta.write_text(meta.read_text()[:-20])
+  elif harm == 'meta value':
+    meta.write_text(meta.read_text().replace('2.5', '2.4'))
+  else:
+    for path in sorted((tmp_path / '2').rglob('*'), reverse=True):
+      if harm == 'empty' or 'state' in path.parts:
+        path.rmdir() if path.is_dir() else path.unlink()
+  assert read_state(tmp_path)[0] == 1
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+  assert read_state(tmp_path / 'absent') is None
+  write(tmp_path, [1])
+  (tmp_path / '1' / 'meta' / 'metadata').write_text('{}')
+  with pytest.raises(UserError, match='none of the checkpoints'):
+    read_state(tmp_path)
+
+
+def test_a_save_that_was_cut_short_is_not_the_latest_and_is_removed(tmp_path):
+  write(tmp_path, [1])
+  torn = tmp_path / '2.orbax-checkpoint-tmp'
+  (tmp_path / '1').rename(torn)
+  write(tmp_path, [1])
+  torn.mkdir(exist_ok=True)
+  (torn / 'part').write_text('x')
+  assert checkpoint.steps_in(tmp_path) == [1]
+  write(tmp_path, [2])
+  assert not torn.exists() and checkpoint.steps_in(tmp_path) == [1, 2]
+
+
+def test_part_of_the_parameters(tmp_path):
+  write(tmp_path, [1])
+  meta = checkpoint.read_meta(tmp_path, 1)
+  stored = checkpoint.stored_params(tmp_path, 1)
+  assert {k: v.shape for k, v in stored.items()} == {
+    'head/bias': (3,), 'trunk/kernel': (8, 5), 'trunk/scale': (5,),
+  }  # fmt: skip
+  wanted = leaf_paths(abstract(make_state()).params)
+  del wanted['head/bias']
+  params = checkpoint.restore_params(tmp_path, 1, wanted, meta)
+  expected = leaf_paths(make_state(1).params)
+  assert set(params) == {'trunk/kernel', 'trunk/scale'}
+  for path, leaf in params.items():
+    np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected[path]))
+
+
+def test_find_lists_what_there_is(tmp_path):
+  with pytest.raises(UserError, match='no checkpoint there'):
+    checkpoint.find(tmp_path, 'latest')
+  write(tmp_path, [1, 2], [1.0, 2.0])
+  assert checkpoint.find(tmp_path, 'latest') == [2, 1]
+  assert checkpoint.find(tmp_path, 1) == [1]
+  with pytest.raises(UserError, match='latest, best, 1, 2'):
+    checkpoint.find(tmp_path, '7')
+
+
+def test_saving_leaves_donated_buffers_alone(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, CheckpointConfig())
+  state = make_state(1)
+  expected = jax.device_get(state)
+  step = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
+  checkpoints.save(1, state, META)
+  for _ in range(5):
+    state = step(state)
+  checkpoints.close()
+  assert_same(jax.device_get(read_state(tmp_path)[2]), expected)
+
+
+def numpy_first_sum(array):
+  """The first sum of the digest with Python's integers."""
+  size = array.dtype.itemsize
+  bits = np.frombuffer(array.tobytes(), f'u{min(size, 4)}').tolist()
+  return sum(x * (2 * i + 1) for i, x in enumerate(bits)) % 2**32
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int32', 'bool', 'uint8'])
+def test_digest_against_python_integers(dtype):
+  array = np.asarray(jnp.asarray(np.random.default_rng(1).normal(size=(7, 3, 5)) * 3).astype(dtype))
+  assert checkpoint.digest({'x': jnp.asarray(array)})['x'][:8] == f'{numpy_first_sum(array):08x}'
+
+
+def test_digest_sees_values_and_their_order_but_not_the_sharding():
+  array = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+  whole = checkpoint.digest({'x': jnp.asarray(array)})
+  swapped = array.copy()
+  swapped[[0, 5]] = swapped[[5, 0]]
+  assert checkpoint.digest({'x': jnp.asarray(swapped)}) != whole
+  assert checkpoint.digest({'x': jnp.asarray(array.reshape(6, 8))}) == whole  # the same bytes
+  devices = jax.devices()
+  count = 2 if len(devices) > 1 else 1
+  mesh = Mesh(np.array(devices[:count]), ('data',))
+  for spec in (PartitionSpec('data'), PartitionSpec(None, 'data'), PartitionSpec()):
+    sharded = jax.device_put(array, NamedSharding(mesh, spec))
+    assert checkpoint.digest({'x': sharded}) == whole
+
+
+def test_meta_is_plain_json(tmp_path):
+  write(tmp_path, [1], [2.5])
+  meta = json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())
+  assert meta['step'] == 1 and meta['metrics'] == {'loss': 2.5} and meta['score'] == -2.5
