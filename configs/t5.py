@@ -1,0 +1,83 @@
+"""T5: an encoder-decoder trained to fill in spans of corrupted text.
+
+  python train.py --config=configs/t5.py:mini --workdir=runs/t5-mini \
+      --config.data.train=corpus.txt
+
+Variants: `mini` (4 + 4 layers, 256 wide) for two cores and a corpus of some 50 MB; `small`, `base`
+and `large` as published (Raffel et al. 2020, sections 2.1 and 3.1); `v1_1_mini` ... `v1_1_large`
+are T5 1.1, with a gated GELU, an output table of its own and no dropout in pretraining
+(github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md). The
+published optimizer is Adafactor; here it is AdamW without decay, with T5's inverse square root
+schedule for the published sizes.
+"""
+
+from flaxlm.config import tree
+
+# layers of each stack, width, MLP width, heads of 64
+T5_1_0 = {
+  'mini': (4, 256, 1024, 4),
+  'small': (6, 512, 2048, 8),
+  'base': (12, 768, 3072, 12),
+  'large': (24, 1024, 4096, 16),
+}
+T5_1_1 = {
+  'v1_1_mini': (4, 256, 688, 4),
+  'v1_1_small': (8, 512, 1024, 6),
+  'v1_1_base': (12, 768, 2048, 12),
+  'v1_1_large': (24, 1024, 2816, 16),
+}
+VARIANTS = {**T5_1_0, **T5_1_1}
+
+
+def get_config(variant):
+  config = tree.new(model='encoder_decoder', objective='span_corruption')
+  layers, width, mlp_width, heads = VARIANTS[variant]
+  config.model.num_layers = layers
+  config.model.emb_dim = width
+  config.model.mlp_dim = mlp_width
+  config.model.num_heads = heads
+  config.model.head_dim = 64
+  config.model.norm = 'rmsnorm'
+  config.model.norm_eps = 1e-6
+  config.model.use_bias = False
+  config.model.position = 't5_bias'
+  config.model.scale_attention = False
+  config.model.init = 't5'
+  if variant in T5_1_1:
+    config.model.activation = 'gelu_tanh'
+    config.model.gated_mlp = True
+    config.model.tie_embeddings = False
+  else:
+    config.model.activation = 'relu'
+    config.model.scale_tied_logits = True
+  config.tokenizer.sentinels = 100
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.b2 = 0.98
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 1.0
+  if variant.endswith('mini'):
+    config.total_steps = 1000
+    config.global_batch_size = 32
+    config.model.max_length = 128
+    config.tokenizer.vocab_size = 8192
+    config.optimizer.schedule = 'cosine'
+    config.optimizer.warmup_steps = 100
+    config.evaluation.max_batches = 50
+  else:
+    config.total_steps = 524_288
+    config.global_batch_size = 128
+    config.precision = 'bfloat16'
+    config.model.max_length = 512
+    config.model.scan_layers = True
+    if variant in T5_1_0:
+      config.model.dropout_rate = 0.1
+      config.model.embedding_dropout_rate = 0.1
+      config.model.attention_dropout_rate = 0.1
+    config.tokenizer.vocab_size = 32100
+    config.tokenizer.train_megabytes = 100.0
+    config.optimizer.schedule = 'rsqrt'
+    config.optimizer.warmup_steps = 10_000
+    config.evaluation.every_steps = 5000
+    config.evaluation.max_batches = 100
+    config.checkpoint.every_steps = 5000
+  return config

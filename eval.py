@@ -1,0 +1,31 @@
+"""Evaluates a run on its validation (and test) text or rows; prints one JSON object.
+
+  python eval.py --workdir=runs/quickstart
+  python eval.py --workdir=runs/quickstart --checkpoint=best --config.data.validation=other.txt
+
+The object is also written to WORKDIR/eval/. Everything it needs is in the workdir.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from flaxlm import commandline, terminal
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__, overrides=True)
+  parser.add_argument("--workdir", required=True, help="folder of the run")
+  parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+  args = parser.parse(argv)
+  terminal.phase("init", f"checkpoint {args.checkpoint} of {args.workdir}")
+  # Imported after the first line is out: this takes seconds.
+  from flaxlm.evaluation import evaluator
+
+  result = evaluator.evaluate_workdir(args.workdir, args.checkpoint, args.overrides)
+  terminal.close()
+  print(json.dumps(result, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+  sys.exit(commandline.run(main, sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""What every command shares: flags, `--config.a.b=value`, and errors in one line."""
+
+import argparse
+import logging
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from flaxlm import terminal
+from flaxlm.errors import UserError, nearest
+
+PREFIX = '--config.'
+
+
+class Parser(argparse.ArgumentParser):
+  """An ArgumentParser that takes whole flags only; its errors are UserErrors with the nearest flag.
+
+  `Parser(__doc__)` shows the file's docstring as help. Every command has `--debug`; one made with
+  `overrides=True` also takes `--config.a.b=value`, as does `--config.a.b value`.
+  """
+
+  def __init__(self, description: str | None, overrides: bool = False):
+    program = pathlib.PurePath(sys.argv[0]).name
+    if program == '__main__.py':
+      program = ' '.join(['python -m flaxlm', *sys.argv[1:2]])
+    super().__init__(
+      prog=program,
+      description=description,
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    self._overrides = overrides
+    self.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    if overrides:
+      self.epilog = 'Any field of the config is set by --config.FIELD=VALUE.'
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message.replace('the following arguments are required:', 'missing'))
+
+  def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments after the command's name.
+
+    Returns: a namespace with the declared flags and, with `overrides`, the attribute `overrides`:
+      (dotted key, text) pairs in their order.
+    """
+    argv, overrides = self._take_overrides(list(argv)) if self._overrides else (list(argv), [])
+    unknown = self._unknown_flag(argv)
+    if unknown:
+      valid = [name for name in self._option_string_actions if name.startswith('--')]
+      if self._overrides:
+        valid.append('--config.FIELD')
+      raise UserError(f'unknown flag {unknown!r}{nearest(unknown, valid)}')
+    args, rest = self.parse_known_args(argv)
+    if rest:
+      raise UserError(f'unexpected argument {rest[0]!r}')
+    if self._overrides:
+      args.overrides = overrides
+    return args
+
+  def _take_overrides(self, argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Splits arguments into those of the parser and overrides."""
+    rest, overrides = [], []
+    while argv:
+      word = argv.pop(0)
+      if not word.startswith(PREFIX):
+        rest.append(word)
+        continue
+      key, equals, text = word[len(PREFIX) :].partition('=')
+      if not equals:
+        if not argv or argv[0].startswith('--'):
+          raise UserError(f'config.{key}: needs a value: {PREFIX}{key}=VALUE')
+        text = argv.pop(0)
+      overrides.append((key, text))
+    return rest, overrides
+
+  def _unknown_flag(self, argv: Sequence[str]) -> str:
+    """The first flag that was not declared, before the parser trips over what it misses."""
+    known = self._option_string_actions
+    for word in argv:
+      if word == '--':
+        return ''
+      name = word.partition('=')[0]
+      if word.startswith('--') and name not in known:
+        return name
+    return ''
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+  """Runs a command and returns its exit status.
+
+  A UserError, or a file that cannot be opened, ends in one line on stderr and status 1; its
+  traceback is shown with `--debug`. Anything else is a fault of the program and keeps its traceback.
+  """
+  debug = '--debug' in argv
+  if not debug:
+    # Libraries that log through absl tell users about their internals.
+    logging.getLogger('absl').setLevel(logging.ERROR)
+  try:
+    return main(argv) or 0
+  except (UserError, OSError) as error:
+    if isinstance(error, OSError) and error.filename is None:
+      raise
+    terminal.close()
+    if debug:
+      traceback.print_exc()
+    text = f'{error.filename}: {error.strerror}' if isinstance(error, OSError) else str(error)
+    print(f'error: {" ".join(text.split())}', file=sys.stderr, flush=True)
+    return 1
+  except KeyboardInterrupt:
+    terminal.close()
+    print('interrupted', file=sys.stderr, flush=True)
+    return 130
+  finally:
+    terminal.close()

@@ -1,0 +1,147 @@
+"""Recipes: `configs/NAME.py[:variant]` and overrides -> the resolved experiment.
+
+A recipe defines `get_config()`, which returns a ConfigDict made by `tree.new`. One that offers
+variants also defines `VARIANTS`, names in order of which the first is the default, and
+`get_config(variant)`.
+"""
+
+import json
+import traceback
+import types
+from collections.abc import Sequence
+
+from etils import epath
+from ml_collections import config_dict as cd
+
+from flaxlm import terminal
+from flaxlm.config import overrides as override_lib
+from flaxlm.config import schema, tree
+from flaxlm.errors import UserError, nearest
+
+
+def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
+  """The experiment that a recipe and the user's overrides describe.
+
+  With `init_from`, the tokenizer is that of the checkpoint; so is the model where the recipe offers
+  variants and the user chose none. Both are said, and both can still be overridden.
+
+  Args:
+    place: path of a Python file, and ':variant' if wanted.
+    overrides: (dotted key, text) pairs, as in `overrides.apply`.
+
+  Raises:
+    UserError: for a file or variant that does not exist, a recipe that fails, and every mistake
+      that `overrides.apply` and `tree.from_config_dict` know.
+  """
+  path, variant = split(place)
+  config_dict = read(path, variant)
+  start = [text for key, text in overrides if key == 'init_from']
+  start = start[-1] if start else config_dict.init_from
+  if start:
+    adopt(config_dict, start, model=not variant and bool(_variants(_execute(path))))
+  override_lib.apply(config_dict, overrides)
+  return tree.from_config_dict(config_dict)
+
+
+def split(place: str) -> tuple[str, str]:
+  """'configs/a.py:b' -> ('configs/a.py', 'b'); without a variant the second is ''."""
+  path, colon, variant = place.rpartition('.py:')
+  if colon:
+    return path + '.py', variant
+  return place, ''
+
+
+def read(path: str, variant: str = '') -> cd.ConfigDict:
+  """The recipe's own config, before overrides."""
+  module = _execute(path)
+  if not callable(getattr(module, 'get_config', None)):
+    raise UserError(f'{path}: a recipe defines get_config()')
+  variants = _variants(module)
+  if variant and not variants:
+    raise UserError(f'{path} has no variants, got {variant!r}')
+  if variant and variant not in variants:
+    raise UserError(f'{path} has no variant {variant!r}{_hint(variant, variants)}')
+  arguments = (variant or variants[0],) if variants else ()
+  config_dict = _guarded(path, lambda: module.get_config(*arguments))
+  if not isinstance(config_dict, cd.ConfigDict):
+    raise UserError(f'{path}: get_config() must return a config made by flaxlm.config.tree.new')
+  return config_dict
+
+
+def _variants(module: types.ModuleType) -> list[str]:
+  return list(getattr(module, 'VARIANTS', ()))
+
+
+def _hint(name: str, names: Sequence[str]) -> str:
+  """The nearest name, and all of them."""
+  hint = nearest(name, names)
+  return hint if 'valid:' in hint else f'{hint}; there are {", ".join(names)}'
+
+
+def _execute(path: str) -> types.ModuleType:
+  """Runs a recipe's file, which may lie wherever epath reads."""
+  file = epath.Path(path)
+  if not file.is_file():
+    # A bare name is most likely one of the recipes that come with flaxlm.
+    beside = '/' in path and file.parent.is_dir()
+    folder = file.parent if beside else epath.Path('configs')
+    names = sorted(str(f) for f in folder.glob('*.py')) if folder.is_dir() else []
+    guess = path if path.endswith('.py') else path + '.py'
+    raise UserError(f'there is no config file {path!r}{_hint(guess, names) if names else ""}')
+  module = types.ModuleType(file.stem)
+  module.__file__ = str(file)
+  text = file.read_text()
+
+  def run() -> None:
+    exec(compile(text, str(file), 'exec'), module.__dict__)
+
+  _guarded(path, run)
+  return module
+
+
+def _guarded(path: str, call):
+  """Calls into the recipe; what it raises becomes a UserError that names the line."""
+  try:
+    return call()
+  except UserError:
+    raise
+  except SyntaxError as error:
+    raise UserError(f'{error.filename}:{error.lineno}: {error.msg}') from error
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(epath.Path(path))]
+    where = f'{path}:{lines[-1]}' if lines else path
+    text = ' '.join(str(error.args[0] if error.args else error).split())
+    raise UserError(f'{where}: {type(error).__name__}: {text}') from error
+
+
+def saved(workdir: str) -> schema.Config:
+  """The resolved config that a run left in its workdir."""
+  file = epath.Path(workdir) / 'config.json'
+  if not file.is_file():
+    parent = epath.Path(workdir).parent
+    runs = [str(f.parent) for f in parent.glob('*/config.json')] if parent.is_dir() else []
+    hint = nearest(workdir, sorted(runs))
+    raise UserError(f'{workdir} is not the workdir of a run: it has no config.json{hint}')
+  try:
+    return tree.from_dict(json.loads(file.read_text()))
+  except json.JSONDecodeError as error:
+    raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from error
+
+
+def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool) -> None:
+  """Takes the tokenizer, and the model if asked, of the run in `workdir`, and says so."""
+  try:
+    config = tree.to_config_dict(saved(workdir))
+  except UserError as error:
+    raise UserError(f'config.init_from: {error}') from error
+  config.tokenizer.path = str(epath.Path(workdir) / 'tokenizer')
+  taken = ['tokenizer']
+  if model:
+    taken.insert(0, f'model ({config.model.name})')
+  with config_dict.unlocked():
+    for node in ('model', 'tokenizer') if model else ('tokenizer',):
+      del config_dict[node]
+      config_dict[node] = config[node]
+  config_dict.lock()
+  terminal.say(f'{" and ".join(taken)} taken from {workdir}')

@@ -1,0 +1,32 @@
+"""Pretrains or fine-tunes a model.
+
+  python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python train.py --config=configs/gpt2.py:mini --workdir=runs/gpt --config.data.train=text.txt
+
+A workdir that holds a checkpoint is resumed. The workdir is left with config.json, metrics.jsonl,
+checkpoints/ and tokenizer/.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from flaxlm import commandline, terminal
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__, overrides=True)
+  parser.add_argument("--config", required=True, help="recipe: configs/NAME.py[:variant]")
+  parser.add_argument("--workdir", required=True, help="folder of the run; made if absent")
+  args = parser.parse(argv)
+  terminal.phase("init", f"{args.config} in {args.workdir}")
+  # Imported after the first line is out: these take seconds.
+  from flaxlm.config import recipe
+
+  config = recipe.load(args.config, args.overrides)
+  from flaxlm.training import loop
+
+  loop.train(config, args.workdir, args.overrides)
+
+
+if __name__ == "__main__":
+  sys.exit(commandline.run(main, sys.argv[1:]))
