@@ -15,10 +15,10 @@ from flaxlm import commandline, terminal
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument("--workdir", required=True, help="folder of the run")
-  parser.add_argument("--checkpoint", default="latest", help="latest, best or a step")
+  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
   args = parser.parse(argv)
-  terminal.phase("init", f"checkpoint {args.checkpoint} of {args.workdir}")
+  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
   # Imported after the first line is out: this takes seconds.
   from flaxlm.evaluation import evaluator
 
@@ -27,5 +27,5 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(result, indent=2), flush=True)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
   sys.exit(commandline.run(main, sys.argv[1:]))

@@ -15,10 +15,10 @@ from flaxlm import commandline, terminal
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument("--config", required=True, help="recipe: configs/NAME.py[:variant]")
-  parser.add_argument("--workdir", required=True, help="folder of the run; made if absent")
+  parser.add_argument('--config', required=True, help='recipe: configs/NAME.py[:variant]')
+  parser.add_argument('--workdir', required=True, help='folder of the run; made if absent')
   args = parser.parse(argv)
-  terminal.phase("init", f"{args.config} in {args.workdir}")
+  terminal.phase('init', f'{args.config} in {args.workdir}')
   # Imported after the first line is out: these take seconds.
   from flaxlm.config import recipe
 
@@ -28,5 +28,5 @@ def main(argv: Sequence[str]) -> None:
   loop.train(config, args.workdir, args.overrides)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
   sys.exit(commandline.run(main, sys.argv[1:]))

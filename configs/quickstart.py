@@ -2,9 +2,9 @@
 
   python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-The corpus is the language reference and the docstrings of the standard library, with a SentencePiece
-vocabulary of 2,048 pieces trained on it. One to two minutes on two cores. The model learns the
-layout and the turns of phrase of reference manuals; its sentences do not mean anything yet.
+The corpus is the language reference and the docstrings of the standard library, with a
+SentencePiece vocabulary of 2,048 pieces trained on it. The model learns the layout and the turns of
+phrase of reference manuals; its sentences do not mean anything yet.
 """
 
 from flaxlm.config import tree

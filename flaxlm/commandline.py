@@ -90,8 +90,8 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
   """Runs a command and returns its exit status.
 
-  A UserError, or a file that cannot be opened, ends in one line on stderr and status 1; its
-  traceback is shown with `--debug`. Anything else is a fault of the program and keeps its traceback.
+  A UserError, or a file that cannot be opened, ends in one line on stderr and status 1, with its
+  traceback under `--debug`. Anything else is a fault of the program and keeps its traceback.
   """
   debug = '--debug' in argv
   if not debug:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-PHASES = ("data", "init", "compile", "train", "eval", "save")
+PHASES = ('data', 'init', 'compile', 'train', 'eval', 'save')
 HEARTBEAT_SECONDS = 10.0  # Longest silence in a log.
 _START = time.monotonic()
 
@@ -21,24 +21,24 @@ def duration(seconds: float) -> str:
   """A time span as a person writes it: 8s, 1m05s, 2h10m."""
   seconds = max(0, round(seconds))
   if seconds < 60:
-    return f"{seconds}s"
+    return f'{seconds}s'
   if seconds < 3600:
-    return f"{seconds // 60}m{seconds % 60:02d}s"
-  return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f'{seconds // 60}m{seconds % 60:02d}s'
+  return f'{seconds // 3600}h{seconds % 3600 // 60:02d}m'
 
 
 def count(number: float) -> str:
   """A large number in three digits: 950, 41.2k, 1.30M."""
-  for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+  for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if abs(number) >= size:
-      return f"{number / size:.3g}{letter}"
-  return f"{number:.3g}"
+      return f'{number / size:.3g}{letter}'
+  return f'{number:.3g}'
 
 
 class Bar:
   """Progress of a known amount of work, with the time left. Made by `bar`."""
 
-  def __init__(self, screen: "_Screen", label: str, total: float, unit: str):
+  def __init__(self, screen: '_Screen', label: str, total: float, unit: str):
     self._screen = screen
     self._label, self._total, self._unit = label, total, unit
     self._done = 0.0
@@ -52,15 +52,15 @@ class Bar:
   def _text(self) -> str:
     share = min(1.0, self._done / self._total) if self._total else 1.0
     elapsed = time.monotonic() - self._begin
-    text = f"{self._label} {share:4.0%}  {count(self._done)}/{count(self._total)} {self._unit}"
+    text = f'{self._label} {share:4.0%}  {count(self._done)}/{count(self._total)} {self._unit}'
     if 0 < share < 1:
-      text += f"  {duration(elapsed * (1 - share) / share)} left"
+      text += f'  {duration(elapsed * (1 - share) / share)} left'
     return text
 
   def close(self) -> None:
     """Says how much was done and how long it took."""
     elapsed = duration(time.monotonic() - self._begin)
-    self._screen.line(f"{self._label}: {count(self._done)} {self._unit} in {elapsed}")
+    self._screen.line(f'{self._label}: {count(self._done)} {self._unit} in {elapsed}')
 
 
 class _Screen:
@@ -68,10 +68,10 @@ class _Screen:
 
   def __init__(self) -> None:
     self._lock = threading.RLock()
-    self._phase = ""
+    self._phase = ''
     self._phase_begin = self._last_said = _START
     self._stepped = False  # Whether this stretch of training has shown a step.
-    self._text = ""
+    self._text = ''
     self._live: Any = None
     self._heart: threading.Thread | None = None
 
@@ -79,21 +79,21 @@ class _Screen:
     with self._lock:
       self._phase, self._text = name, detail
       self._phase_begin = time.monotonic()
-      if name != "train":
+      if name != 'train':
         self._first_step = 0.0
       self.line(detail)
       if self._heart is None:
-        self._heart = threading.Thread(target=self._beat, name="terminal", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name='terminal', daemon=True)
         self._heart.start()
         atexit.register(self.close)
       if self._live is None and sys.stderr.isatty():
         self._open_live()
 
-  def line(self, text: str, style: str = "") -> None:
+  def line(self, text: str, style: str = '') -> None:
     """One line that stays."""
     with self._lock:
       self._last_said = time.monotonic()
-      stamp = f"{duration(self._last_said - _START):>7} {self._phase:8}{text}".rstrip()
+      stamp = f'{duration(self._last_said - _START):>7} {self._phase:8}{text}'.rstrip()
       if self._live is not None:
         from rich.text import Text
 
@@ -138,7 +138,7 @@ class _Screen:
     from rich.text import Text
 
     elapsed = duration(time.monotonic() - self._phase_begin)
-    return Text.assemble((f"{self._phase:8}", "bold cyan"), f"{self._text}  ", (elapsed, "dim"))
+    return Text.assemble((f'{self._phase:8}', 'bold cyan'), f'{self._text}  ', (elapsed, 'dim'))
 
   def _beat(self) -> None:
     """In a log, says that a long phase is still at work. On a terminal the live line does."""
@@ -149,16 +149,16 @@ class _Screen:
         spent = now - self._phase_begin
         # The pause grows with the phase, so that an hour does not fill the log.
         if self._live is None and now - self._last_said >= max(HEARTBEAT_SECONDS, spent / 10):
-          self.line(f"{self._text}  (working for {duration(spent)})".lstrip())
+          self.line(f'{self._text}  (working for {duration(spent)})'.lstrip())
 
 
 _SCREEN = _Screen()
 
 
-def phase(name: str, detail: str = "") -> None:
+def phase(name: str, detail: str = '') -> None:
   """Starts a phase, one of PHASES, with a line; a long silence in it is broken by a heartbeat."""
   if name not in PHASES:
-    raise ValueError(f"phases are {PHASES}, not {name!r}")
+    raise ValueError(f'phases are {PHASES}, not {name!r}')
   _SCREEN.phase(name, detail)
 
 
@@ -173,8 +173,8 @@ def bar(label: str, total: float, unit: str) -> Iterator[Bar]:
 def step(step: int, total: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
   """Progress of training. In a log the first and last step are shown, and others now and then."""
   text = (
-    f"step {step}/{total}  loss {loss:.4f}  {count(tokens_per_second)} tokens/s  "
-    f"{duration(seconds_left)} left"
+    f'step {step}/{total}  loss {loss:.4f}  {count(tokens_per_second)} tokens/s  '
+    f'{duration(seconds_left)} left'
   )
   _SCREEN.step(text, last=step >= total)
 
@@ -186,7 +186,7 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
   """A warning that stays."""
-  _SCREEN.line(f"warning: {text}", style="yellow")
+  _SCREEN.line(f'warning: {text}', style='yellow')
 
 
 def close() -> None:

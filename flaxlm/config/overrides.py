@@ -14,8 +14,8 @@ from flaxlm.config import schema, tree
 from flaxlm.config.field import Rules
 from flaxlm.errors import UserError, nearest
 
-ABSENT = "(absent)"
-TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+ABSENT = '(absent)'
+TRUTH = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 
 
 def apply(config_dict: cd.ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
@@ -29,33 +29,33 @@ def apply(config_dict: cd.ConfigDict, overrides: Sequence[tuple[str, str]]) -> N
   """
   renaming = [pair for pair in overrides if _names_module(pair[0])]
   for key, text in renaming:
-    _rename(config_dict, key.partition(".")[0], text)
+    _rename(config_dict, key.partition('.')[0], text)
   for key, text in overrides:
     if (key, text) in renaming:
       continue
     kind, rules = _find(config_dict, key)
     if rules.derived:
-      raise UserError(f"config.{key}: cannot be set: it comes {rules.doc}")
+      raise UserError(f'config.{key}: cannot be set: it comes {rules.doc}')
     value = tree.checked(key, parse(key, text, kind), kind, rules)
-    parent, _, leaf = key.rpartition(".")
+    parent, _, leaf = key.rpartition('.')
     (config_dict[parent] if parent else config_dict)[leaf] = value
   _choose_length(config_dict, {key for key, _ in overrides})
   for key, _ in overrides:
     reason = unread(config_dict, key)
     if reason:
-      raise UserError(f"config.{key}: would do nothing: {reason}")
+      raise UserError(f'config.{key}: would do nothing: {reason}')
 
 
 def _choose_length(config_dict: cd.ConfigDict, keys: set[str]) -> None:
   """Unsets the recipe's length of the run where the user has set the alternative."""
-  for mine, other in (("total_steps", "num_epochs"), ("num_epochs", "total_steps")):
+  for mine, other in (('total_steps', 'num_epochs'), ('num_epochs', 'total_steps')):
     if mine in keys and other not in keys and config_dict[mine] is not None:
       config_dict[other] = None
 
 
 def _names_module(key: str) -> bool:
-  node, _, leaf = key.partition(".")
-  return node in tree.PACKAGES and leaf == "name"
+  node, _, leaf = key.partition('.')
+  return node in tree.PACKAGES and leaf == 'name'
 
 
 def _rename(config_dict: cd.ConfigDict, node: str, name: str) -> None:
@@ -72,7 +72,7 @@ def _rename(config_dict: cd.ConfigDict, node: str, name: str) -> None:
 
 def classes(config_dict: cd.ConfigDict) -> dict[str, type]:
   """Dotted key of each node ('' is the root) -> its dataclass."""
-  found = {"": schema.Config}
+  found = {'': schema.Config}
   for name, (kind, _, default) in tree.fields(schema.Config).items():
     if name in tree.PACKAGES:
       found[name] = tree.node_class(name, config_dict[name].name)
@@ -87,12 +87,12 @@ def _find(config_dict: cd.ConfigDict, key: str) -> tuple[tree.Kind, Rules]:
   if key in nodes:
     example = next(iter(tree.fields(nodes[key])))
     raise UserError(
-      f"config.{key}: has fields of its own: set one of them, as config.{key}.{example}"
+      f'config.{key}: has fields of its own: set one of them, as config.{key}.{example}'
     )
-  parent, _, leaf = key.rpartition(".")
+  parent, _, leaf = key.rpartition('.')
   known = tree.fields(nodes[parent]) if parent in nodes else {}
   if leaf not in known:
-    raise UserError(f"config.{key}: there is no such field{_nearest_key(nodes, key)}")
+    raise UserError(f'config.{key}: there is no such field{_nearest_key(nodes, key)}')
   kind, rules, _ = known[leaf]
   return kind, rules
 
@@ -100,22 +100,22 @@ def _find(config_dict: cd.ConfigDict, key: str) -> tuple[tree.Kind, Rules]:
 def _nearest_key(nodes: dict[str, type], key: str) -> str:
   """Hint for an unknown key: a near name in its node, the same name elsewhere, or a near key."""
   keys = [
-    f"config.{node}.{name}" if node else f"config.{name}"
+    f'config.{node}.{name}' if node else f'config.{name}'
     for node, cls in nodes.items()
     for name, (kind, rules, _) in tree.fields(cls).items()
     if isinstance(kind, tree.Kind) and not rules.derived
   ]
-  parent, _, leaf = key.rpartition(".")
+  parent, _, leaf = key.rpartition('.')
   siblings = {
-    name: f"config.{parent}.{name}" if parent else f"config.{name}"
+    name: f'config.{parent}.{name}' if parent else f'config.{name}'
     for name in (tree.fields(nodes[parent]) if parent in nodes else ())
   }
-  close = [name for name in siblings if leaf == "".join(word[0] for word in name.split("_"))]
+  close = [name for name in siblings if leaf == ''.join(word[0] for word in name.split('_'))]
   close = close or difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.7)
   if close:
     return nearest(siblings[close[0]], [siblings[close[0]]])
-  same = [k for k in keys if k.rpartition(".")[2] == leaf]
-  return nearest(f"config.{key}", same or keys) or nearest(same[0], same)
+  same = [k for k in keys if k.rpartition('.')[2] == leaf]
+  return nearest(f'config.{key}', same or keys) or nearest(same[0], same)
 
 
 def parse(key: str, text: str, kind: tree.Kind) -> Any:
@@ -124,7 +124,7 @@ def parse(key: str, text: str, kind: tree.Kind) -> Any:
   'none' unsets a field that may be unset. Tuples are written `1,2`, or as a Python tuple or list
   where an element holds a comma; an empty text is the empty tuple.
   """
-  if kind.optional and text.strip().lower() in ("none", ""):
+  if kind.optional and text.strip().lower() in ('none', ''):
     return None
   if kind.is_tuple:
     return tuple(_scalar(key, item, kind) for item in _elements(text, kind))
@@ -134,14 +134,14 @@ def parse(key: str, text: str, kind: tree.Kind) -> Any:
 def _elements(text: str, kind: tree.Kind) -> list[Any]:
   """Elements of a tuple's text, as texts, or as they are where they were written as a literal."""
   stripped = text.strip()
-  if stripped[:1] in ("(", "["):
+  if stripped[:1] in ('(', '['):
     try:
       literal = ast.literal_eval(stripped)
     except (ValueError, SyntaxError):
       literal = None  # A regular expression may start with a bracket too.
     if isinstance(literal, tuple | list):
       return [item if isinstance(item, str) else repr(item) for item in literal]
-  return [item.strip() for item in stripped.split(",") if item.strip()]
+  return [item.strip() for item in stripped.split(',') if item.strip()]
 
 
 def _scalar(key: str, text: str, kind: tree.Kind) -> Any:
@@ -150,30 +150,30 @@ def _scalar(key: str, text: str, kind: tree.Kind) -> Any:
   if kind.item is bool:
     if text.strip().lower() in TRUTH:
       return TRUTH[text.strip().lower()]
-    raise UserError(f"config.{key}: expected {kind.describe()}, got {text!r}")
+    raise UserError(f'config.{key}: expected {kind.describe()}, got {text!r}')
   try:
     return kind.item(text)
   except ValueError:
-    hint = ""
+    hint = ''
     if kind.item is int:
       try:
-        hint = f" (did you mean {round(float(text))}?)"
+        hint = f' (did you mean {round(float(text))}?)'
       except (ValueError, OverflowError):
-        hint = ""
-    raise UserError(f"config.{key}: expected {kind.describe()}, got {text!r}{hint}") from None
+        hint = ''
+    raise UserError(f'config.{key}: expected {kind.describe()}, got {text!r}{hint}') from None
 
 
 def unread(config_dict: cd.ConfigDict, key: str) -> str:
   """Why nothing reads the field under this key in this config; '' if it is read."""
-  parent, _, leaf = key.rpartition(".")
+  parent, _, leaf = key.rpartition('.')
   node = config_dict[parent] if parent else config_dict
   _, rules, _ = tree.fields(classes(config_dict)[parent])[leaf]
   for sibling, values in (rules.when or {}).items():
     if node[sibling] not in values:
-      wanted = " or ".join(str(value) or "''" for value in values)
-      name = f"config.{parent}.{sibling}" if parent else f"config.{sibling}"
-      return f"it is read only with {name}={wanted}, which is {node[sibling]!r}"
-  return ""
+      wanted = ' or '.join(str(value) or "''" for value in values)
+      name = f'config.{parent}.{sibling}' if parent else f'config.{sibling}'
+      return f'it is read only with {name}={wanted}, which is {node[sibling]!r}'
+  return ''
 
 
 def differing_fields(a: schema.Config, b: schema.Config) -> list[tuple[str, Any, Any]]:
@@ -184,7 +184,7 @@ def differing_fields(a: schema.Config, b: schema.Config) -> list[tuple[str, Any,
   """
   first, second = tree.flatten(a), tree.flatten(b)
   derived = {
-    f"{node}.{name}"
+    f'{node}.{name}'
     for config in (a, b)
     for node in tree.PACKAGES
     for name, (_, rules, _) in tree.fields(type(getattr(config, node))).items()

@@ -20,7 +20,7 @@ from flaxlm.config.field import FLAG, Named, Rules, rules_of
 from flaxlm.errors import UserError, nearest
 
 # Nodes that are rebuilt from the file they name, and the package in which it is looked for.
-PACKAGES = {"model": "flaxlm.models", "objective": "flaxlm.objectives", "task": "flaxlm.tasks"}
+PACKAGES = {'model': 'flaxlm.models', 'objective': 'flaxlm.objectives', 'task': 'flaxlm.tasks'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Kind:
   optional: bool
 
   def describe(self) -> str:
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    text = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
-    name = f"{text[self.item]} with commas between" if self.is_tuple else words[self.item]
-    return name + (" or none" if self.optional else "")
+    words = {int: 'whole number', float: 'number', bool: 'true or false', str: 'text'}
+    text = {int: 'whole numbers', float: 'numbers', bool: 'true or false', str: 'texts'}
+    name = f'{text[self.item]} with commas between' if self.is_tuple else words[self.item]
+    return name + (' or none' if self.optional else '')
 
 
 # ------------------------------------------------------------------------------------- modules
@@ -46,55 +46,56 @@ def load_module(package: str, name: str) -> types.ModuleType:
 
   Raises UserError that names the nearest file, and lists the files, if there is none.
   """
-  dotted = name if "." in name else f"{package}.{name}"
+  dotted = name if '.' in name else f'{package}.{name}'
   try:
-    if not all(part.isidentifier() for part in dotted.split(".")):
+    if not all(part.isidentifier() for part in dotted.split('.')):
       raise ModuleNotFoundError(name=dotted)
     module = importlib.import_module(dotted)
   except ModuleNotFoundError as error:
-    if error.name is None or not (dotted == error.name or dotted.startswith(error.name + ".")):
-      raise UserError(f"{name!r} cannot be imported: {error}") from error
-    if "." in name:
-      raise UserError(f"there is no module {name!r} on the Python path") from error
+    if error.name is None or not (dotted == error.name or dotted.startswith(error.name + '.')):
+      raise UserError(f'{name!r} cannot be imported: {error}') from error
+    if '.' in name:
+      raise UserError(f'there is no module {name!r} on the Python path') from error
     raise UserError(_no_such_file(package, name)) from error
   except ImportError as error:
-    raise UserError(f"{name!r} cannot be imported: {error}") from error
-  if not hasattr(module, "Config"):
-    if "." in name:
-      raise UserError(f"module {name!r} has no class Config")
+    raise UserError(f'{name!r} cannot be imported: {error}') from error
+  if not hasattr(module, 'Config'):
+    if '.' in name:
+      raise UserError(f'module {name!r} has no class Config')
     raise UserError(_no_such_file(package, name))
   return module
 
 
 def _no_such_file(package: str, name: str) -> str:
-  """Message for a name that no file of the package implements."""
+  """Message for a name that no file of the package implements: the nearest, and all of them."""
   names = named_files(package)
   hint = nearest(name, names)
-  listed = "" if "valid:" in hint else f"; the files are {', '.join(names)}"
-  return f"{package.replace('.', '/')} has no {name!r}{hint}{listed}"
+  if names and 'valid:' not in hint:
+    hint += f'; the files are {", ".join(names)}'
+  return f'{package.replace(".", "/")} has no {name!r}{hint}'
 
 
 def named_files(package: str) -> list[str]:
   """Names of the files of a package that a config may name: those with a `Config`."""
   names = []
   for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-    module = importlib.import_module(f"{package}.{info.name}")
-    if hasattr(module, "Config") and getattr(module, "__name__", "").endswith(info.name):
+    module = importlib.import_module(f'{package}.{info.name}')
+    if hasattr(module, 'Config') and getattr(module, '__name__', '').endswith(info.name):
       names.append(info.name)
   return sorted(names)
 
 
 def node_class(node: str, name: str) -> type:
   """Dataclass of the node 'model', 'objective' or 'task' under a name; only a task may be ''."""
-  if not name and node == "task":
+  if not name and node == 'task':
     return Named
   try:
     cls = load_module(PACKAGES[node], name).Config
   except UserError as error:
-    raise UserError(f"config.{node}.name: {error}") from error
+    raise UserError(f'config.{node}.name: {error}') from error
   if not (dataclasses.is_dataclass(cls) and issubclass(cls, Named)):
     raise UserError(
-      f"config.{node}.name: Config of {name!r} must be a dataclass derived from Named"
+      f'config.{node}.name: Config of {name!r} must be a dataclass derived from Named'
     )
   return cls
 
@@ -108,7 +109,7 @@ def fields(cls: type) -> dict[str, tuple[Kind | type, Rules, Any]]:
   found = {}
   for item in dataclasses.fields(cls):
     if FLAG not in item.metadata:
-      raise UserError(f"{cls.__module__}.{cls.__name__}.{item.name}: declare it with field(...)")
+      raise UserError(f'{cls.__module__}.{cls.__name__}.{item.name}: declare it with field(...)')
     if item.default_factory is not dataclasses.MISSING:
       default = item.default_factory()
     else:
@@ -129,7 +130,7 @@ def _kind(hint: Any) -> Kind:
   if typing.get_origin(hint) is tuple:
     return Kind(typing.get_args(hint)[0], True, optional)
   if hint not in (int, float, bool, str):
-    raise TypeError(f"config fields are numbers, texts, truth values or tuples, not {hint}")
+    raise TypeError(f'config fields are numbers, texts, truth values or tuples, not {hint}')
   return Kind(hint, False, optional)
 
 
@@ -142,52 +143,52 @@ def checked(key: str, value: Any, kind: Kind, rules: Rules) -> Any:
   if value is None:
     if kind.optional:
       return None
-    raise UserError(f"config.{key}: expected {kind.describe()}, got none")
+    raise UserError(f'config.{key}: expected {kind.describe()}, got none')
   if kind.is_tuple:
     if not isinstance(value, list | tuple):
-      raise UserError(f"config.{key}: expected {kind.describe()}, got {value!r}")
+      raise UserError(f'config.{key}: expected {kind.describe()}, got {value!r}')
     return tuple(checked(key, item, Kind(kind.item, False, False), rules) for item in value)
   if kind.item is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value)
   right = isinstance(value, kind.item) and (kind.item is bool or not isinstance(value, bool))
   if not right or (kind.item is float and not math.isfinite(value)):
-    raise UserError(f"config.{key}: expected {kind.describe()}, got {value!r}")
+    raise UserError(f'config.{key}: expected {kind.describe()}, got {value!r}')
   if rules.choices is not None and value not in rules.choices:
-    raise UserError(f"config.{key}: {value!r} is not a choice{_choices(value, rules.choices)}")
+    raise UserError(f'config.{key}: {value!r} is not a choice{_choices(value, rules.choices)}')
   _check_range(key, value, rules)
   return value
 
 
 def _choices(value: Any, choices: tuple[Any, ...]) -> str:
   hint = nearest(value, choices)
-  return hint if "valid:" in hint else f"{hint}; the choices are {', '.join(map(str, choices))}"
+  return hint if 'valid:' in hint else f'{hint}; the choices are {", ".join(map(str, choices))}'
 
 
 def _check_range(key: str, value: Any, rules: Rules) -> None:
   """UserError with the nearest valid value if a bound of the rules is broken."""
   for bound, sign, broken in (
-    (rules.low, ">=", lambda: value < rules.low),
-    (rules.high, "<=", lambda: value > rules.high),
-    (rules.above, ">", lambda: value <= rules.above),
-    (rules.below, "<", lambda: value >= rules.below),
+    (rules.low, '>=', lambda: value < rules.low),
+    (rules.high, '<=', lambda: value > rules.high),
+    (rules.above, '>', lambda: value <= rules.above),
+    (rules.below, '<', lambda: value >= rules.below),
   ):
     if bound is not None and broken():
       bound = type(value)(bound)
-      near = f"; the nearest valid value is {bound}" if "=" in sign else ""
-      raise UserError(f"config.{key}: must be {sign} {bound}, got {value}{near}")
+      near = f'; the nearest valid value is {bound}' if '=' in sign else ''
+      raise UserError(f'config.{key}: must be {sign} {bound}, got {value}{near}')
 
 
 # ----------------------------------------------------------------------------- ConfigDict
 
 
-def new(model: str = "decoder", objective: str = "causal_lm", task: str = "") -> cd.ConfigDict:
+def new(model: str = 'decoder', objective: str = 'causal_lm', task: str = '') -> cd.ConfigDict:
   """A locked ConfigDict with every default, for recipes to change.
 
   Unset (None) fields are typed placeholders, so that they can be set later; derived fields are
   left out, so that they cannot.
   """
   tree = node_dict(schema.Config)
-  for node, name in (("model", model), ("objective", objective), ("task", task)):
+  for node, name in (('model', model), ('objective', objective), ('task', task)):
     tree[node] = named_dict(node, name)
   return tree.lock()
 
@@ -223,7 +224,7 @@ def to_config_dict(config: schema.Config) -> cd.ConfigDict:
   """The experiment as a locked ConfigDict, for overrides; derived fields are dropped."""
   tree = new(config.model.name, config.objective.name, config.task.name)
   for key, value in flatten(config).items():
-    parent, _, leaf = key.rpartition(".")
+    parent, _, leaf = key.rpartition('.')
     node = tree[parent] if parent else tree
     if leaf in node:
       node[leaf] = value
@@ -249,25 +250,25 @@ def from_dict(tree: Mapping[str, Any]) -> schema.Config:
 
   A field that is absent has its default, so that a run of an older version can be opened.
   """
-  return _build(schema.Config, tree, "")
+  return _build(schema.Config, tree, '')
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:
   """One node and what is below it. `path` is '' or the dotted key of the node, with a dot."""
   if not isinstance(tree, Mapping):
-    raise UserError(f"config.{path[:-1]}: expected a node with fields, got {tree!r}")
+    raise UserError(f'config.{path[:-1]}: expected a node with fields, got {tree!r}')
   known = fields(cls)
   for key in tree:
     if key not in known:
-      raise UserError(f"config.{path}{key}: there is no such field{nearest(key, known)}")
+      raise UserError(f'config.{path}{key}: there is no such field{nearest(key, known)}')
   values = {}
   for name, (kind, rules, default) in known.items():
     if not isinstance(kind, Kind):
       child = tree.get(name, {})
       child_class = type(default)
       if not path and name in PACKAGES and isinstance(child, Mapping):
-        child_class = node_class(name, child.get("name", ""))
-      values[name] = _build(child_class, child, f"{path}{name}.")
+        child_class = node_class(name, child.get('name', ''))
+      values[name] = _build(child_class, child, f'{path}{name}.')
     elif name in tree:
       # A derived field at its default stands for `not yet known` and may lie outside its range.
       exempt = rules.derived and tree[name] == default
@@ -275,19 +276,19 @@ def _build(cls: type, tree: Any, path: str) -> Any:
     else:
       values[name] = default
   node = cls(**values)
-  if hasattr(node, "check"):
+  if hasattr(node, 'check'):
     try:
       node.check()
     except UserError as error:
-      prefix = f"config.{path}" if path else ""
-      raise UserError(f"{prefix}{error}") from error
+      prefix = f'config.{path}' if path else ''
+      raise UserError(f'{prefix}{error}') from error
   return node
 
 
 # -------------------------------------------------------------------------------------- walks
 
 
-def flatten(config: Any, path: str = "") -> dict[str, Any]:
+def flatten(config: Any, path: str = '') -> dict[str, Any]:
   """Dotted key -> value of every leaf of a node of dataclasses; keys have no leading 'config.'."""
   return dict(_leaves(config, path))
 
@@ -296,6 +297,6 @@ def _leaves(config: Any, path: str) -> Iterator[tuple[str, Any]]:
   for item in dataclasses.fields(config):
     value = getattr(config, item.name)
     if dataclasses.is_dataclass(value):
-      yield from _leaves(value, f"{path}{item.name}.")
+      yield from _leaves(value, f'{path}{item.name}.')
     else:
       yield path + item.name, value

@@ -1,0 +1,109 @@
+"""Draws the learning curves of one or more runs as a picture.
+
+  python -m flaxlm plot --workdir runs/quickstart
+  python -m flaxlm plot --workdir runs/a runs/b --metric accuracy --output a_and_b.png
+
+Training is drawn faint, and smoothed over itself; held-out text is drawn with markers.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from flaxlm import commandline, terminal
+from flaxlm.errors import UserError, nearest
+
+# Steps over which a training curve is smoothed, as a share of the curve's points.
+SMOOTHING = 0.03
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__)
+  parser.add_argument('--workdir', required=True, nargs='+', help='folders of runs')
+  parser.add_argument('--metric', default='loss', help='field of metrics.jsonl')
+  parser.add_argument('--output', help='PNG to write; curves.png in the first workdir if unset')
+  args = parser.parse(argv)
+  output = epath.Path(args.output) if args.output else epath.Path(args.workdir[0]) / 'curves.png'
+  runs = {workdir: curves(workdir, args.metric) for workdir in args.workdir}
+  output.write_bytes(draw(runs, args.metric))
+  terminal.say(f'learning curves are in {output}')
+
+
+def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]]:
+  """Split -> (steps, values) of a metric of a run, in the order of the file."""
+  file = epath.Path(workdir) / 'metrics.jsonl'
+  if not file.is_file():
+    raise UserError(f'{workdir} is not the workdir of a run: it has no metrics.jsonl')
+  found: dict[str, tuple[list[int], list[float]]] = {}
+  names: dict[str, None] = {}
+  for line in _lines(file):
+    names.update(dict.fromkeys(line))
+    if isinstance(line.get(metric), int | float):
+      steps, values = found.setdefault(line['split'], ([], []))
+      steps.append(line['step'])
+      values.append(line[metric])
+  if not found:
+    raise UserError(f'{file}: no line has {metric!r}{nearest(metric, names)}')
+  return found
+
+
+def _lines(file: epath.Path) -> list[Mapping[str, Any]]:
+  """The objects of a metrics file; a last line that is still being written is left out."""
+  texts = file.read_text().split('\n')
+  lines = []
+  for number, text in enumerate(texts, start=1):
+    try:
+      if text:
+        lines.append(json.loads(text))
+    except json.JSONDecodeError as error:
+      if number < len(texts):
+        raise UserError(f'{file}:{number}: malformed JSON: {error.msg}') from error
+  return lines
+
+
+def smooth(values: Sequence[float], window: int) -> list[float]:
+  """Mean of up to `window` values on either side of each value."""
+  sums = [0.0]
+  for value in values:
+    sums.append(sums[-1] + value)
+  ends = [(max(0, i - window), min(len(values), i + window + 1)) for i in range(len(values))]
+  return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ends]
+
+
+def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric: str) -> bytes:
+  """A PNG: a colour a run; training faint and smoothed over itself, held-out text with markers."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(8, 4.5), dpi=150, layout='constrained')
+  axes = figure.add_subplot()
+  for index, (workdir, splits) in enumerate(runs.items()):
+    name = f'{epath.Path(workdir).name} ' if len(runs) > 1 else ''
+    markers = iter('osD^v<>*' * len(splits))
+    for split, (steps, values) in splits.items():
+      if split == 'train':
+        axes.plot(steps, values, color=f'C{index}', alpha=0.25, linewidth=0.8)
+        window = max(1, round(SMOOTHING * len(values)))
+        axes.plot(
+          steps, smooth(values, window), color=f'C{index}', linewidth=1.2, label=f'{name}train'
+        )
+      else:
+        axes.plot(
+          steps,
+          values,
+          color=f'C{index}',
+          linestyle='--',
+          marker=next(markers),
+          markersize=4,
+          label=name + split,
+        )
+  axes.set_xlabel('step')
+  unit = ' (nats per target)' if metric == 'loss' else ''
+  axes.set_ylabel(metric.replace('_', ' ') + unit)
+  axes.grid(alpha=0.3)
+  axes.legend()
+  png = io.BytesIO()
+  figure.savefig(png, format='png')
+  return png.getvalue()

@@ -1,0 +1,43 @@
+"""What surrounds every test: the CPU, a compile cache that is kept, a data cache that is not."""
+
+import os
+import pathlib
+
+# Set before anything imports jax; subprocesses inherit them.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache'))
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'flaxlm-tests' / 'xla'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session', autouse=True)
+def flaxlm_cache(tmp_path_factory):
+  """Tokenised corpora and trained tokenizers of this run, in a folder of its own."""
+  folder = tmp_path_factory.mktemp('flaxlm_cache')
+  before = os.environ.get('FLAXLM_CACHE')
+  os.environ['FLAXLM_CACHE'] = str(folder)
+  yield folder
+  if before is None:
+    del os.environ['FLAXLM_CACHE']
+  else:
+    os.environ['FLAXLM_CACHE'] = before
+
+
+@pytest.fixture(scope='session')
+def data_folder():
+  """The folder of real corpora that $FLAXLM_DATA names; without it the test is skipped."""
+  folder = os.environ.get('FLAXLM_DATA')
+  if not folder:
+    pytest.skip('FLAXLM_DATA does not name a folder of real corpora')
+  return pathlib.Path(folder)
+
+
+@pytest.fixture(scope='session')
+def root():
+  """The checkout, where train.py and configs/ lie."""
+  return ROOT
