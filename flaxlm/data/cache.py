@@ -13,7 +13,7 @@ from etils import epath
 
 def directory(config: Any) -> epath.Path:
   """`config.cache_dir` (DataConfig), else $FLAXLM_CACHE, else ~/.cache/flaxlm."""
-  place = config.cache_dir or os.environ.get("FLAXLM_CACHE") or "~/.cache/flaxlm"
+  place = config.cache_dir or os.environ.get('FLAXLM_CACHE') or '~/.cache/flaxlm'
   return epath.Path(place).expanduser()
 
 
@@ -28,7 +28,7 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
 
   Another process may have made the same target meanwhile; it holds the same content and stays.
   """
-  temporary = target.parent / f"{target.name}.{uuid.uuid4().hex[:8]}"
+  temporary = target.parent / f'{target.name}.{uuid.uuid4().hex[:8]}'
   temporary.mkdir(parents=True)
   try:
     yield temporary

@@ -41,13 +41,13 @@ def span_and_gap(streams: Mapping[str, Stream]) -> tuple[int, int]:
   streams = {name: stream for name, stream in streams.items() if stream.per_token > 0}
   span = min(int((s.capacity - s.per_item) / s.per_token + 1e-9) for s in streams.values())
   if span < 1:
-    raise ValueError(f"a row has no room for a single token: {streams}")
+    raise ValueError(f'a row has no room for a single token: {streams}')
   return span, max(math.ceil(s.per_item / s.per_token - 1e-9) for s in streams.values())
 
 
 def dtype_of(key: str) -> type:
   """float32 for weights, int32 for everything else."""
-  return np.float32 if key.endswith("weights") else np.int32
+  return np.float32 if key.endswith('weights') else np.int32
 
 
 def pack(items: Sequence[Mapping[str, np.ndarray]], streams: Mapping[str, Stream]) -> dict:
@@ -67,7 +67,7 @@ def pack_rows(
   for stream in streams.values():
     keys = {key: dtype_of(key) for key in stream.keys}
     if stream.prefix is not None:
-      keys |= {f"{stream.prefix}{key}": np.int32 for key in ("segment_ids", "positions")}
+      keys |= {f'{stream.prefix}{key}': np.int32 for key in ('segment_ids', 'positions')}
     for key, dtype in keys.items():
       batch[key] = np.zeros((len(rows), stream.capacity), dtype)
   num_keys = sum(len(stream.keys) for stream in streams.values())
@@ -81,24 +81,24 @@ def _pack_row(row, items, streams, counting, num_keys) -> None:
   starts = dict.fromkeys(streams, 0)
   for segment, features in enumerate(items, start=1):
     if len(features) != num_keys:
-      raise ValueError(f"features {sorted(features)} are not those of the streams: {streams}")
+      raise ValueError(f'features {sorted(features)} are not those of the streams: {streams}')
     stops = {}
     for name, stream in streams.items():
       start = starts[name]
       length = len(features[stream.keys[0]])
       stops[name] = stop = start + length
       if stop > stream.capacity:
-        raise ValueError(f"stream {name!r} overflows: {stop} > capacity {stream.capacity}")
+        raise ValueError(f'stream {name!r} overflows: {stop} > capacity {stream.capacity}')
       for key in stream.keys:
         values = features[key]
         if len(values) != length:
-          raise ValueError(f"stream {name!r}: {key} has {len(values)} values, not {length}")
+          raise ValueError(f'stream {name!r}: {key} has {len(values)} values, not {length}')
         if key in stream.offset:
           values = values + starts[stream.offset[key]]
         row[key][start:stop] = values
       if stream.prefix is not None:
-        row[f"{stream.prefix}segment_ids"][start:stop] = segment
-        row[f"{stream.prefix}positions"][start:stop] = counting[:length]
+        row[f'{stream.prefix}segment_ids'][start:stop] = segment
+        row[f'{stream.prefix}positions'][start:stop] = counting[:length]
     starts = stops
 
 
@@ -145,9 +145,9 @@ class Concatenated:
 
   def __getitem__(self, row: int) -> list[Piece]:
     if not 0 <= row < len(self):
-      raise IndexError(f"row {row} of {len(self)}")
+      raise IndexError(f'row {row} of {len(self)}')
     first, last = row * self.span, min((row + 1) * self.span, self.num_positions)
-    document = int(np.searchsorted(self._starts, first, side="right")) - 1
+    document = int(np.searchsorted(self._starts, first, side='right')) - 1
     pieces = []
     while first < last:
       start, end = int(self._starts[document]), int(self._starts[document + 1])
@@ -175,7 +175,7 @@ class Windows:
   def draw(self, rng: np.random.Generator) -> list[Piece]:
     """A row: one piece at an offset drawn with `rng`."""
     number = int(rng.integers(self._stops[-1]))
-    document = int(np.searchsorted(self._stops, number, side="right"))
+    document = int(np.searchsorted(self._stops, number, side='right'))
     start = number - (int(self._stops[document - 1]) if document else 0)
     stop = min(start + self.span, int(self._taken[document]))
     return [Piece(self.store, document, start, stop)]
@@ -199,7 +199,7 @@ class FirstFit:
     capacity = np.array([stream.capacity for stream in streams.values()], np.int64)
     for name, taken, room in zip(streams, need.max(axis=0, initial=0), capacity, strict=True):
       if taken > room:
-        raise ValueError(f"stream {name!r}: an item takes {taken} > capacity {room}")
+        raise ValueError(f'stream {name!r}: an item takes {taken} > capacity {room}')
     order = np.arange(len(need))
     if seed is not None:
       order = np.random.default_rng(seed).permutation(order)

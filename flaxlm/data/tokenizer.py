@@ -21,14 +21,14 @@ from flaxlm import terminal
 from flaxlm.data import cache
 from flaxlm.errors import UserError
 
-SPECIAL = ("<pad>", "</s>", "<unk>", "<s>", "[CLS]", "[SEP]", "[MASK]")
-SPACE = "\u2581"  # How SentencePiece writes a space.
+SPECIAL = ('<pad>', '</s>', '<unk>', '<s>', '[CLS]', '[SEP]', '[MASK]')
+SPACE = '\u2581'  # How SentencePiece writes a space.
 CHUNK = 2000  # Characters of a training sentence; SentencePiece leaves out those over 4192 bytes.
 
 
 def special_pieces(sentinels: int) -> tuple[str, ...]:
   """The names of the special tokens, in the order of their ids."""
-  return SPECIAL + tuple(f"<extra_id_{i}>" for i in range(sentinels))
+  return SPECIAL + tuple(f'<extra_id_{i}>' for i in range(sentinels))
 
 
 class Tokenizer:
@@ -41,11 +41,11 @@ class Tokenizer:
 
   def __init__(self, spec: dict[str, Any], files: dict[str, bytes] | None = None):
     self.spec, self.files = spec, files or {}
-    names = special_pieces(spec["sentinels"])
-    if spec["name"] == "sentencepiece":
-      self._codec = _SentencePiece(self.files["tokenizer.model"], spec, names)
-    elif spec["name"] == "characters":
-      self._codec = _Characters(json.loads(self.files["characters.json"]), len(names))
+    names = special_pieces(spec['sentinels'])
+    if spec['name'] == 'sentencepiece':
+      self._codec = _SentencePiece(self.files['tokenizer.model'], spec, names)
+    elif spec['name'] == 'characters':
+      self._codec = _Characters(json.loads(self.files['characters.json']), len(names))
     else:
       self._codec = _Bytes(len(names))
     ids = self._codec.special_ids or dict(zip(names, range(len(names)), strict=True))
@@ -57,7 +57,7 @@ class Tokenizer:
     self.vocab_size = self._codec.vocab_size
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
     for name in sorted(self.files):
-      digest.update(name.encode() + b"\0" + self.files[name])
+      digest.update(name.encode() + b'\0' + self.files[name])
     self.fingerprint = digest.hexdigest()
 
   def encode(self, text: str) -> np.ndarray:
@@ -82,13 +82,13 @@ class Tokenizer:
       if id is not None and keep_special:
         parts.append(self._special_names[id])
       elif id == self.unk_id:
-        parts.append("\ufffd")
-    return "".join(parts)
+        parts.append('\ufffd')
+    return ''.join(parts)
 
   def piece(self, id: int) -> str:
     """What one id stands for, readable."""
     if not 0 <= id < self.vocab_size:
-      raise IndexError(f"token id {id} of {self.vocab_size}")
+      raise IndexError(f'token id {id} of {self.vocab_size}')
     return self._special_names.get(id) or self._codec.piece(int(id))
 
   def save(self, directory: str) -> None:
@@ -97,11 +97,11 @@ class Tokenizer:
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in self.files.items():
       (directory / name).write_bytes(content)
-    text = json.dumps(self.spec | {"vocab_size": self.vocab_size, "fingerprint": self.fingerprint})
-    (directory / "tokenizer.json").write_text(text + "\n")
+    text = json.dumps(self.spec | {'vocab_size': self.vocab_size, 'fingerprint': self.fingerprint})
+    (directory / 'tokenizer.json').write_text(text + '\n')
 
   @classmethod
-  def load(cls, path: str, sentinels: int = 100) -> "Tokenizer":
+  def load(cls, path: str, sentinels: int = 100) -> 'Tokenizer':
     """Loads what `save` wrote, or a SentencePiece .model file.
 
     A .model made elsewhere may lack special tokens; those get ids after its own pieces, as do
@@ -109,20 +109,20 @@ class Tokenizer:
     """
     path = epath.Path(path)
     if path.is_file():
-      spec = {"name": "sentencepiece", "sentinels": sentinels, "lowercase": False}
-      return cls(spec, {"tokenizer.model": path.read_bytes()})
-    if not (path / "tokenizer.json").exists():
+      spec = {'name': 'sentencepiece', 'sentinels': sentinels, 'lowercase': False}
+      return cls(spec, {'tokenizer.model': path.read_bytes()})
+    if not (path / 'tokenizer.json').exists():
       raise UserError(
-        f"config.tokenizer.path: {path}: no .model file, nor a directory with tokenizer.json"
+        f'config.tokenizer.path: {path}: no .model file, nor a directory with tokenizer.json'
       )
-    spec = json.loads((path / "tokenizer.json").read_text())
-    fingerprint = spec.pop("fingerprint")
-    del spec["vocab_size"]
-    names = {"sentencepiece": ["tokenizer.model"], "characters": ["characters.json"], "bytes": []}
-    files = {name: (path / name).read_bytes() for name in names[spec["name"]]}
+    spec = json.loads((path / 'tokenizer.json').read_text())
+    fingerprint = spec.pop('fingerprint')
+    del spec['vocab_size']
+    names = {'sentencepiece': ['tokenizer.model'], 'characters': ['characters.json'], 'bytes': []}
+    files = {name: (path / name).read_bytes() for name in names[spec['name']]}
     tokenizer = cls(spec, files)
     if tokenizer.fingerprint != fingerprint:
-      raise UserError(f"{path}: its files are not those that tokenizer.json was written with")
+      raise UserError(f'{path}: its files are not those that tokenizer.json was written with')
     return tokenizer
 
 
@@ -135,31 +135,31 @@ class _SentencePiece:
     try:
       self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-      raise UserError(f"config.tokenizer.path: not a SentencePiece model ({error})") from None
-    self._lowercase = spec["lowercase"]
+      raise UserError(f'config.tokenizer.path: not a SentencePiece model ({error})') from None
+    self._lowercase = spec['lowercase']
     self.num_pieces = self.vocab_size = self._model.vocab_size()
     found = {
-      "<pad>": self._model.pad_id(),
-      "</s>": self._model.eos_id(),
-      "<unk>": self._model.unk_id(),
-      "<s>": self._model.bos_id(),
+      '<pad>': self._model.pad_id(),
+      '</s>': self._model.eos_id(),
+      '<unk>': self._model.unk_id(),
+      '<s>': self._model.bos_id(),
     }
     self.special_ids = {}
     for name in names:
       id = found.get(name, self._model.piece_to_id(name))
-      if id < 0 or (id == found["<unk>"] and name != "<unk>"):
+      if id < 0 or (id == found['<unk>'] and name != '<unk>'):
         id, self.vocab_size = self.vocab_size, self.vocab_size + 1
       self.special_ids[name] = id
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     if self._lowercase:
       texts = [text.lower() for text in texts]
-    return self._model.encode(list(texts), return_type="numpy", num_threads=2)
+    return self._model.encode(list(texts), return_type='numpy', num_threads=2)
 
   def decode(self, ids: list[int], first: bool) -> str:
     text = self._model.decode(ids)
     # Decoding drops the space before the first piece, which is real unless the text starts there.
-    return text if first or not self.piece(ids[0]).startswith(SPACE) else " " + text
+    return text if first or not self.piece(ids[0]).startswith(SPACE) else ' ' + text
 
   def piece(self, id: int) -> str:
     return self._model.id_to_piece(id)
@@ -179,12 +179,12 @@ class _Characters:
     return [self._encode(text) for text in texts]
 
   def _encode(self, text: str) -> np.ndarray:
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
     found = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
     return np.where(self._codes[found] == codes, found + self._first, 2).astype(np.int32)
 
   def decode(self, ids: list[int], first: bool) -> str:
-    return "".join(self.piece(id) for id in ids)
+    return ''.join(self.piece(id) for id in ids)
 
   def piece(self, id: int) -> str:
     return self._characters[id - self._first]
@@ -203,26 +203,26 @@ class _Bytes:
     return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._first for text in texts]
 
   def decode(self, ids: list[int], first: bool) -> str:
-    return bytes(id - self._first for id in ids).decode(errors="replace")
+    return bytes(id - self._first for id in ids).decode(errors='replace')
 
   def piece(self, id: int) -> str:
-    return f"<0x{id - self._first:02X}>"
+    return f'<0x{id - self._first:02X}>'
 
 
 def train(config: Any, texts: Iterable[str]) -> Tokenizer:
   """Trains the tokenizer of `config` (TokenizerConfig); the same text gives the same result."""
-  spec = {"name": config.name, "sentinels": config.sentinels}
-  if config.name == "bytes":
+  spec = {'name': config.name, 'sentinels': config.sentinels}
+  if config.name == 'bytes':
     return Tokenizer(spec)
-  if config.name == "characters":
+  if config.name == 'characters':
     characters: set[str] = set()
     for text in texts:
       characters.update(text)
     if not characters:
-      raise UserError("config.data.train: no text to take characters from")
-    return Tokenizer(spec, {"characters.json": json.dumps(sorted(characters)).encode()})
-  spec["lowercase"] = config.lowercase
-  return Tokenizer(spec, {"tokenizer.model": _train_sentencepiece(config, texts)})
+      raise UserError('config.data.train: no text to take characters from')
+    return Tokenizer(spec, {'characters.json': json.dumps(sorted(characters)).encode()})
+  spec['lowercase'] = config.lowercase
+  return Tokenizer(spec, {'tokenizer.model': _train_sentencepiece(config, texts)})
 
 
 def _train_sentencepiece(config: Any, texts: Iterable[str]) -> bytes:
@@ -240,22 +240,22 @@ def _train_sentencepiece(config: Any, texts: Iterable[str]) -> bytes:
       model_type=config.model_type,
       **dict(pad_id=0, eos_id=1, unk_id=2, bos_id=3),
       control_symbols=list(special_pieces(config.sentinels)[4:]),
-      user_defined_symbols=["\n"],  # Always one piece: words after it are cut as within a line.
+      user_defined_symbols=['\n'],  # Always one piece: words after it are cut as within a line.
       byte_fallback=True,
-      normalization_rule_name="identity",
+      normalization_rule_name='identity',
       remove_extra_whitespaces=False,
       hard_vocab_limit=False,
       num_threads=2,  # Part of the result: sums are added up by thread.
       minloglevel=2,
     )
   except RuntimeError as error:
-    least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+    least = re.search(r'smaller than required_chars\. \d+ vs (\d+)', str(error))
     if least:
       raise UserError(
-        f"config.tokenizer.vocab_size: {config.vocab_size} is too small for the characters, bytes "
-        f"and {config.sentinels} sentinels; the least is {least[1]}"
+        f'config.tokenizer.vocab_size: {config.vocab_size} is too small for the characters, bytes '
+        f'and {config.sentinels} sentinels; the least is {least[1]}'
       ) from None
-    raise UserError(f"config.tokenizer: SentencePiece cannot be trained: {error}") from None
+    raise UserError(f'config.tokenizer: SentencePiece cannot be trained: {error}') from None
   return model.getvalue()
 
 
@@ -281,17 +281,17 @@ def spread_sample(texts: Iterable[str], num_bytes: int) -> list[str]:
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
   for text in texts:
-    text = text.replace("\0", " ")  # SentencePiece's trainer takes it for the end.
+    text = text.replace('\0', ' ')  # SentencePiece's trainer takes it for the end.
     start = 0
     while start < len(text):
       stop = start + CHUNK
       if stop < len(text):
-        space = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
+        space = max(text.rfind(' ', start + 1, stop), text.rfind('\n', start + 1, stop))
         stop = space if space > 0 else stop
       # Bytes bound what SentencePiece accepts: 2,000 characters of Chinese are over it.
-      chunk = text[start:stop].encode()[:4000].decode(errors="ignore")
+      chunk = text[start:stop].encode()[:4000].decode(errors='ignore')
       start += len(chunk)
-      if text[start : start + 1] == " ":
+      if text[start : start + 1] == ' ':
         start += 1  # SentencePiece puts a space before a sentence itself.
       yield chunk
 
@@ -306,17 +306,17 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
   if options.path:
     return Tokenizer.load(options.path, options.sentinels)
   key = cache.key(
-    {"tokenizer": dataclasses.asdict(options), "text": documents.identity, "format": 1}
+    {'tokenizer': dataclasses.asdict(options), 'text': documents.identity, 'format': 1}
   )
-  directory = cache.directory(config.data) / "tokenizers" / key
-  if (directory / "tokenizer.json").exists():
+  directory = cache.directory(config.data) / 'tokenizers' / key
+  if (directory / 'tokenizer.json').exists():
     return Tokenizer.load(directory)
-  terminal.phase("data", f"training a {options.name} tokenizer on {documents.name}")
+  terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
   tokenizer = train(options, documents.texts())
-  if options.name == "sentencepiece" and tokenizer.vocab_size < options.vocab_size:
+  if options.name == 'sentencepiece' and tokenizer.vocab_size < options.vocab_size:
     terminal.warn(
-      f"config.tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} pieces, "
-      f"not {options.vocab_size}"
+      f'config.tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} pieces, '
+      f'not {options.vocab_size}'
     )
   with cache.staged(directory) as temporary:
     tokenizer.save(temporary)

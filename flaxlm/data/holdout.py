@@ -1,0 +1,127 @@
+"""Which documents train, and which are held out."""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from flaxlm import terminal
+from flaxlm.data import cache, source
+from flaxlm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+  """Some documents of a corpus; `texts()` starts over each time it is called.
+
+  num_documents: how many there are; identity: what they hash to, JSON-able.
+  """
+
+  name: str
+  num_documents: int
+  identity: Any
+  texts: Callable[[], Iterator[str]]
+
+
+def training(config: Any) -> Documents:
+  """The documents of `config.train` (DataConfig), without those that are held out."""
+  return _part(config, config.train, first=True, split=not config.validation)
+
+
+def validation(config: Any) -> dict[str, Documents]:
+  """The validation sets by name; 'validation' is the one that has no name or is held out."""
+  if not config.validation:
+    return {'validation': _part(config, config.train, first=False, split=True)}
+  return {name: whole(place, config) for name, place in places(config.validation).items()}
+
+
+def whole(place: str, config: Any) -> Documents:
+  """All documents of a place."""
+  return _part(dataclasses.replace(config, max_rows=None), place, first=True, split=False)
+
+
+def places(text: str) -> dict[str, str]:
+  """Parses PLACE or NAME=PLACE,NAME=PLACE of `config.data.validation`."""
+  if not re.match(r'[\w-]+=', text):
+    return {'validation': text}
+  found: dict[str, str] = {}
+  for part in text.split(','):
+    name, equals, place = part.partition('=')
+    if not equals or not re.fullmatch(r'[\w-]+', name) or not place or name in found:
+      raise UserError(f'config.data.validation: NAME=PLACE,NAME=PLACE expected, got {text!r}')
+    found[name] = place
+  if 'train' in found:
+    raise UserError("config.data.validation: 'train' names the training metrics; choose another")
+  return found
+
+
+def rows(config: Any) -> dict[str, list[tuple[str, dict[str, str]]]]:
+  """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
+
+  Where nothing is given to validate on, a fixed part of the training rows, chosen at random, is
+  held out: tables are often sorted by label.
+  """
+  train = list(itertools.islice(source.rows(config.train, config), config.max_rows))
+  if config.validation:
+    held_out = {
+      name: list(source.rows(place, config)) for name, place in places(config.validation).items()
+    }
+  else:
+    number = _num_first(len(train), config)
+    order = np.random.default_rng(0).permutation(len(train))
+    held_out = {'validation': [train[i] for i in np.sort(order[number:])]}
+    train = [train[i] for i in np.sort(order[:number])]
+  splits = {'train': train} | held_out
+  for name, found in splits.items():
+    if not found:
+      raise UserError(f'config.data.train: no rows for {name!r}')
+  return splits
+
+
+def _num_first(number: int, config: Any) -> int:
+  if number < 2:
+    raise UserError(
+      f'config.data.holdout: {number} rows cannot be split; set config.data.validation'
+    )
+  return min(max(int(number * (1 - config.holdout)), 1), number - 1)
+
+
+def _part(config: Any, place: str, first: bool, split: bool) -> Documents:
+  found = source.documents(place, config)
+  identity = {'source': found.identity, 'max_rows': config.max_rows}
+  texts = lambda: itertools.islice(found.texts(), config.max_rows)
+  number = _count(config, found.name, identity, texts)
+  if not split:
+    return Documents(place, number, identity, texts)
+  identity = identity | {'holdout': config.holdout, 'part': 'first' if first else 'last'}
+  if number == 1:
+    return Documents(place, 1, identity, lambda: _cut_text(next(texts()), config.holdout, first))
+  middle = _num_first(number, config)
+  if first:
+    return Documents(place, middle, identity, lambda: itertools.islice(texts(), middle))
+  return Documents(
+    place, number - middle, identity, lambda: itertools.islice(texts(), middle, None)
+  )
+
+
+def _cut_text(text: str, holdout: float, first: bool) -> Iterator[str]:
+  middle = int(len(text) * (1 - holdout))
+  yield text[:middle] if first else text[middle:]
+
+
+def _count(config: Any, name: str, identity: Any, texts: Callable[[], Iterator[str]]) -> int:
+  """The number of documents; counted once, then kept in the cache."""
+  path = cache.directory(config) / 'counts' / f'{cache.key(identity)}.json'
+  if path.exists():
+    return json.loads(path.read_text())['documents']
+  terminal.phase('data', f'counting the documents of {name}')
+  number = sum(1 for _ in texts())
+  if not number:
+    raise UserError(f'config.data: {name} has no documents that are not empty')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps({'documents': number}))
+  return number

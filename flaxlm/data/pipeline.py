@@ -1,0 +1,259 @@
+"""Batches as a function of the step: rows in a drawn order, features of their items, packed.
+
+Nothing here has a state: `batch(step)` is the same on any day, on any number of hosts (each makes
+its part of the global batch), after any resume.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from flaxlm.data import holdout, packing, store
+from flaxlm.data.order import EpochOrder
+from flaxlm.errors import UserError
+
+TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
+
+
+class ItemRng:
+  """Random numbers of an item, from (seed, epoch, row, number in the row) and nothing else.
+
+  Philox is a function of key and counter, so the item's coordinates are the counter's high words;
+  setting them takes microseconds where a new generator would take tens.
+  """
+
+  def __init__(self, seed: int, purpose: int):
+    self._bits = np.random.Philox(0)
+    self._generator = np.random.Generator(self._bits)
+    self._key = np.array([seed, purpose], np.uint64)
+    self._empty = np.zeros(4, np.uint64)
+
+  def at(self, epoch: int, row: int, number: int) -> np.random.Generator:
+    """The generator of an item; valid until the next call."""
+    counter = np.array([0, number, row, epoch], np.uint64)
+    self._bits.state = {
+      'bit_generator': 'Philox',
+      'state': {'counter': counter, 'key': self._key},
+      'buffer': self._empty,
+      'buffer_pos': 4,
+      'has_uint32': 0,
+      'uinteger': 0,
+    }
+    return self._generator
+
+
+class PackedItems:
+  """Labelled items, packed first-fit: [row] is the list of its items."""
+
+  def __init__(self, objective: Any, items: Sequence[Any], seed: int | None):
+    self.items = items
+    taken = [objective.lengths(item) for item in items]
+    lengths = {name: np.array([t[name] for t in taken], np.int64) for name in objective.streams}
+    self._rows = packing.FirstFit(lengths, objective.streams, seed)
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, row: int) -> list[Any]:
+    return [self.items[i] for i in self._rows[row]]
+
+  def describe(self, row: int) -> str:
+    """Which items the row holds."""
+    return f'row {row} (items {", ".join(map(str, self._rows[row]))})'
+
+
+class _Rows:
+  """What training and evaluation share: a row source, and features of its items."""
+
+  def __init__(self, config: Any, objective: Any, rows: Any, processes: tuple[int, int]):
+    self.config, self.objective, self.rows = config, objective, rows
+    self._process, self._num_processes = processes
+
+  def _part(self, batch_size: int) -> range:
+    """The rows of a global batch that this host makes."""
+    if batch_size % self._num_processes:
+      raise UserError(
+        f'config.global_batch_size: {batch_size} rows do not divide over '
+        f'{self._num_processes} processes'
+      )
+    size = batch_size // self._num_processes
+    return range(self._process * size, (self._process + 1) * size)
+
+  def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
+    found = (
+      self.objective.features(item, rng.at(epoch, row, number)) for number, item in enumerate(items)
+    )
+    return [features for features in found if features is not None]
+
+
+class Pipeline(_Rows):
+  """Training batches.
+
+  rows: len() and [row] -> items; of `sampling='windows'`, `windows` draws them instead.
+  store: the token store, or None for labelled items.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    objective: Any,
+    rows: Any,
+    windows: packing.Windows | None = None,
+    processes: tuple[int, int] = (0, 1),
+  ):
+    super().__init__(config, objective, rows, processes)
+    self.windows = windows
+    self.store = getattr(rows, 'store', None)
+    self.batch_size = config.global_batch_size
+    self.steps_per_epoch = len(rows) / self.batch_size
+    self._mine = self._part(self.batch_size)
+    self._order = EpochOrder(len(rows), config.seed, config.data.shuffle_block)
+
+  def batch(self, step: int) -> dict[str, np.ndarray]:
+    """This host's part of the batch of a step (from 0): dict of [B, ...]."""
+    rng = ItemRng(self.config.seed, TRAIN)
+    rows = []
+    for b in self._mine:
+      if self.windows is None:
+        epoch, row = self._order[step * self.batch_size + b]
+        rows.append(self._features(self.rows[row], rng, epoch, row))
+      else:
+        generator = rng.at(step, b, 0)
+        features = (self.objective.features(p, generator) for p in self.windows.draw(generator))
+        rows.append([f for f in features if f is not None])
+    return packing.pack_rows(rows, self.objective.streams)
+
+  def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches from `start_step` on, without end; a thread makes `data.prefetch` of them ahead."""
+    ahead = self.config.data.prefetch
+    if not ahead:
+      yield from map(self.batch, itertools.count(start_step))
+    pool = futures.ThreadPoolExecutor(1, thread_name_prefix='batches')
+    try:
+      steps = itertools.count(start_step)
+      made = deque(pool.submit(self.batch, next(steps)) for _ in range(ahead))
+      while True:
+        batch = made.popleft().result()
+        made.append(pool.submit(self.batch, next(steps)))
+        yield batch
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
+
+  def describe(self, step: int) -> str:
+    """The rows of this host's part of a step's batch, and the documents they come from."""
+    if self.windows is not None:
+      rng = ItemRng(self.config.seed, TRAIN)
+      drawn = [self.windows.draw(rng.at(step, b, 0))[0] for b in self._mine]
+      return '; '.join(f'document {p.document} from token {p.start}' for p in drawn)
+    places = [self._order[step * self.batch_size + b] for b in self._mine]
+    return f'epoch {places[0][0]}: ' + '; '.join(describe(self.rows, row) for _, row in places)
+
+
+class EvalPipeline(_Rows):
+  """All rows in order, always with the same random numbers; empty rows fill the last batch.
+
+  num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
+  """
+
+  def __init__(self, config: Any, objective: Any, rows: Any, processes: tuple[int, int] = (0, 1)):
+    super().__init__(config, objective, rows, processes)
+    self.store = getattr(rows, 'store', None)
+    self.num_bytes = self.store.num_bytes if self.store else None
+    self.num_documents = self.store.num_documents if self.store else len(rows.items)
+    self.batch_size = config.evaluation.batch_size or config.global_batch_size
+    self._mine = self._part(self.batch_size)
+
+  def __len__(self) -> int:
+    """Batches."""
+    return -(-len(self.rows) // self.batch_size)
+
+  def batch(self, number: int) -> dict[str, np.ndarray]:
+    """This host's part of a batch: dict of [B, ...]."""
+    rng = ItemRng(self.config.evaluation.seed, EVAL)
+    numbers = [number * self.batch_size + b for b in self._mine]
+    rows = [self._features(self.rows[i], rng, 0, i) if i < len(self.rows) else [] for i in numbers]
+    return packing.pack_rows(rows, self.objective.streams)
+
+  def batches(self, max_batches: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """All batches, or the first so many."""
+    number = len(self) if max_batches is None else min(max_batches, len(self))
+    return map(self.batch, range(number))
+
+
+def describe(rows: Any, row: int) -> str:
+  """Which documents (and tokens of them) or items a row holds."""
+  if hasattr(rows, 'describe'):
+    return rows.describe(row)
+  pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in rows[row])
+  return f'row {row} (documents {pieces})'
+
+
+def train_pipeline(
+  config: Any, tokenizer: Any, objective: Any, processes: tuple[int, int] = (0, 1)
+) -> Pipeline:
+  """Training batches from the text of `config.data.train`; processes: (index, count) of hosts."""
+  tokens = store.for_documents(config.data, holdout.training(config.data), tokenizer)
+  rows = _concatenated(tokens, objective, config.data.train)
+  windows = None
+  if config.data.sampling == 'windows':
+    windows = packing.Windows(tokens, objective.span, objective.gap)
+  return Pipeline(config, objective, rows, windows, processes)
+
+
+def eval_pipelines(
+  config: Any,
+  tokenizer: Any,
+  objective: Any,
+  processes: tuple[int, int] = (0, 1),
+  test: bool = False,
+) -> dict[str, EvalPipeline]:
+  """Validation sets by name; with `test`, also 'test' where `config.data.test` is set."""
+  found = holdout.validation(config.data)
+  if test and config.data.test:
+    found['test'] = holdout.whole(config.data.test, config.data)
+  return {
+    name: EvalPipeline(
+      config,
+      objective,
+      _concatenated(
+        store.for_documents(config.data, documents, tokenizer), objective, documents.name
+      ),
+      processes,
+    )
+    for name, documents in found.items()
+  }
+
+
+def corpus_pipelines(
+  config: Any, tokenizer: Any, objective: Any, processes: tuple[int, int] = (0, 1)
+) -> tuple[Pipeline, dict[str, EvalPipeline]]:
+  """Training batches and validation sets of a text corpus."""
+  train = train_pipeline(config, tokenizer, objective, processes)
+  return train, eval_pipelines(config, tokenizer, objective, processes)
+
+
+def task_pipelines(
+  config: Any,
+  objective: Any,
+  examples: Mapping[str, Sequence[Any]],
+  processes: tuple[int, int] = (0, 1),
+) -> tuple[Pipeline, dict[str, EvalPipeline]]:
+  """Training batches ('train') and evaluation sets (all other splits) of labelled examples."""
+  items = {name: objective.items(found) for name, found in examples.items()}
+  train = PackedItems(objective, items.pop('train'), config.seed)
+  evals = {
+    name: EvalPipeline(config, objective, PackedItems(objective, found, None), processes)
+    for name, found in items.items()
+  }
+  return Pipeline(config, objective, train, None, processes), evals
+
+
+def _concatenated(tokens: store.TokenStore, objective: Any, name: str) -> packing.Concatenated:
+  rows = packing.Concatenated(tokens, objective.span, objective.gap)
+  if not len(rows):
+    raise UserError(f'config.data: {name} is too short: {tokens.num_tokens} tokens give no row')
+  return rows

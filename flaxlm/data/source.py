@@ -1,0 +1,260 @@
+"""Text where it lies: local files, TFDS data sets, and prose that every CPython carries.
+
+A place is a file, a glob, `tfds:NAME[/SPLIT]` or `embedded`. Files are text (.txt and any other
+ending), .jsonl, .csv, .tsv (no quoting) or .parquet; all but parquet also as .gz or .xz. Everything
+is streamed. What cannot be read as it should be is a UserError that names the file and line.
+"""
+
+import csv
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import lzma
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from flaxlm.data import embedded, tfds
+from flaxlm.errors import UserError, nearest
+
+TABLES = ('.jsonl', '.csv', '.tsv', '.parquet')
+PACKED = {'.gz': gzip.open, '.xz': lzma.open}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A corpus: `texts()` starts over each time it is called.
+
+  identity: what the content and the way it is read hash to, JSON-able; a changed file changes it.
+  """
+
+  name: str
+  identity: Any
+  texts: Callable[[], Iterator[str]]
+
+
+def documents(place: str, config: Any) -> Source:
+  """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out."""
+  if place == 'embedded':
+    return Source('embedded', embedded.identity(), lambda: iter(embedded.documents()))
+  if place.startswith('tfds:'):
+    read = lambda: _texts(rows(place, config), config)
+    return Source(place, [tfds.identity(place), config.text_column], read)
+  paths = files(place)
+  identity = [[digest(path) for path in paths], config.documents, config.text_column]
+  return Source(place, identity, lambda: _file_documents(paths, config))
+
+
+def rows(place: str, config: Any) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rows of tables for tasks: ('FILE:LINE', column -> text); columns without a header are '0', '1'."""
+  if place == 'embedded':
+    raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
+  if place.startswith('tfds:'):
+    yield from tfds.rows(place)
+    return
+  for path in files(place):
+    if kind(path) not in TABLES:
+      raise UserError(f'{path}: rows come from {", ".join(TABLES)} files, plain, .gz or .xz')
+    yield from _table(path, (config.text_column, config.label_column))
+
+
+def files(place: str) -> list[epath.Path]:
+  """The files a place names, sorted; UserError where there are none."""
+  path = epath.Path(place).expanduser()
+  if any(c in place for c in '*?['):
+    root, pattern = _split_glob(path)
+    found = sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
+    if not found:
+      raise UserError(f'config.data: no file matches {place!r}')
+    return found
+  if path.is_dir():
+    raise UserError(f'config.data: {place} is a directory; name its files, as in {place}/*.txt')
+  if not path.exists():
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    where = nearest(path.name, sorted(siblings)) or f' (nor does {path.parent})'
+    raise UserError(f'config.data: {place} does not exist{where}')
+  return [path]
+
+
+def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:
+  parts = path.parts
+  first = next(i for i, part in enumerate(parts) if any(c in part for c in '*?['))
+  return epath.Path(*(parts[:first] or ['.'])), '/'.join(parts[first:])
+
+
+def kind(path: epath.Path) -> str:
+  """The ending that says how a file is read: '.jsonl' for 'a.jsonl.gz'."""
+  return epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+
+
+def digest(path: epath.Path) -> list[Any]:
+  """Name, size and sha256 of a file's bytes."""
+  sha, size = hashlib.sha256(), 0
+  with path.open('rb') as file:
+    while block := file.read(1 << 22):
+      sha.update(block)
+      size += len(block)
+  return [path.name, size, sha.hexdigest()]
+
+
+def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+  """(line number from 1, line without its end) of a text file, plain, .gz or .xz.
+
+  Ends may be LF or CRLF; a byte order mark is dropped. Raises UserError, naming the line, where the
+  bytes are not UTF-8.
+  """
+  with path.open('rb') as raw:
+    file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
+    number = 0
+    try:
+      for number, line in enumerate(file, start=1):
+        text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+        yield number, text.rstrip('\n').removesuffix('\r')
+    except UnicodeDecodeError as error:
+      raise UserError(f'{path}:{number}: not UTF-8 ({error.reason})') from None
+    except (OSError, EOFError, lzma.LZMAError) as error:
+      raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
+
+
+def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[str]:
+  for path in paths:
+    if kind(path) not in TABLES:
+      if config.documents == 'row':
+        raise UserError(f'config.data.documents: {path} is not a table, so it has no rows')
+      texts = _paragraphs(path) if config.documents != 'file' else [_whole(path)]
+    elif config.documents in ('auto', 'row'):
+      texts = _texts(_table(path, (config.text_column,)), config)
+    else:
+      raise UserError(f'config.data.documents: {path} is a table; its documents are rows (`row`)')
+    yield from (text for text in texts if text.strip())
+
+
+def _paragraphs(path: epath.Path) -> Iterator[str]:
+  """Documents between blank lines; inside a document, line ends are kept."""
+  block: list[str] = []
+  for _, line in lines(path):
+    if line.strip():
+      block.append(line)
+    elif block:
+      yield '\n'.join(block)
+      block = []
+  if block:
+    yield '\n'.join(block)
+
+
+def _whole(path: epath.Path) -> str:
+  with path.open('rb') as raw:
+    file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
+    try:
+      return file.read().decode('utf-8-sig').replace('\r\n', '\n')
+    except UnicodeDecodeError:
+      pass
+    except (OSError, EOFError, lzma.LZMAError) as error:
+      raise UserError(f'{path}: cannot be read: {error}') from None
+  for _ in lines(path):  # Finds the line that is not UTF-8.
+    pass
+  raise UserError(f'{path}: not UTF-8')
+
+
+def _texts(table: Iterable[tuple[str, dict[str, str]]], config: Any) -> Iterator[str]:
+  for where, row in table:
+    text = column(row, config.text_column, where, 'text_column')
+    if text.strip():
+      yield text
+
+
+def column(row: dict[str, str], name: str, where: str, field: str) -> str:
+  """A column of a row by name or, in a file without a header, by number."""
+  if name not in row:
+    raise UserError(f'config.data.{field}: {where} has no column {name!r}{nearest(name, row)}')
+  return row[name]
+
+
+def _table(path: epath.Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rows of a table. Without a header where the wanted columns are numbers."""
+  ending = kind(path)
+  if ending == '.jsonl':
+    yield from _json_rows(path)
+    return
+  if ending == '.parquet':
+    yield from _parquet_rows(path)
+    return
+  cells = _csv_cells(path) if ending == '.csv' else _tsv_cells(path)
+  names: list[str] | None = None
+  headerless = any(name.isdigit() for name in wanted)
+  for number, row in cells:
+    if names is None:
+      names = [str(i) for i in range(len(row))] if headerless else row
+      if not headerless:
+        continue
+    if len(row) != len(names):
+      raise UserError(f'{path}:{number}: {len(row)} columns, but the first line has {len(names)}')
+    yield f'{path}:{number}', dict(zip(names, row, strict=True))
+
+
+def _tsv_cells(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
+  for number, line in lines(path):
+    if line:
+      yield number, line.split('\t')
+
+
+def _csv_cells(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
+  # strict: a stray quote is an error, not a merged row. A quoted field may hold line ends.
+  csv.field_size_limit(1 << 30)
+  reader = csv.reader((line + '\n' for _, line in lines(path)), strict=True)
+  start = 1
+  try:
+    for row in reader:
+      if row:
+        yield start, row
+      start = reader.line_num + 1
+  except csv.Error as error:
+    raise UserError(f'{path}:{start}: malformed csv: {error}') from None
+
+
+def _json_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
+  for number, line in lines(path):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise UserError(f'{path}:{number}: malformed json: {error}') from None
+    if not isinstance(row, dict):
+      raise UserError(f'{path}:{number}: a row must be a json object, not {type(row).__name__}')
+    yield f'{path}:{number}', {name: _text(value, path, number) for name, value in row.items()}
+
+
+def _text(value: Any, path: epath.Path, number: int) -> str:
+  """A json or parquet value as text; half a surrogate pair has no bytes and is an error."""
+  if value is None:
+    return ''
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise UserError(f'{path}:{number}: half a surrogate pair in {text[:40]!r}') from None
+  return text
+
+
+def _parquet_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
+  import pyarrow
+  import pyarrow.parquet
+
+  with path.open('rb') as raw:
+    try:
+      file = pyarrow.parquet.ParquetFile(io.BytesIO(raw.read()) if _is_remote(path) else raw)
+    except pyarrow.ArrowInvalid as error:
+      raise UserError(f'{path}: not a parquet file: {error}') from None
+    number = 0
+    for batch in file.iter_batches(batch_size=1024):
+      for row in batch.to_pylist():
+        number += 1
+        yield f'{path}:{number}', {name: _text(value, path, number) for name, value in row.items()}
+
+
+def _is_remote(path: epath.Path) -> bool:
+  return '://' in str(path)

@@ -1,0 +1,180 @@
+"""The token store: a corpus, tokenised once, in shards that are read at random.
+
+Lies in the cache directory under the hash of text and tokenizer, so that a change of either makes
+another store. A shard holds about 8 MB of text: `tokens` (zarr3, one object) and `lengths.npy`
+(tokens of each document); it appears as a whole, so an interrupted run goes on after the last one.
+"""
+
+import functools
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.data import cache
+from flaxlm.errors import UserError
+
+FORMAT = 1
+SHARD_BYTES = 8 << 20
+CHUNK = 1 << 14  # Tokens that are read at once from a store that is not in memory.
+BATCH_BYTES = 1 << 19  # Text given to the tokenizer at once.
+IN_MEMORY = 100_000_000  # Tokens up to which a store is read into memory.
+
+
+class TokenStore:
+  """Documents as token ids. Open one with `for_documents` or `TokenStore(directory)`.
+
+  num_documents, num_tokens; num_bytes: of the UTF-8 text; lengths: int64 [num_documents].
+  """
+
+  def __init__(self, directory: epath.Path, in_memory: int = IN_MEMORY):
+    self.directory = epath.Path(directory)
+    meta = json.loads((self.directory / 'store.json').read_text())
+    self.num_documents, self.num_tokens = meta['documents'], meta['tokens']
+    self.num_bytes = meta['bytes']
+    shards = [self.directory / shard_name(i) for i in range(meta['shards'])]
+    self.lengths = np.concatenate([_read_lengths(shard) for shard in shards])
+    self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+    tokens = [_open_tokens(shard) for shard in shards]
+    self._shard_starts = np.cumsum([0] + [array.shape[0] for array in tokens])
+    self._tokens, self._shards = None, tokens
+    if self.num_tokens <= in_memory:
+      reads = [array.read() for array in tokens]
+      self._tokens = np.concatenate([np.asarray(read.result()) for read in reads])
+    self._chunk = functools.lru_cache(maxsize=2048)(self._read_chunk)
+
+  def read(self, document: int, start: int, stop: int) -> np.ndarray:
+    """Tokens [start, stop) of a document, clipped to it: int32 [n]."""
+    first = int(self._starts[document])
+    end = int(self._starts[document + 1])
+    start, stop = first + max(start, 0), min(first + stop, end)
+    if self._tokens is not None:
+      return self._tokens[start:stop].astype(np.int32)
+    parts = [np.zeros(0, np.int32)]
+    while start < stop:
+      shard = int(np.searchsorted(self._shard_starts, start, side='right')) - 1
+      chunk, offset = divmod(start - int(self._shard_starts[shard]), CHUNK)
+      part = self._chunk(shard, chunk)[offset : offset + stop - start]
+      parts.append(part.astype(np.int32))
+      start += len(part)
+    return np.concatenate(parts)
+
+  def _read_chunk(self, shard: int, chunk: int) -> np.ndarray:
+    tokens = self._shards[shard]
+    stop = min((chunk + 1) * CHUNK, tokens.shape[0])
+    return np.asarray(tokens[chunk * CHUNK : stop].read().result())
+
+
+def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
+  """The store of `documents` (`holdout.Documents`), made if it is not in the cache.
+
+  config: DataConfig. Raises UserError for a corpus without a single token.
+  """
+  key = cache.key(
+    {'format': FORMAT, 'text': documents.identity, 'tokenizer': tokenizer.fingerprint}
+  )
+  directory = cache.directory(config) / 'stores' / key
+  if not (directory / 'store.json').exists():
+    _build(directory, documents, tokenizer)
+  return TokenStore(directory)
+
+
+def shard_name(number: int) -> str:
+  return f'shard-{number:06d}'
+
+
+def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
+  dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+  total = {'documents': 0, 'tokens': 0, 'bytes': 0, 'shards': 0}
+  with terminal.bar(f'tokenise {documents.name}', documents.num_documents, 'documents') as bar:
+    for number, texts in enumerate(_shards(documents.texts())):
+      shard = directory / shard_name(number)
+      if not (shard / 'shard.json').exists():
+        _write_shard(shard, texts, tokenizer, dtype, bar)
+      else:
+        bar.advance(len(texts))
+      meta = json.loads((shard / 'shard.json').read_text())
+      total = {name: total[name] + meta.get(name, 1) for name in total}
+  if not total['tokens']:
+    raise UserError(f'config.data: {documents.name} has not a single token')
+  temporary = directory / 'store.json.new'
+  temporary.write_text(json.dumps(total))
+  temporary.replace(directory / 'store.json')
+
+
+def _shards(texts: Iterator[str]) -> Iterator[list[str]]:
+  shard: list[str] = []
+  size = 0
+  for text in texts:
+    shard.append(text)
+    size += len(text)
+    if size >= SHARD_BYTES:
+      yield shard
+      shard, size = [], 0
+  if shard:
+    yield shard
+
+
+def _write_shard(shard: epath.Path, texts: list[str], tokenizer: Any, dtype: Any, bar: Any) -> None:
+  ids: list[np.ndarray] = []
+  batch: list[str] = []
+  size = 0
+  for number, text in enumerate(texts, start=1):
+    batch.append(text)
+    size += len(text)
+    if size >= BATCH_BYTES or number == len(texts):
+      ids += [i.astype(dtype) for i in tokenizer.encode_batch(batch)]
+      bar.advance(len(batch))
+      batch, size = [], 0
+  tokens = np.concatenate(ids)
+  meta = {
+    'documents': len(texts),
+    'tokens': len(tokens),
+    'bytes': sum(len(text.encode()) for text in texts),
+  }
+  with cache.staged(shard) as temporary:
+    _write_tokens(temporary, tokens)
+    lengths = io.BytesIO()
+    np.save(lengths, np.array([len(i) for i in ids], np.int64))
+    (temporary / 'lengths.npy').write_bytes(lengths.getvalue())
+    (temporary / 'shard.json').write_text(json.dumps(meta))
+
+
+def _read_lengths(shard: epath.Path) -> np.ndarray:
+  return np.load(io.BytesIO((shard / 'lengths.npy').read_bytes()))
+
+
+def _kvstore(shard: epath.Path) -> Any:
+  path = f'{shard}/tokens/'
+  return path if '://' in path else {'driver': 'file', 'path': path}
+
+
+def _write_tokens(shard: epath.Path, tokens: np.ndarray) -> None:
+  import tensorstore
+
+  # One object a shard (sharding codec), within which CHUNK tokens can be read alone.
+  size = max(-(-len(tokens) // CHUNK), 1) * CHUNK
+  inner = {'chunk_shape': [CHUNK], 'codecs': [{'name': 'bytes'}, {'name': 'zstd'}]}
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': _kvstore(shard),
+    'metadata': {
+      'shape': [len(tokens)],
+      'data_type': str(tokens.dtype),
+      'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [size]}},
+      'codecs': [{'name': 'sharding_indexed', 'configuration': inner}],
+    },
+  }
+  tensorstore.open(spec, create=True).result().write(tokens).result()
+
+
+def _open_tokens(shard: epath.Path) -> Any:
+  import tensorstore
+
+  spec = {'driver': 'zarr3', 'kvstore': _kvstore(shard), 'recheck_cached_data': 'open'}
+  return tensorstore.open(spec, read=True).result()

@@ -1,0 +1,1 @@
+"""TFDS data sets by name, `tfds:NAME[/SPLIT]`; without TensorFlow if prepared as array_record."""
