@@ -1,5 +1,8 @@
 """The order of rows: a permutation of each epoch, computed where it is needed."""
 
+import functools
+
+import numpy as np
 from grain import experimental
 
 ROUNDS = 4  # Of the block cipher that permutes; grain's own default for MapDataset.shuffle.
@@ -17,30 +20,35 @@ class EpochOrder:
     if num_rows < 1:
       raise ValueError('no rows to order')
     self.num_rows, self.seed, self.block = num_rows, seed, block
-    self._window = block * window
+    self._size = block * window
+    # A window takes a millisecond, and neighbours in the order ask for the same one.
+    self._window = functools.lru_cache(maxsize=8)(self._make_window)
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    n = self.num_rows
-    epoch, place = divmod(index, n)
-    key = _mix(self.seed, epoch)
-    first = place - place % self._window
-    size = min(self._window, n - first)
-    place = first + _permuted(place - first, size, _mix(key, 1 + first))
-    blocks = n // self.block
-    if place < blocks * self.block:
-      block = _permuted(place // self.block, blocks, key)
-      place = block * self.block + place % self.block
+    epoch, place = divmod(index, self.num_rows)
+    window, place = divmod(place, self._size)
+    return epoch, int(self._window(epoch, window)[place])
+
+  def _make_window(self, epoch: int, window: int) -> np.ndarray:
+    """Rows at places [window * size, (window + 1) * size) of an epoch: int64 [<= size]."""
+    n, block = self.num_rows, self.block
+    key = int(_hash(_hash(self.seed) + np.uint64(epoch)))
+    places = np.arange(window * self._size, min((window + 1) * self._size, n))
+    places = places[np.argsort(_hash(places.astype(np.uint64) ^ _hash(key)), kind='stable')]
+    blocks = n // block
+    moved = {
+      b: experimental.index_shuffle(b, max_index=blocks - 1, seed=key & 0xFFFFFFFF, rounds=ROUNDS)
+      for b in range(window * self._size // block, min(-(-(places.max() + 1) // block), blocks))
+    }
+    new = np.array([moved.get(b, b) for b in (places // block).tolist()], np.int64)
     # The rows after the last whole block do not move; turning the circle does that.
-    return epoch, (place + _mix(key, 0)) % n
+    return (new * block + places % block + (key >> 16) % n) % n
 
 
-def _permuted(index: int, size: int, seed: int) -> int:
-  return experimental.index_shuffle(index, max_index=size - 1, seed=seed, rounds=ROUNDS)
-
-
-def _mix(a: int, b: int) -> int:
-  """A 32-bit hash of two numbers (the finaliser of SplitMix64 over their sum)."""
-  z = (a * 0x9E3779B97F4A7C15 + b + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-  z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-  z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-  return (z ^ (z >> 31)) & 0xFFFFFFFF
+def _hash(value: np.ndarray | int) -> np.ndarray:
+  """64 well-mixed bits of each number (the finaliser of SplitMix64)."""
+  with np.errstate(over='ignore'):
+    z = np.asarray(value).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

@@ -49,7 +49,7 @@ def documents(place: str, config: Any) -> Source:
 
 
 def rows(place: str, config: Any) -> Iterator[tuple[str, dict[str, str]]]:
-  """Rows of tables for tasks: ('FILE:LINE', column -> text); columns without a header are '0', '1'."""
+  """Rows of a table for tasks: ('FILE:LINE', column -> text); without a header: '0', '1', ..."""
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
   if place.startswith('tfds:'):
