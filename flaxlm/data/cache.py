@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+BIG = 1 << 28  # Bytes; hashing fewer takes less than a second.
+
 
 def directory(config: Any) -> epath.Path:
   """`config.cache_dir` (DataConfig), else $FLAXLM_CACHE, else ~/.cache/flaxlm."""
@@ -20,6 +22,25 @@ def directory(config: Any) -> epath.Path:
 def key(content: Any) -> str:
   """A name of 20 hexadecimal digits for what JSON says of `content`."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def digest(config: Any, path: epath.Path) -> list[Any]:
+  """Name, size and sha256 of a file's bytes.
+
+  The hash of a big file is kept beside its modification time, so that it is read once.
+  """
+  stat = path.stat()
+  kept = directory(config) / 'digests' / key([str(path), stat.length, stat.mtime])
+  if stat.length >= BIG and kept.exists():
+    return [path.name, stat.length, kept.read_text()]
+  sha = hashlib.sha256()
+  with path.open('rb') as file:
+    while block := file.read(1 << 22):
+      sha.update(block)
+  if stat.length >= BIG:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(sha.hexdigest())
+  return [path.name, stat.length, sha.hexdigest()]
 
 
 @contextlib.contextmanager

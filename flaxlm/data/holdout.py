@@ -29,19 +29,21 @@ class Documents:
 
 def training(config: Any) -> Documents:
   """The documents of `config.train` (DataConfig), without those that are held out."""
-  return _part(config, config.train, first=True, split=not config.validation)
+  return _part(config, source.documents(config.train, config), True, not config.validation)
 
 
 def validation(config: Any) -> dict[str, Documents]:
   """The validation sets by name; 'validation' is the one that has no name or is held out."""
   if not config.validation:
-    return {'validation': _part(config, config.train, first=False, split=True)}
-  return {name: whole(place, config) for name, place in places(config.validation).items()}
+    return {'validation': _part(config, source.documents(config.train, config), False, True)}
+  return {
+    name: _whole(config, place, 'validation') for name, place in places(config.validation).items()
+  }
 
 
-def whole(place: str, config: Any) -> Documents:
-  """All documents of a place."""
-  return _part(dataclasses.replace(config, max_rows=None), place, first=True, split=False)
+def test(config: Any) -> Documents:
+  """The documents of `config.test`."""
+  return _whole(config, config.test, 'test')
 
 
 def places(text: str) -> dict[str, str]:
@@ -54,28 +56,30 @@ def places(text: str) -> dict[str, str]:
     if not equals or not re.fullmatch(r'[\w-]+', name) or not place or name in found:
       raise UserError(f'config.data.validation: NAME=PLACE,NAME=PLACE expected, got {text!r}')
     found[name] = place
-  if 'train' in found:
-    raise UserError("config.data.validation: 'train' names the training metrics; choose another")
+  taken = sorted({'train', 'test'}.intersection(found))
+  if taken:
+    raise UserError(f'config.data.validation: {taken[0]!r} is not a name for a validation set')
   return found
 
 
-def rows(config: Any) -> dict[str, list[tuple[str, dict[str, str]]]]:
+def rows(config: Any, test: bool = False) -> dict[str, list[tuple[str, dict[str, str]]]]:
   """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
 
   Where nothing is given to validate on, a fixed part of the training rows, chosen at random, is
-  held out: tables are often sorted by label.
+  held out: tables are often sorted by label. With `test`, also 'test' where `config.test` is set.
   """
   train = list(itertools.islice(source.rows(config.train, config), config.max_rows))
   if config.validation:
-    held_out = {
-      name: list(source.rows(place, config)) for name, place in places(config.validation).items()
-    }
+    found = places(config.validation).items()
+    held_out = {name: list(source.rows(place, config, 'validation')) for name, place in found}
   else:
     number = _num_first(len(train), config)
     order = np.random.default_rng(0).permutation(len(train))
     held_out = {'validation': [train[i] for i in np.sort(order[number:])]}
     train = [train[i] for i in np.sort(order[:number])]
   splits = {'train': train} | held_out
+  if test and config.test:
+    splits['test'] = list(source.rows(config.test, config, 'test'))
   for name, found in splits.items():
     if not found:
       raise UserError(f'config.data.train: no rows for {name!r}')
@@ -90,8 +94,13 @@ def _num_first(number: int, config: Any) -> int:
   return min(max(int(number * (1 - config.holdout)), 1), number - 1)
 
 
-def _part(config: Any, place: str, first: bool, split: bool) -> Documents:
-  found = source.documents(place, config)
+def _whole(config: Any, place: str, split: str) -> Documents:
+  config = dataclasses.replace(config, max_rows=None)
+  return _part(config, source.documents(place, config, split), first=True, split=False)
+
+
+def _part(config: Any, found: source.Source, first: bool, split: bool) -> Documents:
+  place = found.name
   identity = {'source': found.identity, 'max_rows': config.max_rows}
   texts = lambda: itertools.islice(found.texts(), config.max_rows)
   number = _count(config, found.name, identity, texts)

@@ -214,7 +214,7 @@ def eval_pipelines(
   """Validation sets by name; with `test`, also 'test' where `config.data.test` is set."""
   found = holdout.validation(config.data)
   if test and config.data.test:
-    found['test'] = holdout.whole(config.data.test, config.data)
+    found['test'] = holdout.test(config.data)
   return {
     name: EvalPipeline(
       config,

@@ -8,7 +8,6 @@ is streamed. What cannot be read as it should be is a UserError that names the f
 import csv
 import dataclasses
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -17,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.data import embedded, tfds
+from flaxlm.data import cache, embedded, tfds
 from flaxlm.errors import UserError, nearest
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet')
@@ -36,24 +35,27 @@ class Source:
   texts: Callable[[], Iterator[str]]
 
 
-def documents(place: str, config: Any) -> Source:
-  """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out."""
+def documents(place: str, config: Any, split: str = 'train') -> Source:
+  """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out.
+
+  split: of a TFDS set whose place names none.
+  """
   if place == 'embedded':
     return Source('embedded', embedded.identity(), lambda: iter(embedded.documents()))
   if place.startswith('tfds:'):
-    read = lambda: _texts(rows(place, config), config)
-    return Source(place, [tfds.identity(place), config.text_column], read)
+    read = lambda: _texts(rows(place, config, split), config)
+    return Source(place, [tfds.identity(place, config, split), config.text_column], read)
   paths = files(place)
-  identity = [[digest(path) for path in paths], config.documents, config.text_column]
+  identity = [[cache.digest(config, path) for path in paths], config.documents, config.text_column]
   return Source(place, identity, lambda: _file_documents(paths, config))
 
 
-def rows(place: str, config: Any) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(place: str, config: Any, split: str = 'train') -> Iterator[tuple[str, dict[str, str]]]:
   """Rows of a table for tasks: ('FILE:LINE', column -> text); without a header: '0', '1', ..."""
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
   if place.startswith('tfds:'):
-    yield from tfds.rows(place)
+    yield from tfds.rows(place, config, split)
     return
   for path in files(place):
     if kind(path) not in TABLES:
@@ -88,16 +90,6 @@ def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:
 def kind(path: epath.Path) -> str:
   """The ending that says how a file is read: '.jsonl' for 'a.jsonl.gz'."""
   return epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-
-
-def digest(path: epath.Path) -> list[Any]:
-  """Name, size and sha256 of a file's bytes."""
-  sha, size = hashlib.sha256(), 0
-  with path.open('rb') as file:
-    while block := file.read(1 << 22):
-      sha.update(block)
-      size += len(block)
-  return [path.name, size, sha.hexdigest()]
 
 
 def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
