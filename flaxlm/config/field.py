@@ -1,7 +1,8 @@
 """Config fields: a default, one line of documentation, and what values are allowed.
 
-Every config node is a frozen dataclass whose fields are made by `field`. The same declaration serves
-the recipe (a locked ConfigDict), the command line, `config.json`, the checks and the liveness test.
+Every config node is a frozen dataclass whose fields are made by `field`. The same declaration
+serves the recipe (a locked ConfigDict), the command line, `config.json`, the checks and the
+liveness test.
 """
 
 import dataclasses
@@ -45,6 +46,6 @@ def rules_of(dataclass_field: dataclasses.Field) -> Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """Base of nodes that name a file: `name` is a module of `PACKAGE` or a dotted path of the user's."""
+  """Base of nodes that name a file: a module of flaxlm, or a dotted path of the user's."""
 
   name: str = field('', 'file that implements this node: a module name or a dotted path')

@@ -6,6 +6,7 @@ from flaxlm.config.field import Named, field
 from flaxlm.errors import UserError
 
 TEXT_KINDS = ('sentencepiece', 'characters', 'bytes')
+TRAINED_PIECES = {'name': ('sentencepiece',), 'path': ('',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,11 @@ class DataConfig:
   )
   test: str = field('', 'like train; read by eval.py only')
   holdout: float = field(
-    0.1, 'last part of train that is held out where validation is unset', above=0.0, below=1.0
+    0.1,
+    'last part of train that is held out where validation is unset',
+    above=0.0,
+    below=1.0,
+    when={'validation': ('',)},
   )
   documents: str = field(
     'auto',
@@ -61,21 +66,21 @@ class DataConfig:
 class TokenizerConfig:
   """Which tokenizer; one without a path is trained on the training text and kept by its hash."""
 
-  name: str = field('sentencepiece', 'kind of tokenizer', choices=TEXT_KINDS)
+  name: str = field('sentencepiece', 'kind of tokenizer', choices=TEXT_KINDS, when={'path': ('',)})
   path: str = field('', 'a trained tokenizer: a .model file or a directory that holds one')
   vocab_size: int = field(
-    8192, 'pieces to train, special tokens included', low=64, when={'name': ('sentencepiece',)}
+    8192, 'pieces to train, special tokens included', low=64, when=TRAINED_PIECES
   )
   model_type: str = field(
     'unigram',
     'SentencePiece algorithm',
     choices=('unigram', 'bpe'),
-    when={'name': ('sentencepiece',)},
+    when=TRAINED_PIECES,
   )
-  lowercase: bool = field(False, 'fold case before tokenising', when={'name': ('sentencepiece',)})
+  lowercase: bool = field(False, 'fold case before tokenising', when=TRAINED_PIECES)
   sentinels: int = field(100, 'reserved <extra_id_N> pieces', low=0)
   train_megabytes: float = field(
-    10.0, 'text to train on, spread over the corpus', above=0.0, when={'name': ('sentencepiece',)}
+    10.0, 'text to train on, spread over the corpus', above=0.0, when=TRAINED_PIECES
   )
 
 

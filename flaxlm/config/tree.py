@@ -46,23 +46,21 @@ def load_module(package: str, name: str) -> types.ModuleType:
 
   Raises UserError that names the nearest file, and lists the files, if there is none.
   """
-  dotted = name if '.' in name else f'{package}.{name}'
+  if not all(part.isidentifier() for part in name.split('.')):
+    raise UserError(_no_such_file(package, name))
+  own = '.' in name
+  dotted = name if own else f'{package}.{name}'
   try:
-    if not all(part.isidentifier() for part in dotted.split('.')):
-      raise ModuleNotFoundError(name=dotted)
     module = importlib.import_module(dotted)
-  except ModuleNotFoundError as error:
-    if error.name is None or not (dotted == error.name or dotted.startswith(error.name + '.')):
+  except ImportError as error:
+    missing = getattr(error, 'name', None) if isinstance(error, ModuleNotFoundError) else None
+    if missing is None or not f'{dotted}.'.startswith(f'{missing}.'):
       raise UserError(f'{name!r} cannot be imported: {error}') from error
-    if '.' in name:
+    if own:
       raise UserError(f'there is no module {name!r} on the Python path') from error
     raise UserError(_no_such_file(package, name)) from error
-  except ImportError as error:
-    raise UserError(f'{name!r} cannot be imported: {error}') from error
   if not hasattr(module, 'Config'):
-    if '.' in name:
-      raise UserError(f'module {name!r} has no class Config')
-    raise UserError(_no_such_file(package, name))
+    raise UserError(f'module {name!r} has no class Config' if own else _no_such_file(package, name))
   return module
 
 
@@ -250,7 +248,16 @@ def from_dict(tree: Mapping[str, Any]) -> schema.Config:
 
   A field that is absent has its default, so that a run of an older version can be opened.
   """
-  return _build(schema.Config, tree, '')
+  config = _build(schema.Config, tree, '')
+  objective = load_module(PACKAGES['objective'], config.objective.name).Objective
+  families = getattr(objective, 'models', ())
+  name = config.model.name
+  if families and '.' not in name and name not in families:
+    raise UserError(
+      f'config.model.name: objective {config.objective.name} does not train {name!r} '
+      f'but {" or ".join(map(repr, families))}'
+    )
+  return config
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:
