@@ -30,9 +30,11 @@ class Dense(nn.Module):
       nn.with_logical_partitioning(self.kernel_init, (*self.axes_in, *self.axes_out)),
       (*self.sizes_in, *self.sizes_out),
     ).astype(x.dtype)
-    # Two-dimensional products: on every backend the form that is surely one matrix multiplication.
+    # As a product of two matrices: with more than one contracted axis, as the gradient would have,
+    # XLA's CPU compiler transposes an operand in memory first.
     leading = x.shape[: x.ndim - len(self.sizes_in)]
-    y = x.reshape(*leading, math.prod(self.sizes_in)) @ kernel.reshape(math.prod(self.sizes_in), -1)
+    fan_in = math.prod(self.sizes_in)
+    y = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
     y = y.reshape(*leading, *self.sizes_out)
     if self.use_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes_out)

@@ -1,17 +1,33 @@
 """The position-wise feed-forward sublayer, plain or gated (Shazeer 2020)."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense, dropout
 
+
+def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+  """`function` with its derivative taken in the forward pass, where they share their work.
+
+  The backward pass is then one multiplication, which fuses with whatever reads it; recomputing a
+  tanh inside a transposing fusion cost a sixth of a small model's step on a CPU.
+  """
+  wrapped = jax.custom_vjp(function)
+  forward = lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))
+  wrapped.defvjp(forward, lambda derivative, cotangent: (derivative * cotangent,))
+  return wrapped
+
+
 ACTIVATIONS = {
-  'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-  'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+  'gelu': elementwise(lambda x: jax.nn.gelu(x, approximate=False)),
+  'gelu_tanh': elementwise(lambda x: jax.nn.gelu(x, approximate=True)),
   'relu': jax.nn.relu,
-  'silu': jax.nn.silu,
+  'silu': elementwise(jax.nn.silu),
 }
 
 

@@ -14,6 +14,7 @@ from flaxlm.models.stack import Stack
 from flaxlm.types import Batch, ModelOutput
 
 Config = TransformerConfig
+FAMILY = 'decoder'
 
 
 class Trunk(nn.Module):

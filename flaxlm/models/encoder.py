@@ -13,6 +13,7 @@ from flaxlm.models.stack import Stack
 from flaxlm.types import Batch, ModelOutput
 
 Config = TransformerConfig
+FAMILY = 'encoder'
 
 
 class Trunk(nn.Module):

@@ -17,6 +17,7 @@ from flaxlm.models.stack import Stack
 from flaxlm.types import Batch, ModelOutput
 
 Config = TransformerConfig
+FAMILY = 'encoder_decoder'
 
 
 class Trunk(nn.Module):

@@ -29,9 +29,10 @@ class Config(losses.VocabLossConfig):
 class Objective:
   """The loss is the mean over all target tokens."""
 
-  models = ('decoder',)
+  families = ('decoder',)
   packing = 'concatenate'
   terms = ('loss',)
+  perplexity = 'loss'
   likelihood = True
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):

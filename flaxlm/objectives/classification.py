@@ -20,6 +20,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
+from flaxlm.models.family import family_of
 from flaxlm.models.heads import ClassHead, gather
 from flaxlm.objectives import losses
 from flaxlm.types import Array, Batch, Mean
@@ -43,13 +44,13 @@ class Config(Named):
 class Objective:
   """The loss is the mean over all texts."""
 
-  models = ('encoder', 'decoder', 'encoder_decoder')
+  families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'first_fit'
   terms = ('loss',)
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
-    self.family = config.model.name
+    self.family = family_of(config.model.name)
     self.tokenizer = tokenizer
     self.labels = tuple(config.task.labels)
     self.max_length = config.max_length

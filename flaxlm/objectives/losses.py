@@ -100,7 +100,9 @@ def _over_chunks(chunk, table, hidden, targets, weights):
 def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, targets, weights):
   """Sums over one chunk [B, t]; with_gradient: also those of the summed loss."""
   compute = table.astype(hidden.dtype)
-  logits = jnp.einsum('btd,vd->btv', hidden, compute, preferred_element_type=jnp.float32)
+  flat = hidden.reshape(-1, hidden.shape[-1])
+  logits = jnp.dot(flat, compute.T, preferred_element_type=jnp.float32)
+  targets, weights = targets.reshape(-1), weights.reshape(-1)
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
   column = jnp.arange(table.shape[0])
@@ -130,10 +132,10 @@ def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, ta
   if smoothing:
     d_logits = d_logits - smoothing / vocab_size * valid
   d_logits = d_logits * weights[..., None]
-  d_bias = None if bias is None else d_logits.sum((0, 1))
+  d_bias = None if bias is None else d_logits.sum(0)
   d_logits = d_logits.astype(hidden.dtype)
-  d_hidden = jnp.einsum('btv,vd->btd', d_logits, compute)
-  d_table = jnp.einsum('btv,btd->vd', d_logits, hidden, preferred_element_type=jnp.float32)
+  d_hidden = (d_logits @ compute).reshape(hidden.shape)
+  d_table = jnp.dot(d_logits.T, flat, preferred_element_type=jnp.float32)
   return (*sums, d_table, d_bias), d_hidden
 
 

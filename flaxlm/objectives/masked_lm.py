@@ -46,8 +46,9 @@ class Config(losses.VocabLossConfig):
 class Objective:
   """Loss terms mlm_loss and, with pairs, nsp_loss, each the mean over its own positions."""
 
-  models = ('encoder',)
+  families = ('encoder',)
   packing = 'concatenate'
+  perplexity = 'mlm_loss'
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):

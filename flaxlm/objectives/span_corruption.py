@@ -33,9 +33,10 @@ class Config(losses.VocabLossConfig):
 class Objective:
   """The loss is the mean over all decoder tokens."""
 
-  models = ('encoder_decoder',)
+  families = ('encoder_decoder',)
   packing = 'concatenate'
   terms = ('loss',)
+  perplexity = 'loss'
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):

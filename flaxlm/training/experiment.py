@@ -1,0 +1,284 @@
+"""From a config to everything that train.py, eval.py and the commands run on."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from flaxlm import sharding, terminal
+from flaxlm.config import tree
+from flaxlm.config.schema import Config
+from flaxlm.data import cache, holdout, packing, pipeline, source
+from flaxlm.data.tokenizer import Tokenizer, for_corpus
+from flaxlm.errors import UserError, nearest
+from flaxlm.models.family import family_of
+from flaxlm.models.model import Model
+from flaxlm.training import checkpoint, compiler
+from flaxlm.training.optimizer import make_optimizer
+from flaxlm.training.step import make_eval_step, make_train_step
+from flaxlm.types import Batch, TrainState
+
+Examples = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A resolved config and what was built from it. Arrays exist only once a state is made."""
+
+  config: Config
+  tokenizer: Tokenizer
+  objective: Any
+  model: Model
+  mesh: Mesh
+  total_steps: int
+  optimizer: optax.GradientTransformation
+  schedule: Callable[[Any], Any]
+  abstract_state: TrainState
+  train_data: pipeline.Pipeline | None
+  eval_data: Mapping[str, pipeline.EvalPipeline]
+  task: Any
+  examples: Examples
+
+  @property
+  def batch_sharding(self) -> NamedSharding:
+    rules = sharding.parse_rules(self.config.sharding_rules)
+    return sharding.batch_sharding(self.mesh, rules)
+
+  def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+    """A batch [B, ...] on the devices, its rows spread over them."""
+    return jax.device_put(dict(batch), self.batch_sharding)
+
+  def init_state(self) -> TrainState:
+    """Fresh parameters from config.seed, each made on the device that keeps it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+    init = lambda key: nn.unbox(_init(self.model, self.objective, self.optimizer, key))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+
+  @functools.cached_property
+  def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """(state, batch) -> (state, metrics), compiled; the state that goes in is used up."""
+    step = make_train_step(
+      self.model,
+      self.objective,
+      self.optimizer,
+      seed=self.config.seed,
+      num_microbatches=self.config.num_microbatches,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+    return jax.jit(
+      step,
+      in_shardings=(shardings, self.batch_sharding),
+      out_shardings=(shardings, sharding.replicated(self.mesh)),
+      donate_argnums=0,
+      compiler_options=compiler.options(),
+    )
+
+  @functools.cached_property
+  def eval_step(self) -> Callable[[Any, Batch], tuple[dict[str, Any], dict[str, Any]]]:
+    """(params, batch) -> (Means by name, predictions by name), compiled."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
+    return jax.jit(
+      make_eval_step(self.model, self.objective),
+      in_shardings=(shardings, self.batch_sharding),
+      out_shardings=sharding.replicated(self.mesh),
+      compiler_options=compiler.options(),
+    )
+
+
+def build(
+  config: Config,
+  workdir: str | epath.PathLike,
+  *,
+  training: bool = True,
+  with_data: bool = True,
+  devices: Sequence[jax.Device] | None = None,
+) -> Experiment:
+  """Builds an experiment.
+
+  Args:
+    config: resolved, but for what only the data tell (vocabulary, labels): the experiment's own
+      config has these filled in.
+    workdir: a run that has checkpoints gives its tokenizer; otherwise it is made from the config.
+    training: with training batches; without, `data.test` is among the evaluation sets.
+    with_data: False makes neither training batches nor evaluation sets, for decoding.
+    devices: to run on; all by default.
+
+  Raises:
+    UserError: for data that cannot be read and for parts that do not go together.
+  """
+  processes = jax.process_index(), jax.process_count()
+  tokenizer = _tokenizer(config, epath.Path(workdir))
+  task, examples = _examples(config, training) if with_data else (None, {})
+  config = _complete(config, tokenizer, task, examples)
+  task = task and type(task)(config)
+  objective = _objective(config, tokenizer)
+  mesh = sharding.make_mesh(config.mesh, devices)
+  rules = sharding.parse_rules(config.sharding_rules)
+  _check_batches(config, mesh, rules)
+  train_data, eval_data = None, {}
+  if examples:
+    train_data, eval_data = _labelled(config, objective, examples, processes)
+  elif with_data:
+    eval_data = pipeline.eval_pipelines(config, tokenizer, objective, processes, test=not training)
+    if training:
+      train_data = pipeline.train_pipeline(config, tokenizer, objective, processes)
+  total_steps = _total_steps(config, train_data)
+  optimizer, schedule = make_optimizer(config.optimizer, total_steps)
+  trunk = tree.load_module('flaxlm.models', config.model.name).Trunk(config.model)
+  model = Model(trunk, objective.head(config.model))
+  return Experiment(
+    config=config,
+    tokenizer=tokenizer,
+    objective=objective,
+    model=model,
+    mesh=mesh,
+    total_steps=total_steps,
+    optimizer=optimizer,
+    schedule=schedule,
+    abstract_state=_abstract_state(model, objective, optimizer, mesh, rules),
+    train_data=train_data,
+    eval_data=eval_data,
+    task=task,
+    examples=examples,
+  )
+
+
+def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
+  """That of the run where it has a checkpoint; else that of the config."""
+  if checkpoint.steps_in(workdir / 'checkpoints'):
+    return Tokenizer.load(workdir / 'tokenizer')
+  if config.tokenizer.path:
+    return for_corpus(config, None)
+  if config.task.name:
+    rows = holdout.rows(config.data)['train']
+    column = config.data.text_column
+    texts = [source.column(row, column, where, 'text_column') for where, row in rows]
+    identity = {'rows': cache.key(texts)}
+    return for_corpus(
+      config, holdout.Documents(config.data.train, len(texts), identity, lambda: iter(texts))
+    )
+  return for_corpus(config, holdout.training(config.data))
+
+
+def _examples(config: Config, training: bool) -> tuple[Any, Examples]:
+  """The task and its parsed rows by split; (None, {}) for running text."""
+  if not config.task.name:
+    return None, {}
+  task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+  splits = holdout.rows(config.data)
+  if not training:
+    del splits['train']
+    if config.data.test:
+      splits['test'] = list(source.rows(config.data.test, config.data))
+  return task, {
+    name: [task.parse(row, where) for where, row in rows] for name, rows in splits.items()
+  }
+
+
+def _complete(config: Config, tokenizer: Tokenizer, task: Any, examples: Examples) -> Config:
+  """Fills in what the config leaves to the data: vocabulary, precision and labels."""
+  model = dataclasses.replace(
+    config.model, vocab_size=tokenizer.vocab_size, precision=config.precision
+  )
+  config = dataclasses.replace(config, model=model)
+  if 'train' in examples:
+    decided = task.discover(examples['train'])
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+  return config
+
+
+def _objective(config: Config, tokenizer: Tokenizer) -> Any:
+  """The objective, if it suits the trunk and the length of the rows."""
+  cls = tree.load_module('flaxlm.objectives', config.objective.name).Objective
+  family = family_of(config.model.name)
+  if family not in cls.families:
+    raise UserError(
+      f'config.objective.name: {config.objective.name!r} needs a model of family '
+      f'{" or ".join(cls.families)}, {config.model.name!r} is a {family}'
+      f'{nearest(config.model.name, cls.families)}'
+    )
+  objective = cls(config, tokenizer)
+  longest = max(
+    stream.capacity for stream in objective.streams.values() if stream.prefix is not None
+  )
+  if config.model.position == 'learned' and longest > config.model.max_length:
+    raise UserError(
+      f'config.data.max_length: rows of {longest} tokens need as many learned positions, '
+      f'config.model.max_length is {config.model.max_length}'
+    )
+  return objective
+
+
+def _check_batches(config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> None:
+  rows = config.global_batch_size // config.num_microbatches
+  key = 'config.global_batch_size'
+  if config.num_microbatches > 1:
+    key += f' over num_microbatches={config.num_microbatches}'
+  sharding.check_batch(mesh, rules, rows, key)
+  if config.evaluation.batch_size:
+    sharding.check_batch(mesh, rules, config.evaluation.batch_size, 'config.evaluation.batch_size')
+
+
+def _labelled(
+  config: Config, objective: Any, examples: Examples, processes: tuple[int, int]
+) -> tuple[pipeline.Pipeline | None, dict[str, pipeline.EvalPipeline]]:
+  """Training batches, where there are training examples, and evaluation sets."""
+  train, evals = None, {}
+  for name, rows in examples.items():
+    with terminal.bar(f'tokenise {name}', len(rows), 'rows') as bar:
+      items = objective.items(rows)
+      bar.advance(len(rows))
+    if name == 'train':
+      packed = pipeline.PackedItems(objective, items, config.seed)
+      train = pipeline.Pipeline(config, objective, packed, None, processes)
+    else:
+      packed = pipeline.PackedItems(objective, items, None)
+      evals[name] = pipeline.EvalPipeline(config, objective, packed, processes)
+  return train, evals
+
+
+def _total_steps(config: Config, train_data: pipeline.Pipeline | None) -> int:
+  if config.total_steps is not None:
+    return config.total_steps
+  if train_data is None:
+    return 1  # unused without training
+  return max(1, math.ceil(config.num_epochs * train_data.steps_per_epoch))
+
+
+def _init(model: Model, objective: Any, optimizer: Any, key: jax.Array) -> TrainState:
+  """A state whose parameters are boxed with their logical axes."""
+  batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
+  params = model.init(key, batch)['params']
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(nn.unbox(params)), {})
+
+
+def _abstract_state(
+  model: Model,
+  objective: Any,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  rules: Mapping[str, tuple[str, ...]],
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do."""
+  boxed = jax.eval_shape(lambda key: _init(model, objective, optimizer, key), jax.random.key(0))
+  params = sharding.parameter_shardings(boxed.params, mesh, rules)
+  everywhere = sharding.replicated(mesh)
+  opt_state = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _, placed: placed,
+    boxed.opt_state,
+    params,
+    transform_non_params=lambda _: everywhere,
+  )
+  shardings = TrainState(everywhere, params, opt_state, {})
+  place = lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+  return jax.tree.map(place, nn.unbox(boxed), shardings)
