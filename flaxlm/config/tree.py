@@ -248,16 +248,7 @@ def from_dict(tree: Mapping[str, Any]) -> schema.Config:
 
   A field that is absent has its default, so that a run of an older version can be opened.
   """
-  config = _build(schema.Config, tree, '')
-  objective = load_module(PACKAGES['objective'], config.objective.name).Objective
-  families = getattr(objective, 'models', ())
-  name = config.model.name
-  if families and '.' not in name and name not in families:
-    raise UserError(
-      f'config.model.name: objective {config.objective.name} does not train {name!r} '
-      f'but {" or ".join(map(repr, families))}'
-    )
-  return config
+  return _build(schema.Config, tree, '')
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:

@@ -121,7 +121,6 @@ def test_texts_are_parsed_by_the_type_of_the_field(key, text, value):
       '3 heads do not divide emb_dim=256; the nearest number that does is 2',
     ),
     ('num_microbatches', '5', '5 does not divide global_batch_size=32'),
-    ('model.name', 'encoder', "objective causal_lm does not train 'encoder' but 'decoder'"),
     # Without effect.
     ('model.rope_theta', '5', 'would do nothing: it is read only with config.model.position=rope'),
     ('model.num_decoder_layers', '5', 'would do nothing'),
