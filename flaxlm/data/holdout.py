@@ -41,6 +41,11 @@ def validation(config: Any) -> dict[str, Documents]:
   }
 
 
+def everything(config: Any) -> Documents:
+  """The documents of `config.train`, with those that training would hold out."""
+  return _part(config, source.documents(config.train, config), first=True, split=False)
+
+
 def test(config: Any) -> Documents:
   """The documents of `config.test`."""
   return _whole(config, config.test, 'test')

@@ -161,7 +161,11 @@ def _texts(table: Iterable[tuple[str, dict[str, str]]], config: Any) -> Iterator
 def column(row: dict[str, str], name: str, where: str, field: str) -> str:
   """A column of a row by name or, in a file without a header, by number."""
   if name not in row:
-    raise UserError(f'config.data.{field}: {where} has no column {name!r}{nearest(name, row)}')
+    hint = nearest(name, [n if len(n) <= 20 else n[:20] + '...' for n in row])
+    raise UserError(
+      f'config.data.{field}: {where} has no column {name!r}{hint}; where the file has no header, '
+      'give the number of the column, from 0'
+    )
   return row[name]
 
 
