@@ -24,9 +24,9 @@ from flaxlm.errors import UserError, nearest
 from flaxlm.training.paths import leaf_paths, nested
 
 FORMAT = 1
-_TEMPORARY = ".orbax-checkpoint-tmp"
+_TEMPORARY = '.orbax-checkpoint-tmp'
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.
-_RISING = ("accuracy", "precision", "recall", "f1")
+_RISING = ('accuracy', 'precision', 'recall', 'f1')
 
 
 class Damaged(Exception):
@@ -50,7 +50,7 @@ def _leaf_digest(leaf: jax.Array) -> jax.Array:
   if leaf.dtype == jnp.bool_:
     leaf = leaf.astype(jnp.uint8)
   width = min(leaf.dtype.itemsize, 4) * 8
-  bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
   index = jnp.zeros(bits.shape, jnp.uint32)
   for axis, size in enumerate(bits.shape):
     index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
@@ -62,11 +62,11 @@ def _leaf_digest(leaf: jax.Array) -> jax.Array:
 def digest(tree: Any) -> dict[str, str]:
   """Path -> 16 hexadecimal digits for every leaf of a tree of arrays, computed where they lie."""
   sums = {path: _leaf_digest(leaf) for path, leaf in leaf_paths(tree).items()}
-  return {path: f"{int(a):08x}{int(b):08x}" for path, (a, b) in jax.device_get(sums).items()}
+  return {path: f'{int(a):08x}{int(b):08x}' for path, (a, b) in jax.device_get(sums).items()}
 
 
 def _meta_hash(meta: Mapping[str, Any]) -> str:
-  text = json.dumps({k: v for k, v in meta.items() if k != "hash"}, sort_keys=True)
+  text = json.dumps({k: v for k, v in meta.items() if k != 'hash'}, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -85,29 +85,29 @@ def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
     Damaged: if it is absent, not JSON, or not what was written.
     UserError: if a later version of the program wrote it.
   """
-  path = epath.Path(directory) / str(step) / "meta" / "metadata"
+  path = epath.Path(directory) / str(step) / 'meta' / 'metadata'
   try:
     meta = json.loads(path.read_text())
-    intact = meta["hash"] == _meta_hash(meta)
+    intact = meta['hash'] == _meta_hash(meta)
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise Damaged(f"its description cannot be read: {_first_line(error)}") from error
+    raise Damaged(f'its description cannot be read: {_first_line(error)}') from error
   if not intact:
-    raise Damaged("its description is not the one that was written")
-  if meta["format"] > FORMAT:
-    raise UserError(f"{path}: format {meta['format']} is newer than this program reads ({FORMAT})")
+    raise Damaged('its description is not the one that was written')
+  if meta['format'] > FORMAT:
+    raise UserError(f'{path}: format {meta["format"]} is newer than this program reads ({FORMAT})')
   return meta
 
 
 def _first_line(error: BaseException) -> str:
-  text = str(error).strip().split("\n")[0]
-  return f"{type(error).__name__}: {text}" if text else type(error).__name__
+  text = str(error).strip().split('\n')[0]
+  return f'{type(error).__name__}: {text}' if text else type(error).__name__
 
 
 def _verify(tree: Any, meta: Mapping[str, Any]) -> None:
-  stored = meta["digest"]
+  stored = meta['digest']
   for path, value in digest(tree).items():
     if stored.get(path) != value:
-      raise Damaged(f"the digest of {path} differs from the one that was stored")
+      raise Damaged(f'the digest of {path} differs from the one that was stored')
 
 
 def restore_tree(
@@ -125,7 +125,7 @@ def restore_tree(
   Raises:
     Damaged: if a leaf cannot be read or its digest differs.
   """
-  path = epath.Path(directory) / str(step) / "state"
+  path = epath.Path(directory) / str(step) / 'state'
   partial = isinstance(abstract, dict)
   if partial:
     handler, restore = (
@@ -142,19 +142,19 @@ def restore_tree(
     try:
       tree = reader.restore(path, args=restore(abstract))
     except Exception as error:  # the library raises whatever its backends raise
-      raise Damaged(f"it cannot be read: {_first_line(error)}") from error
+      raise Damaged(f'it cannot be read: {_first_line(error)}') from error
   _verify(tree, meta)
   return tree
 
 
 def stored_params(directory: epath.PathLike, step: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Path -> shape and dtype of the parameters in a checkpoint, without reading them."""
-  path = epath.Path(directory) / str(step) / "state"
+  path = epath.Path(directory) / str(step) / 'state'
   with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
     try:
-      tree = reader.metadata(path).item_metadata.tree["params"]
+      tree = reader.metadata(path).item_metadata.tree['params']
     except Exception as error:  # as above
-      raise Damaged(f"it cannot be read: {_first_line(error)}") from error
+      raise Damaged(f'it cannot be read: {_first_line(error)}') from error
   return leaf_paths(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree))
 
 
@@ -165,8 +165,8 @@ def restore_params(
   meta: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
   """Path -> array of the parameters at the paths of `wanted`, in its dtypes and shardings."""
-  tree = restore_tree(directory, step, {"params": nested(wanted)}, meta)
-  return leaf_paths(tree["params"])
+  tree = restore_tree(directory, step, {'params': nested(wanted)}, meta)
+  return leaf_paths(tree['params'])
 
 
 def newest(
@@ -185,7 +185,7 @@ def newest(
     UserError: if there are checkpoints and none is whole: starting afresh must be asked for.
   """
   damaged = []
-  reason = ""
+  reason = ''
   for step in reversed(steps_in(directory)):
     try:
       meta = read_meta(directory, step)
@@ -193,46 +193,46 @@ def newest(
     except Damaged as error:
       reason = reason or str(error)
       damaged.append(step)
-      terminal.warn(f"CHECKPOINT {step} IN {directory} IS DAMAGED ({error}); trying an older one")
+      terminal.warn(f'CHECKPOINT {step} IN {directory} IS DAMAGED ({error}); trying an older one')
       continue
     if damaged:
-      terminal.warn(f"using checkpoint {step} instead of {damaged[0]}")
+      terminal.warn(f'using checkpoint {step} instead of {damaged[0]}')
     return step, meta, found, damaged
   if damaged:
     raise UserError(
-      f"{directory}: none of the checkpoints {sorted(damaged)} is whole (the latest: {reason}); "
-      "name another workdir to start afresh"
+      f'{directory}: none of the checkpoints {sorted(damaged)} is whole (the latest: {reason}); '
+      'name another workdir to start afresh'
     )
   return None
 
 
-def find(directory: epath.PathLike, which: str | int) -> list[int]:
-  """The steps to try for `latest`, `best` or a step, in order.
+def find(directory: epath.PathLike, which: str | int) -> int:
+  """The step that `latest`, `best` or a number stands for.
 
   Raises:
     UserError: if there is no such checkpoint; lists those there are.
   """
   steps = steps_in(directory)
   if not steps:
-    raise UserError(f"{directory}: no checkpoint there")
-  if which == "latest":
-    return steps[::-1]
-  if which == "best":
+    raise UserError(f'{directory}: no checkpoint there')
+  if which == 'latest':
+    return steps[-1]
+  if which == 'best':
     scores = _stored_scores(directory, steps)
     if not scores:
-      raise UserError(f"--checkpoint=best: no checkpoint in {directory} was evaluated")
-    return [max(scores, key=lambda step: (scores[step], step))]
+      raise UserError(f'--checkpoint=best: no checkpoint in {directory} was evaluated')
+    return max(scores, key=lambda step: (scores[step], step))
   if str(which).isdigit() and int(which) in steps:
-    return [int(which)]
-  shown = ", ".join(str(step) for step in steps)
-  raise UserError(f"--checkpoint={which}: valid are latest, best, {shown}")
+    return int(which)
+  shown = ', '.join(str(step) for step in steps)
+  raise UserError(f'--checkpoint={which}: valid are latest, best, {shown}')
 
 
 def _stored_scores(directory: epath.PathLike, steps: list[int]) -> dict[int, float]:
   scores = {}
   for step in steps:
     with contextlib.suppress(Damaged):
-      score = read_meta(directory, step)["score"]
+      score = read_meta(directory, step)['score']
       if score is not None:
         scores[step] = score
   return scores
@@ -278,8 +278,8 @@ class Checkpoints:
         lightweight_initialize=True, preservation_policy=policies.AnyPreservationPolicy(rules)
       ),
       item_handlers={
-        "state": ocp.StandardCheckpointHandler(),
-        "meta": ocp.JsonCheckpointHandler(),
+        'state': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
       },
     )
 
@@ -291,11 +291,11 @@ class Checkpoints:
     """
     if not metrics:
       return None
-    name = self._config.best_metric or "loss"
+    name = self._config.best_metric or 'loss'
     if name not in metrics:
-      raise UserError(f"config.checkpoint.best_metric: no metric {name!r}{nearest(name, metrics)}")
-    rises = self._config.best_mode == "max" or (
-      self._config.best_mode == "auto" and any(part in name for part in _RISING)
+      raise UserError(f'config.checkpoint.best_metric: no metric {name!r}{nearest(name, metrics)}')
+    rises = self._config.best_mode == 'max' or (
+      self._config.best_mode == 'auto' and any(part in name for part in _RISING)
     )
     value = float(metrics[name])
     if not np.isfinite(value):
@@ -323,10 +323,10 @@ class Checkpoints:
       metrics: of validation at this step, if there was one; decides which checkpoint is best.
     """
     score = self.score(metrics)
-    meta = {**meta, "step": step, "format": FORMAT, "score": score, "digest": digest(state)}
-    meta["metrics"] = {k: v for k, v in (metrics or {}).items() if np.isfinite(v)}
+    meta = {**meta, 'step': step, 'format': FORMAT, 'score': score, 'digest': digest(state)}
+    meta['metrics'] = {k: v for k, v in (metrics or {}).items() if np.isfinite(v)}
     meta = json.loads(json.dumps(meta))  # what a reader will see, so that the hash is its hash
-    meta["hash"] = _meta_hash(meta)
+    meta['hash'] = _meta_hash(meta)
     if score is not None:
       self._scores[step] = score
     self._manager.save(
@@ -347,11 +347,11 @@ class Checkpoints:
 def set_aside(directory: epath.PathLike, steps: list[int]) -> None:
   """Moves checkpoints to DIRECTORY-damaged, so that their steps can be saved again."""
   directory = epath.Path(directory)
-  aside = directory.parent / f"{directory.name}-damaged"
+  aside = directory.parent / f'{directory.name}-damaged'
   for step in steps:
     aside.mkdir(parents=True, exist_ok=True)
     target, number = aside / str(step), 1
     while target.exists():
-      target, number = aside / f"{step}-{number}", number + 1
+      target, number = aside / f'{step}-{number}', number + 1
     (directory / str(step)).rename(target)
-    terminal.warn(f"moved the damaged checkpoint {step} to {target}")
+    terminal.warn(f'moved the damaged checkpoint {step} to {target}')

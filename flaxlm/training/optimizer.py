@@ -12,7 +12,7 @@ from flaxlm.config.schema import OptimizerConfig
 from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths
 
 Schedule = Callable[[Any], Any]
-BENT_BY_TOTAL_STEPS = ("linear", "cosine")
+BENT_BY_TOTAL_STEPS = ('linear', 'cosine')
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
@@ -38,11 +38,11 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
     update = jnp.asarray(count, jnp.float32) + 1.0
     progress = jnp.clip((update - warmup) / span, 0.0, 1.0)
     match config.schedule:
-      case "linear":
+      case 'linear':
         share = 1.0 - progress
-      case "cosine":
+      case 'cosine':
         share = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-      case "rsqrt":
+      case 'rsqrt':
         share = jnp.sqrt(max(warmup, 1) / jnp.maximum(update, 1.0))
       case _:
         share = jnp.ones_like(update)
@@ -65,13 +65,13 @@ def decay_factors(config: OptimizerConfig, params: Any) -> Any:
     UserError: for a pattern that is malformed, or that matches no leaf and is not a default one
       (models without biases keep the default pattern for them).
   """
-  key = "config.optimizer.decay_exclude"
+  key = 'config.optimizer.decay_exclude'
   patterns = [compile_pattern(key, pattern) for pattern in config.decay_exclude]
   found = set()
   seen = []
 
   def factor(path: Any, leaf: Any) -> Any:
-    paths = virtual_paths(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    paths = virtual_paths(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
     seen.extend(paths)
     decayed = []
     for virtual in paths:
@@ -130,7 +130,7 @@ def make_optimizer(
   parts = []
   if config.clip_norm:
     parts.append(optax.clip_by_global_norm(config.clip_norm))
-  if config.name == "adamw":
+  if config.name == 'adamw':
     parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
     if config.weight_decay:
       parts.append(add_decay(config))

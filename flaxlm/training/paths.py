@@ -8,13 +8,13 @@ import jax
 
 from flaxlm.errors import UserError, nearest
 
-STACK = "layers"  # leaves below a node of this name are stacked: axis 0 is the layer
+STACK = 'layers'  # leaves below a node of this name are stacked: axis 0 is the layer
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
   """Path -> leaf, in tree order; the parts of a path are joined by '/'."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def virtual_paths(path: str, leaf: Any) -> list[str]:
@@ -23,18 +23,18 @@ def virtual_paths(path: str, leaf: Any) -> list[str]:
   'trunk/layers/mlp/kernel' of shape [2, ...] gives 'trunk/layers/0/mlp/kernel' and
   'trunk/layers/1/mlp/kernel'.
   """
-  parts = path.split("/")
+  parts = path.split('/')
   if STACK not in parts[:-1] or not leaf.shape:
     return [path]
   at = parts.index(STACK) + 1
-  return ["/".join([*parts[:at], str(i), *parts[at:]]) for i in range(leaf.shape[0])]
+  return ['/'.join([*parts[:at], str(i), *parts[at:]]) for i in range(leaf.shape[0])]
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """The tree of dicts whose leaves lie at the given paths."""
   tree: dict[str, Any] = {}
   for path, leaf in leaves.items():
-    *parents, name = path.split("/")
+    *parents, name = path.split('/')
     node = tree
     for parent in parents:
       node = node.setdefault(parent, {})
@@ -47,9 +47,9 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
   try:
     return re.compile(pattern)
   except re.error as error:
-    raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from None
+    raise UserError(f'{key}: {pattern!r} is not a regular expression: {error}') from None
 
 
 def unmatched(key: str, pattern: str, paths: Sequence[str]) -> UserError:
   """The error for a pattern that would silently do nothing."""
-  return UserError(f"{key}: {pattern!r} matches no leaf{nearest(pattern, paths)}")
+  return UserError(f'{key}: {pattern!r} matches no leaf{nearest(pattern, paths)}')

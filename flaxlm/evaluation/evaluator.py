@@ -1,0 +1,184 @@
+"""Evaluation: exact sums over a whole set, the metrics of a task, and predictions."""
+
+import dataclasses
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.config import overrides as config_overrides
+from flaxlm.config import tree
+from flaxlm.config.schema import Config
+from flaxlm.errors import UserError
+from flaxlm.training import restore
+from flaxlm.training.writers import write_json, write_text
+from flaxlm.types import Mean
+
+# Batches in flight: enough to keep the device busy, few enough not to fill its memory.
+_AHEAD = 2
+_OVERRIDABLE = ('evaluation.', 'data.validation', 'data.test')
+
+
+@dataclasses.dataclass
+class Evaluation:
+  """Of one set: metrics by name, and predictions [N, ...] by name, in the order of the examples."""
+
+  metrics: dict[str, float]
+  predictions: dict[str, np.ndarray]
+
+
+def evaluate(
+  experiment: Any,
+  params: Any,
+  name: str,
+  max_batches: int | None = None,
+  should_stop: Callable[[], Any] = lambda: None,
+) -> Evaluation | None:
+  """Evaluates `params` on the set `name` of `experiment.eval_data`.
+
+  Every metric is a sum over all rows divided once, in float64, so that neither the size of the
+  batches nor a ragged last one changes it. Where the loss is a likelihood of the text, perplexity
+  is exp(loss) and bits_per_byte the summed loss in bits over the bytes of the text (over their
+  share, where `max_batches` leaves rows out).
+
+  Args:
+    experiment: gives the step, the batches, and the task with its examples, if there is one.
+    params: as the model takes them.
+    name: of the set.
+    max_batches: read only the first so many.
+    should_stop: polled between batches.
+
+  Returns:
+    The evaluation, or None if it was stopped.
+  """
+  data = experiment.eval_data[name]
+  totals: dict[str, Mean] = {}
+  collected: list[dict[str, np.ndarray]] = []
+  count = 0
+  with terminal.bar(f'evaluate {name}', _length(data, max_batches), 'batches') as bar:
+    for metrics, predictions in _outputs(experiment, params, data.batches(max_batches)):
+      if should_stop():
+        return None
+      for key, mean in metrics.items():
+        mean = Mean(np.float64(mean.total), np.float64(mean.weight))
+        totals[key] = totals[key] + mean if key in totals else mean
+      if predictions:
+        collected.append(_real(predictions))
+      count += 1
+      bar.advance()
+  result = {key: mean.value() for key, mean in totals.items()}
+  if getattr(experiment.objective, 'likelihood', False):
+    result['perplexity'] = _exp(result['loss'])
+    if data.num_bytes:
+      share = count / len(data)
+      result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / (data.num_bytes * share)
+  predictions = _joined(collected)
+  if predictions and experiment.task is not None:
+    result |= experiment.task.metrics(predictions, experiment.examples[name])
+  return Evaluation(result, predictions)
+
+
+def _length(data: Any, max_batches: int | None) -> int:
+  return len(data) if max_batches is None else min(max_batches, len(data))
+
+
+def _outputs(
+  experiment: Any, params: Any, batches: Iterator[Mapping[str, np.ndarray]]
+) -> Iterator[tuple[dict[str, Mean], dict[str, np.ndarray]]]:
+  """What the step returns for each batch, on the host; the device works ahead."""
+  waiting: deque[Any] = deque()
+  for batch in batches:
+    waiting.append(experiment.eval_step(params, experiment.put(batch)))
+    if len(waiting) > _AHEAD:
+      yield jax.device_get(waiting.popleft())
+  while waiting:
+    yield jax.device_get(waiting.popleft())
+
+
+def _exp(value: float) -> float:
+  try:
+    return math.exp(value)
+  except OverflowError:
+    return math.inf
+
+
+def _real(predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Predictions [B, T, ...] -> those [n, ...] of slots whose `weights` are not 0."""
+  real = predictions['weights'] > 0
+  return {key: value[real] for key, value in predictions.items() if key != 'weights'}
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """All predictions, in the order of their `example_ids`."""
+  if not parts:
+    return {}
+  joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  order = np.argsort(joined['example_ids'], kind='stable')
+  return {key: value[order] for key, value in joined.items()}
+
+
+def evaluate_workdir(
+  workdir: str, which: str | int = 'latest', overrides: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+  """Evaluates a checkpoint of a run on every validation set, and on `data.test` if that is set.
+
+  Everything comes from the workdir: config and tokenizer are those of the run. Writes
+  WORKDIR/eval/STEP.json and, of a task, WORKDIR/eval/STEP-SPLIT.jsonl with a prediction a line.
+
+  Args:
+    workdir: of the run.
+    which: 'latest', 'best' or a step.
+    overrides: (dotted key, text) pairs of evaluation.*, data.validation and data.test.
+
+  Returns:
+    JSON-able: checkpoint (its step), workdir, and the metrics of each set under its name.
+
+  Raises:
+    UserError: without such a checkpoint, or for an override that would change the run.
+  """
+  from flaxlm.training.experiment import build  # imports every family: only where needed
+
+  def make(saved: Config) -> Any:
+    config = _configured(saved, overrides)
+    terminal.phase('data', f'evaluation sets of {workdir}')
+    return build(config, workdir, training=False)
+
+  experiment, params, step = restore.open_run(workdir, which, make)
+  result: dict[str, Any] = {'workdir': str(workdir), 'checkpoint': step}
+  out = epath.Path(workdir) / 'eval'
+  for name in experiment.eval_data:
+    terminal.phase('eval', f'{name} at step {step}')
+    evaluation = evaluate(experiment, params, name)
+    result[name] = _finite(evaluation.metrics)
+    if experiment.task is not None and evaluation.predictions:
+      examples = experiment.examples[name]
+      result[name] = result[name] | experiment.task.details(evaluation.predictions, examples)
+      lines = experiment.task.records(evaluation.predictions, examples)
+      text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+      write_text(out / f'{step}-{name}.jsonl', text)
+  write_json(out / f'{step}.json', result)
+  return result
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
+  """Metrics as JSON has them: it knows no NaN and no infinity."""
+  return {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+
+
+def _configured(saved: Config, overrides: Sequence[tuple[str, str]]) -> Config:
+  """The run's config with overrides of what an evaluation may change."""
+  for key, _ in overrides:
+    if not key.startswith(_OVERRIDABLE):
+      raise UserError(
+        f'config.{key}: eval.py takes the config of the run, and only evaluation.*, '
+        'data.validation and data.test can be set'
+      )
+  config_dict = tree.to_config_dict(saved)
+  config_overrides.apply(config_dict, overrides)
+  return tree.from_config_dict(config_dict)

@@ -1,0 +1,118 @@
+"""SIGTERM and Ctrl-C: a clean end in every phase, and a save where there is something to save."""
+
+import os
+import signal
+import socket
+import threading
+from types import FrameType, TracebackType
+
+from flaxlm import terminal
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A compilation runs no Python for minutes; after this long with nothing to save, the process ends.
+GRACE_SECONDS = 3.0
+
+
+class Interrupted(SystemExit):
+  """Ends the process with status 128 + signal, as shells report it."""
+
+  def __init__(self, signum: int):
+    super().__init__(128 + signum)
+    self.signum = signum
+
+
+class Interrupts:
+  """Context in which signals are received.
+
+  Before `begin_training` a signal raises Interrupted in the main thread: there is nothing to save.
+  From then on it sets `signum`, which the loop polls at every step, saves, and raises Interrupted.
+  A second Ctrl-C ends the process at once. Signals reach a thread of their own, so that the main
+  thread may be deep in a compilation. Outside the main thread, where Python cannot receive signals,
+  the context does nothing.
+  """
+
+  def __init__(self) -> None:
+    self.signum: int | None = None
+    self._training = False
+    self._received: list[int] = []
+    self._closed = threading.Event()
+    self._installed = False
+
+  def __enter__(self) -> 'Interrupts':
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    self._old = {number: signal.getsignal(number) for number in SIGNALS}
+    self._reader, self._writer = socket.socketpair()
+    self._writer.setblocking(False)
+    self._old_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+    for number in SIGNALS:
+      signal.signal(number, self._handle)
+    self._thread = threading.Thread(target=self._watch, name='signals', daemon=True)
+    self._thread.start()
+    self._installed = True
+    return self
+
+  def begin_training(self) -> None:
+    """From here on a signal is polled, and not raised."""
+    self._training = True
+    if self.signum is not None:
+      raise Interrupted(self.signum)
+
+  def _handle(self, signum: int, frame: FrameType | None) -> None:
+    """Runs in the main thread, as soon as it runs Python."""
+    del frame
+    self.signum = self.signum or signum
+    if not self._training:
+      raise Interrupted(signum)
+
+  def _watch(self) -> None:
+    """Runs in the thread: sees every signal at once."""
+    while True:
+      received = self._reader.recv(64)
+      if not received:
+        return
+      for signum in received:
+        if signum in SIGNALS:
+          self._receive(signum)
+
+  def _receive(self, signum: int) -> None:
+    self._received.append(signum)
+    if self._received.count(signal.SIGINT) > 1:
+      os.write(2, b'\nended at once by a second Ctrl-C; the last checkpoint stands\n')
+      os._exit(128 + signum)
+    if len(self._received) > 1:
+      return
+    self.signum = signum
+    if self._training:
+      terminal.say(f'{name_of(signum)}: saving after this step (a second Ctrl-C ends at once)')
+    else:
+      threading.Thread(target=self._end, args=(signum,), daemon=True).start()
+
+  def _end(self, signum: int) -> None:
+    """Ends a process whose main thread does not come back from a compilation."""
+    if not self._closed.wait(GRACE_SECONDS):
+      os.write(2, f'\nstopped by {name_of(signum)}: nothing to save\n'.encode())
+      os._exit(128 + signum)
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    if not self._installed:
+      return
+    self._closed.set()
+    signal.set_wakeup_fd(self._old_descriptor)
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+    self._writer.close()
+    self._thread.join()
+    self._reader.close()
+    if isinstance(error, Interrupted) and not self._training:
+      terminal.say(f'stopped by {name_of(error.signum)}: nothing to save')
+
+
+def name_of(signum: int) -> str:
+  """'SIGTERM' for 15."""
+  return signal.Signals(signum).name

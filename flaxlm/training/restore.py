@@ -1,0 +1,220 @@
+"""Where a run starts: the rules of going on (`resume`) and of taking weights (`init_from`).
+
+The two are different. A resume is the same run and takes everything; `init_from` takes weights
+only, begins at step 0 with a fresh optimizer, and accounts for every leaf.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from flaxlm import sharding, terminal
+from flaxlm.config import overrides, tree
+from flaxlm.config.schema import Config, RestoreConfig
+from flaxlm.errors import UserError, nearest
+from flaxlm.training import checkpoint, matching
+from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
+from flaxlm.training.paths import leaf_paths, nested, virtual_paths
+from flaxlm.training.writers import write_json
+
+# What a resume may change: nothing here alters which numbers the run computes, up to the order of
+# floating-point sums over devices and micro-batches.
+RESUMABLE = (
+  'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'logging', 'profile',
+  'data.prefetch', 'data.cache_dir', 'total_steps', 'num_epochs',
+)  # fmt: skip
+# How layers are run never changes a checkpoint.
+_RUN_ONLY = ('model.remat', 'model.scan_layers')
+_CHANGE_TOKENIZER = 'tokenizer'
+
+
+def check_resume(saved: Config, now: Config) -> None:
+  """Raises UserError, naming the field, if a run that was saved cannot go on with this config."""
+  for key, before, after in overrides.differing_fields(saved, now):
+    if any(key == allowed or key.startswith(f'{allowed}.') for allowed in RESUMABLE):
+      continue
+    if key == 'task.labels' and not after:
+      continue  # not discovered yet; compared once they are
+    raise UserError(
+      f'config.{key}: the run in this workdir has {before!r}, not {after!r}, and a resume cannot '
+      'change it; go on without the change, or start in another workdir'
+    )
+
+
+def check_resumed_steps(meta: Mapping[str, Any], config: Config, total_steps: int) -> None:
+  """Warns where another number of steps bends the learning-rate schedule."""
+  if meta['total_steps'] != total_steps and config.optimizer.schedule in BENT_BY_TOTAL_STEPS:
+    terminal.warn(
+      f'the {config.optimizer.schedule} schedule was made for {meta["total_steps"]} steps and is '
+      f'now bent to {total_steps}: from here on the learning rate is another one'
+    )
+
+
+def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
+  """Parameters from the newest whole checkpoint of `config.init_from`; prints what became of each.
+
+  Args:
+    experiment: its `config.restore` declares all that may differ.
+    params: as initialised; leaves that are declared fresh are taken from here.
+    workdir: where restore_report.json is written.
+
+  Returns:
+    Parameters sharded as `experiment.abstract_state.params`.
+
+  Raises:
+    UserError: for a leaf that is neither loaded nor declared, a pattern that matches nothing, model
+      fields that differ from the checkpoint's config, or another tokenizer.
+  """
+  config = experiment.config
+  source = epath.Path(config.init_from)
+  directory = source / 'checkpoints'
+  if not checkpoint.steps_in(directory):
+    raise UserError(f'config.init_from: {source} has no checkpoints')
+  wanted = leaf_paths(experiment.abstract_state.params)
+
+  def read(step: int, meta: dict[str, Any]) -> tuple[Any, matching.Report, dict[str, Any]]:
+    _check_model(tree.from_dict(meta['config']), config)
+    _check_tokenizer(meta, experiment.tokenizer.fingerprint, config.restore)
+    stored = checkpoint.stored_params(directory, step)
+    stored_parts, wanted_parts = matching.parts(stored), matching.parts(wanted)
+    plan = matching.match(stored_parts, wanted_parts, config.restore)
+    needed = sorted({part.path for part in plan.values() if part})
+    targets = {path: _target(stored[path], wanted.get(path), experiment.mesh) for path in needed}
+    loaded = checkpoint.restore_params(directory, step, targets, meta)
+    return plan, matching.report(plan, stored_parts, wanted_parts), loaded
+
+  step, _, (plan, report, loaded), _ = checkpoint.newest(directory, read)
+  _show(report, source, step)
+  write_json(
+    epath.Path(workdir) / 'restore_report.json',
+    {'workdir': str(source), 'step': step, **dataclasses.asdict(report)},
+  )
+  fresh = leaf_paths(params)
+  return nested(
+    {path: _fill(path, leaf, fresh[path], plan, loaded) for path, leaf in wanted.items()}
+  )
+
+
+def _target(stored: Any, wanted: Any, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
+  """A leaf as it is stored, placed as in the model where the shapes agree, else on every device."""
+  fits = wanted is not None and wanted.shape == stored.shape
+  placed = wanted.sharding if fits else sharding.replicated(mesh)
+  return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=placed)
+
+
+def _fill(
+  path: str,
+  leaf: jax.ShapeDtypeStruct,
+  fresh: jax.Array,
+  plan: Mapping[str, matching.Part | None],
+  loaded: Mapping[str, jax.Array],
+) -> jax.Array:
+  """One leaf of the model, put together from the parts that `plan` names."""
+  names = virtual_paths(path, leaf)
+  sources = [plan[name] for name in names]
+  if not any(sources):
+    return fresh
+  if names == [path]:
+    value = _part(sources[0], loaded).reshape(leaf.shape)
+  elif _is_whole(sources, loaded):
+    value = loaded[sources[0].path].reshape(leaf.shape)
+  else:
+    value = jnp.stack(
+      [
+        fresh[layer] if source is None else _part(source, loaded).reshape(leaf.shape[1:])
+        for layer, source in enumerate(sources)
+      ]
+    )
+  return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
+
+
+def _is_whole(sources: list[matching.Part | None], loaded: Mapping[str, jax.Array]) -> bool:
+  """Whether the sources are all layers of one stack, in order."""
+  if None in sources or len({source.path for source in sources}) > 1:
+    return False
+  layers = [source.layer for source in sources]
+  return layers == list(range(loaded[sources[0].path].shape[0]))
+
+
+def _part(source: matching.Part, loaded: Mapping[str, jax.Array]) -> jax.Array:
+  whole = loaded[source.path]
+  return whole if source.layer is None else whole[source.layer]
+
+
+def _show(report: matching.Report, source: epath.Path, step: int) -> None:
+  terminal.say(f'weights from {source}, step {step}')
+  for name, paths in dataclasses.asdict(report).items():
+    terminal.say(f'  {name}: {len(paths)}' + (f' ({", ".join(paths)})' if paths else ''))
+
+
+def _check_model(saved: Config, now: Config) -> None:
+  """Raises UserError for model fields that differ and are not declared."""
+  declared = {name.removeprefix('model.') for name in now.restore.change} - {_CHANGE_TOKENIZER}
+  known = [field.name for field in dataclasses.fields(now.model)]
+  for name in declared:
+    if name not in known:
+      raise UserError(f'config.restore.change: no model field {name!r}{nearest(name, known)}')
+  for key, before, after in overrides.differing_fields(saved, now):
+    name = key.removeprefix('model.')
+    if not key.startswith('model.') or key in _RUN_ONLY or name in declared:
+      continue
+    raise UserError(
+      f'config.{key}: the checkpoint of config.init_from has {before!r}, this model {after!r}; '
+      f'make them equal, or declare it by --config.restore.change={name}'
+    )
+
+
+def _check_tokenizer(meta: Mapping[str, Any], fingerprint: str, restore: RestoreConfig) -> None:
+  if meta['tokenizer'] != fingerprint and _CHANGE_TOKENIZER not in restore.change:
+    raise UserError(
+      'config.tokenizer: differs from the tokenizer of the checkpoint of config.init_from, so that '
+      'its embeddings would stand for other tokens; set config.tokenizer.path to its tokenizer '
+      'directory, or declare it by --config.restore.change=tokenizer'
+    )
+
+
+def open_run(
+  workdir: epath.PathLike, which: str | int, make: Callable[[Config], Any]
+) -> tuple[Any, Any, int]:
+  """Parameters of a run, for everything but training.
+
+  Args:
+    workdir: of the run.
+    which: 'latest' (falls back on an older whole one, loudly), 'best' or a step.
+    make: config of the run -> an object with `tokenizer` and `abstract_state`.
+
+  Returns:
+    (what `make` returned, parameters, step).
+
+  Raises:
+    UserError: if there is no such checkpoint, it is damaged, or the tokenizer is not the run's.
+  """
+  directory = epath.Path(workdir) / 'checkpoints'
+
+  def read(step: int, meta: dict[str, Any]) -> tuple[Any, Any]:
+    experiment = make(tree.from_dict(meta['config']))
+    check_same_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
+    terminal.phase('init', f'checkpoint {step}')
+    wanted = {'params': experiment.abstract_state.params}
+    return experiment, checkpoint.restore_tree(directory, step, wanted, meta)['params']
+
+  step = checkpoint.find(directory, which)
+  if which == 'latest':
+    step, _, (experiment, params), _ = checkpoint.newest(directory, read)
+    return experiment, params, step
+  try:
+    return *read(step, checkpoint.read_meta(directory, step)), step
+  except checkpoint.Damaged as error:
+    raise UserError(f'{directory}/{step}: damaged: {error}') from None
+
+
+def check_same_tokenizer(
+  meta: Mapping[str, Any], fingerprint: str, workdir: epath.PathLike
+) -> None:
+  """Raises UserError if WORKDIR/tokenizer is not the tokenizer that the run was trained with."""
+  if meta['tokenizer'] != fingerprint:
+    raise UserError(f'{workdir}/tokenizer: not the tokenizer that the checkpoints were made with')

@@ -1,0 +1,176 @@
+"""Where metrics and small files go: metrics.jsonl, TensorBoard, and writers of the user's."""
+
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from etils import epath
+
+from flaxlm.config.schema import Config
+from flaxlm.errors import UserError
+
+_PARTS = 'metrics*.jsonl'
+
+
+class MetricWriter(Protocol):
+  """Receives every line of metrics.
+
+  A user's own class is named in `config.logging.writers`, and is called with (workdir, config).
+  """
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Values at a step (updates done) of `train` or of a validation set."""
+    ...
+
+  def close(self) -> None:
+    """Called at the end, also after an error."""
+    ...
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a file as a whole or not at all."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  """Writes a JSON file as a whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def _appendable(path: epath.Path) -> bool:
+  """Whether files there can be appended to: object stores, which have a scheme, cannot."""
+  return '://' not in str(path)
+
+
+def _parse(text: str) -> list[dict[str, Any]]:
+  """The lines of a metrics file; one that was cut short by a kill is left out."""
+  lines = []
+  for line in text.splitlines():
+    try:
+      value = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(value, dict) and 'step' in value:
+      lines.append(value)
+  return lines
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """All metric lines of a run, in the order in which they were written."""
+  paths = sorted(epath.Path(workdir).glob(_PARTS), key=lambda path: path.name)
+  return [line for path in paths for line in _parse(path.read_text())]
+
+
+def drop_after(workdir: epath.PathLike, step: int) -> None:
+  """Removes metric lines beyond `step`, and torn ones, before a run goes on from there."""
+  for path in sorted(epath.Path(workdir).glob(_PARTS)):
+    text = path.read_text()
+    kept = ''.join(_line(line) for line in _parse(text) if line['step'] <= step)
+    if kept != text:
+      write_text(path, kept)
+
+
+def _line(values: Mapping[str, Any]) -> str:
+  return json.dumps(values) + '\n'
+
+
+class JsonlWriter:
+  """WORKDIR/metrics.jsonl, a line at a time; one part file a start where files cannot grow."""
+
+  def __init__(self, workdir: epath.PathLike, config: Config | None = None):
+    del config
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    self._file = None
+    if _appendable(workdir):
+      self._path = workdir / 'metrics.jsonl'
+      self._file = self._path.open('a')
+    else:
+      self._path = workdir / f'metrics-{len(list(workdir.glob(_PARTS))):05d}.jsonl'
+      self._lines: list[str] = []
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    # JSON has no NaN; null keeps the line readable by every parser.
+    numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    line = _line({'step': step, 'split': split, **numbers})
+    if self._file is not None:
+      self._file.write(line)
+      self._file.flush()
+      return
+    self._lines.append(line)
+    if split != 'train':
+      self._save()
+
+  def flush(self) -> None:
+    """Makes the lines so far visible; called before each checkpoint."""
+    if self._file is None:
+      self._save()
+
+  def _save(self) -> None:
+    self._path.write_text(''.join(self._lines))
+
+  def close(self) -> None:
+    self.flush()
+    if self._file is not None:
+      self._file.close()
+
+
+class TensorBoardWriter:
+  """Event files in WORKDIR/tensorboard, without TensorFlow; tags are SPLIT/METRIC."""
+
+  def __init__(self, workdir: epath.PathLike, config: Config | None = None, first_step: int = 0):
+    """`first_step`: events from there on, of an earlier start, are hidden by the viewer."""
+    from tensorboardX import SummaryWriter
+
+    del config
+    directory = epath.Path(workdir) / 'tensorboard'
+    self._writer = SummaryWriter(str(directory), purge_step=first_step or None, flush_secs=30)
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    for key, value in values.items():
+      self._writer.add_scalar(f'{split}/{key}', value, step)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class Writers:
+  """All writers of a run as one."""
+
+  def __init__(self, workdir: epath.PathLike, config: Config, first_step: int = 0):
+    """Opens metrics.jsonl and what `config.logging` asks for. `first_step`: the next one."""
+    others: list[MetricWriter] = []
+    for name in config.logging.writers:
+      others.append(_user_class(name)(str(workdir), config))
+    if config.logging.tensorboard:
+      others.append(TensorBoardWriter(workdir, config, first_step))
+    self._jsonl = JsonlWriter(workdir)
+    self._all: Sequence[MetricWriter] = [self._jsonl, *others]
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    for writer in self._all:
+      writer.write(step, split, values)
+
+  def flush(self) -> None:
+    self._jsonl.flush()
+
+  def close(self) -> None:
+    for writer in self._all:
+      writer.close()
+
+
+def _user_class(name: str) -> type:
+  """The class under a dotted name of `config.logging.writers`."""
+  module, _, attribute = name.rpartition('.')
+  if not module:
+    raise UserError(f'config.logging.writers: {name!r} is not a dotted name, MODULE.CLASS')
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise UserError(f'config.logging.writers: {name!r} cannot be imported: {error}') from None

@@ -1,0 +1,260 @@
+"""Resume is the run that was left alone; stopping, failing and going on do what they say."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import linear_experiment as linear
+import numpy as np
+import pytest
+
+from flaxlm.errors import UserError
+from flaxlm.training import checkpoint, loop
+from flaxlm.training.interrupt import Interrupted, Interrupts
+from flaxlm.training.writers import read_metrics
+
+EXACT = ('step', 'split', 'loss', 'learning_rate', 'grad_norm', 'perplexity')
+
+
+def fit(workdir, data=None, **changes):
+  experiment = linear.Experiment(linear.make_config(**changes), data)
+  with Interrupts() as interrupts:
+    return loop.fit(experiment, workdir, [('total_steps', '20')], interrupts)
+
+
+def exact(workdir):
+  """What a resumed run must repeat; wall-clock rates may differ."""
+  return [{k: line[k] for k in EXACT if k in line} for line in read_metrics(workdir)]
+
+
+def assert_same_state(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that was left alone: (workdir, final state)."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, fit(workdir)
+
+
+def stop_at(step, signum=signal.SIGTERM):
+  def on_batch(number):
+    if number == step:
+      os.kill(os.getpid(), signum)
+      time.sleep(0.05)
+
+  return linear.Data(on_batch=on_batch)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+  workdir, state = whole
+  lines = read_metrics(workdir)
+  train = [line for line in lines if line['split'] == 'train']
+  assert [line['step'] for line in train] == list(range(1, 21))
+  assert {'loss', 'learning_rate', 'grad_norm', 'tokens_per_second'} <= set(train[-1])
+  assert train[-1]['loss'] < train[0]['loss']
+  assert [(line['step'], line['split']) for line in lines if line['split'] != 'train'] == [
+    (10, 'validation'), (10, 'other'), (20, 'validation'), (20, 'other'),
+  ]  # fmt: skip
+  assert json.loads((workdir / 'config.json').read_text())['total_steps'] == 20
+  assert json.loads((workdir / 'overrides.json').read_text()) == [['total_steps', '20']]
+  assert (workdir / 'tokenizer' / 'tokenizer.json').exists()
+  assert int(state.step) == 20 and checkpoint.steps_in(workdir / 'checkpoints')[-1] == 20
+
+
+def test_the_loss_of_a_line_is_that_of_its_own_batch(whole, tmp_path):
+  del tmp_path
+  experiment = linear.Experiment(linear.make_config())
+  state = experiment.init_state()
+  losses = []
+  for step in range(3):
+    state, metrics = experiment.train_step(state, experiment.put(experiment.train_data.batch(step)))
+    losses.append(metrics['loss'].value())
+  train = [line['loss'] for line in read_metrics(whole[0]) if line['split'] == 'train']
+  assert train[:3] == losses
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('step', [7, 10])
+def test_stopped_and_gone_on_equals_left_alone(whole, tmp_path, capsys, signum, step):
+  with pytest.raises(Interrupted) as stopped:
+    fit(tmp_path, stop_at(step, signum))
+  assert stopped.value.code == 128 + signum
+  saved = checkpoint.steps_in(tmp_path / 'checkpoints')[-1]
+  assert saved in (step, step + 1)
+  assert f'at step {saved}; the same command goes on' in capsys.readouterr().err
+  data = linear.Data()
+  state = fit(tmp_path, data)
+  assert data.seen[0] == saved
+  assert_same_state(state, whole[1])
+  assert exact(tmp_path) == exact(whole[0])
+
+
+def test_a_signal_before_training_saves_nothing_and_ends(tmp_path, capsys):
+  with pytest.raises(Interrupted), Interrupts():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+  assert 'nothing to save' in capsys.readouterr().err
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_stop_during_an_evaluation_saves_and_evaluates_again(whole, tmp_path):
+  experiment = linear.Experiment(linear.make_config())
+  batches = experiment.eval_data['other'].batches
+
+  def interrupted(limit=None):
+    for batch in batches(limit):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.05)
+      yield batch
+
+  experiment.eval_data['other'].batches = interrupted
+  with pytest.raises(Interrupted), Interrupts() as interrupts:
+    loop.fit(experiment, tmp_path, (), interrupts)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints')[-1] == 10
+  assert_same_state(fit(tmp_path), whole[1])
+  assert exact(tmp_path) == exact(whole[0])
+
+
+def kill_and_repeat(workdir, kills, seed):
+  """Runs the script until it ends, killing it at random moments; returns how often it was."""
+  rng = random.Random(seed)
+  command = [sys.executable, linear.__file__, str(workdir)]
+  root = Path(linear.__file__).parents[1]
+  environment = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
+  done = 0
+  while True:
+    process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE)
+    if done == kills:
+      _, errors = process.communicate(timeout=120)
+      assert process.returncode == 0, errors.decode()
+      return
+    before = len(read_metrics(workdir))
+    while len(read_metrics(workdir)) in (0, before) and process.poll() is None:
+      time.sleep(0.01)
+    time.sleep(rng.random() * 0.7)
+    assert process.poll() is None, process.stderr.read().decode()
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    done += 1
+
+
+def check_killed(tmp_path, kills):
+  kill_and_repeat(tmp_path / 'killed', kills, seed=kills)
+  kill_and_repeat(tmp_path / 'whole', 0, seed=0)
+  assert exact(tmp_path / 'killed') == exact(tmp_path / 'whole')
+  digests = [
+    checkpoint.read_meta(tmp_path / name / 'checkpoints', 60)['digest']
+    for name in ('killed', 'whole')
+  ]
+  assert digests[0] == digests[1]
+
+
+def test_killed_at_random_moments_equals_left_alone(tmp_path):
+  check_killed(tmp_path, 2)
+
+
+@pytest.mark.full
+def test_killed_ten_times_equals_left_alone(tmp_path):
+  check_killed(tmp_path, 10)
+
+
+def test_a_damaged_checkpoint_costs_steps_and_not_exactness(whole, tmp_path, capsys):
+  with pytest.raises(Interrupted):
+    fit(tmp_path, stop_at(13))
+  latest = checkpoint.steps_in(tmp_path / 'checkpoints')[-1]
+  (tmp_path / 'checkpoints' / str(latest) / 'meta' / 'metadata').write_text('{')
+  assert_same_state(fit(tmp_path), whole[1])
+  assert exact(tmp_path) == exact(whole[0])
+  assert 'DAMAGED' in capsys.readouterr().err
+  assert (tmp_path / 'checkpoints-damaged' / str(latest)).exists()
+
+
+def test_metrics_of_a_run_killed_before_its_first_checkpoint_are_dropped(whole, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "split": "train", "loss": 5}\n{"step": 2,')
+  fit(tmp_path)
+  assert exact(tmp_path) == exact(whole[0])
+
+
+def test_nan_names_step_leaf_and_batch_and_nothing_after_it_is_saved(tmp_path):
+  with pytest.raises(UserError, match='step 10: loss nan') as failed:
+    fit(tmp_path, linear.Data(poison=9))
+  message = str(failed.value)
+  assert 'gradient of head/kernel and 2 more of 3 leaves' in message
+  assert 'rows of step 9' in message
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [5]
+  lines = read_metrics(tmp_path)
+  assert max(line['step'] for line in lines) == 9
+
+
+@pytest.mark.parametrize(
+  'changes,key',
+  [
+    ({'seed': 1}, 'config.seed'),
+    ({'optimizer__learning_rate': 0.1}, 'config.optimizer.learning_rate'),
+    ({'model__emb_dim': 128}, 'config.model.emb_dim'),
+    ({'data__train': 'x.txt'}, 'config.data.train'),
+    ({'global_batch_size': 16}, 'config.global_batch_size'),
+  ],
+)
+def test_a_resume_cannot_change_the_run(whole, changes, key):
+  with pytest.raises(UserError, match=key):
+    fit(whole[0], **changes)
+
+
+def test_another_tokenizer_cannot_go_on(whole):
+  experiment = linear.Experiment(linear.make_config())
+  experiment.tokenizer = linear.Tokenizer('other')
+  with pytest.raises(UserError, match='not the tokenizer'):
+    loop.fit(experiment, whole[0])
+
+
+def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path, capsys):
+  fit(tmp_path)
+  state = fit(
+    tmp_path, total_steps=24, num_microbatches=2, evaluation__every_steps=12,
+    checkpoint__keep_last=1, logging__every_steps=4, data__prefetch=0,
+  )  # fmt: skip
+  assert int(state.step) == 24
+  assert 'cosine schedule was made for 20 steps' in capsys.readouterr().err
+
+
+def test_a_complete_run_does_nothing_more(whole):
+  before = (whole[0] / 'metrics.jsonl').read_text()
+  data = linear.Data()
+  assert_same_state(fit(whole[0], data), whole[1])
+  assert not data.seen
+  assert (whole[0] / 'metrics.jsonl').read_text() == before
+
+
+def test_the_best_checkpoint_is_kept_though_it_is_between_intervals(tmp_path):
+  fit(
+    tmp_path, evaluation__every_steps=1, checkpoint__every_steps=20, checkpoint__keep_last=1,
+    checkpoint__best_mode='max', total_steps=6,
+  )  # fmt: skip
+  # Losses fall, so that the worst, which was asked for, is the first.
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [1, 6]
+
+
+def test_a_profile_is_left(tmp_path):
+  fit(tmp_path, total_steps=5, profile__steps=(2, 3))
+  assert list((tmp_path / 'profile').rglob('*.pb'))
+
+
+def test_saving_is_silent(tmp_path, capfd):
+  """No warnings or log lines of libraries reach the terminal."""
+  fit(tmp_path, total_steps=6)
+  fit(tmp_path, total_steps=8)
+  said = capfd.readouterr()
+  assert not said.out
+  noise = [line for line in said.err.splitlines() if 'WARNING' in line or 'Warning' in line]
+  assert not noise
