@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,20 @@ class Tokenizer:
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text."""
     return self._codec.encode_batch(texts)
+
+  def encode_marked(self, text: str, marks: Mapping[str, int]) -> np.ndarray:
+    """Token ids of a text in which the strings of `marks` stand for ids: int32 [n].
+
+    What follows a mark is encoded as within the text, not as its beginning.
+    """
+    pattern = '|'.join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
+    parts = re.split(f'({pattern})', text) if marks else [text]
+    ids = [self.encode(parts[0])] if parts[0] else []
+    for mark, rest in zip(parts[1::2], parts[2::2], strict=True):
+      ids.append(np.array([marks[mark]]))
+      if rest:
+        ids.append(self._codec.encode_rest(rest))
+    return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
 
   def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
     """The text of token ids. Special tokens are dropped, or shown by name; unk is U+FFFD."""
@@ -156,6 +170,13 @@ class _SentencePiece:
       texts = [text.lower() for text in texts]
     return self._model.encode(list(texts), return_type='numpy', num_threads=2)
 
+  def encode_rest(self, text: str) -> np.ndarray:
+    """Token ids of a text that goes on, without the space that the library puts at a beginning."""
+    newline = self._model.piece_to_id('\n')
+    ids = self.encode_batch(['\n' + text])[0]
+    starts = np.flatnonzero(ids == newline)
+    return ids[starts[0] + 1 :] if len(starts) else self.encode_batch([text])[0]
+
   def decode(self, ids: list[int], first: bool) -> str:
     text = self._model.decode(ids)
     # Decoding drops the space before the first piece, which is real unless the text starts there.
@@ -177,6 +198,9 @@ class _Characters:
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [self._encode(text) for text in texts]
+
+  def encode_rest(self, text: str) -> np.ndarray:
+    return self._encode(text)
 
   def _encode(self, text: str) -> np.ndarray:
     codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
@@ -201,6 +225,9 @@ class _Bytes:
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._first for text in texts]
+
+  def encode_rest(self, text: str) -> np.ndarray:
+    return self.encode_batch([text])[0]
 
   def decode(self, ids: list[int], first: bool) -> str:
     return bytes(id - self._first for id in ids).decode(errors='replace')

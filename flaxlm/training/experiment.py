@@ -22,7 +22,7 @@ from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 from flaxlm.models.model import Model
-from flaxlm.training import checkpoint, compiler
+from flaxlm.training import checkpoint, compiler, restore
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.step import make_eval_step, make_train_step
 from flaxlm.types import Batch, TrainState
@@ -282,3 +282,9 @@ def _abstract_state(
   shardings = TrainState(everywhere, params, opt_state, {})
   place = lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
   return jax.tree.map(place, nn.unbox(boxed), shardings)
+
+
+def open_model(workdir: str, which: str) -> tuple[Experiment, Any, int]:
+  """(experiment without data, parameters, step) of a run, for decoding."""
+  make = lambda config: build(config, workdir, training=False, with_data=False)
+  return restore.open_run(workdir, which, make)
