@@ -1,0 +1,93 @@
+"""Signals as a process sees them: status, second Ctrl-C, and a main thread that runs no Python."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import hashlib, sys, time
+from flaxlm.training import interrupt
+interrupt.GRACE_SECONDS = 0.3
+with interrupt.Interrupts() as interrupts:
+  if 'training' in sys.argv:
+    interrupts.begin_training()
+  print('ready', flush=True)
+  if 'native' in sys.argv:
+    # Releases the interpreter's lock and returns to no Python code, as a compilation does.
+    hashlib.pbkdf2_hmac('sha256', b'x', b'x', 10**9)
+  while 'poll' not in sys.argv or interrupts.signum is None:
+    time.sleep(0.01)
+  raise interrupt.Interrupted(interrupts.signum)
+"""
+
+
+@pytest.fixture
+def start():
+  """Starts the script; what is left of it is killed."""
+  processes = []
+
+  def run(*words):
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+      [sys.executable, '-c', SCRIPT, *words],
+      env=os.environ | {'PYTHONPATH': str(root)}, cwd=root,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    processes.append(process)
+    assert process.stdout.readline() == 'ready\n'
+    return process
+
+  yield run
+  for process in processes:
+    process.kill()
+    process.communicate()
+
+
+def ended(process):
+  _, errors = process.communicate(timeout=30)
+  assert 'Traceback' not in errors
+  return process.returncode, errors
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('words', [(), ('native',)])
+def test_before_training_there_is_nothing_to_save(start, signum, words):
+  process = start(*words)
+  process.send_signal(signum)
+  status, errors = ended(process)
+  assert status == 128 + signum
+  assert f'stopped by {signal.Signals(signum).name}: nothing to save' in errors
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_while_training_the_loop_decides(start, signum):
+  process = start('training', 'poll')
+  process.send_signal(signum)
+  status, errors = ended(process)
+  assert status == 128 + signum
+  assert 'saving after this step' in errors and 'nothing to save' not in errors
+
+
+@pytest.mark.parametrize('words', [('training',), ('training', 'native')])
+def test_a_second_ctrl_c_ends_at_once(start, words):
+  process = start(*words)
+  process.send_signal(signal.SIGINT)
+  time.sleep(0.5)
+  assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  status, errors = ended(process)
+  assert status == 130
+  assert 'ended at once' in errors
+
+
+def test_a_repeated_sigterm_does_not_hurt_the_save(start):
+  process = start('training')
+  for _ in range(3):
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+  assert process.poll() is None
