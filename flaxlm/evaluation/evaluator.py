@@ -72,7 +72,8 @@ def evaluate(
         collected.append(_real(predictions))
       count += 1
       bar.advance()
-  result = {key: mean.value() for key, mean in totals.items()}
+  names = sorted(totals, key=lambda key: (key != 'loss', key))
+  result = {key: totals[key].value() for key in names}
   if getattr(experiment.objective, 'likelihood', False):
     result['perplexity'] = _exp(result['loss'])
     if data.num_bytes:

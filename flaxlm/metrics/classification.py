@@ -42,9 +42,11 @@ def scores(targets: np.ndarray, predicted: np.ndarray, num_labels: int) -> dict[
 def confusion_matrix(
   targets: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
 ) -> dict[str, dict[str, int]]:
-  """Target label -> predicted label -> how many. targets, predicted: int [N]."""
+  """Target label -> predicted label -> how many; {} for N = 0. targets, predicted: int [N]."""
   from sklearn.metrics import confusion_matrix as count
 
+  if not len(targets):
+    return {}
   table = count(targets, predicted, labels=np.arange(len(labels)))
   return {
     target: {label: int(n) for label, n in zip(labels, row, strict=True)}

@@ -79,7 +79,7 @@ class Task:
     """What eval.py reports besides numbers: the confusion matrix, target -> predicted -> count."""
     targets, predicted = self._labelled(predictions, examples)
     matrix = classification.confusion_matrix(targets, predicted, self.labels)
-    return {'confusion_matrix': matrix} if len(targets) else {}
+    return {'confusion_matrix': matrix} if matrix else {}
 
   def records(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]

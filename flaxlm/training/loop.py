@@ -143,7 +143,7 @@ def _describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[st
 
 
 class _Clock:
-  """Real tokens per second and the time left, over the stretches spent training."""
+  """Real tokens per second, over the stretches spent training, and the time left."""
 
   def __init__(self) -> None:
     self._since: float | None = None  # of the current stretch; None between stretches
@@ -151,6 +151,7 @@ class _Clock:
     self._steps = 0
     self._pace = 0.0  # seconds per step over the whole run, evaluation and saving included
     self._begin: float | None = None
+    self._shown = float('nan')
 
   def step(self, tokens: float) -> None:
     """A step is complete. The first one of a stretch, which may compile, only starts the clock."""
@@ -169,12 +170,18 @@ class _Clock:
     """What follows, until the next step, is not training."""
     self._since = None
 
-  def rate(self) -> float:
-    """Tokens per second since `reset`; NaN before a second step."""
-    return self._tokens / self._seconds if self._seconds else float('nan')
-
-  def reset(self) -> None:
+  def take_rate(self) -> float:
+    """Tokens per second since the last call; NaN if no step was timed since."""
+    rate = self._tokens / self._seconds if self._seconds else float('nan')
     self._seconds = self._tokens = 0.0
+    self._shown = rate if np.isfinite(rate) else self._shown
+    return rate
+
+  def shown_rate(self) -> float:
+    """A rate that is steady enough to look at: of the last stretch that was long enough."""
+    if not np.isfinite(self._shown) and self._seconds:
+      return self._tokens / self._seconds
+    return self._shown
 
   def seconds_left(self, steps: int) -> float:
     return self._pace * steps
@@ -224,14 +231,13 @@ class _Run:
     if not np.isfinite([values['loss'], values['grad_norm']]).all():
       raise self._non_finite(step, values, np.asarray(leaf_norms))
     self._clock.step(values.pop('tokens'))
-    rate = self._clock.rate()
-    left = self._clock.seconds_left(self.total - step)
-    terminal.step(step, self.total, values['loss'], rate, left)
+    rate, left = self._clock.shown_rate(), self._clock.seconds_left(self.total - step)
+    if np.isfinite(rate):  # not before there is something to say
+      terminal.step(step, self.total, values['loss'], rate, left)
     if step % self.config.logging.every_steps == 0 or step == self.total:
       learning_rate = float(self.experiment.schedule(step - 1))
-      extra = {'learning_rate': learning_rate, 'tokens_per_second': rate}
+      extra = {'learning_rate': learning_rate, 'tokens_per_second': self._clock.take_rate()}
       self._writers.write(step, 'train', values | extra)
-      self._clock.reset()
 
   def _non_finite(self, step: int, values: dict[str, float], norms: np.ndarray) -> NonFinite:
     paths = list(leaf_paths(self.experiment.abstract_state.params))

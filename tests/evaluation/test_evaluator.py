@@ -1,0 +1,131 @@
+"""Exact sums over ragged batches, bits per byte, predictions in order, and eval.py's function."""
+
+import json
+import math
+
+import linear_experiment as linear
+import numpy as np
+import pytest
+
+from flaxlm.errors import UserError
+from flaxlm.evaluation import evaluator
+from flaxlm.training import experiment as experiments
+from flaxlm.training import loop
+from flaxlm.types import Mean
+
+
+class Ragged:
+  """A set whose batches have 3, 1 and 2 real rows of 3."""
+
+  num_bytes = 40
+  losses = [[1.0, 2.0, 6.0], [4.0, 0.0, 0.0], [2.0, 8.0, 0.0]]
+  weights = [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+  ids = [[4, 0, 5], [2, 0, 0], [1, 3, 0]]
+
+  def __len__(self):
+    return 3
+
+  def batches(self, max_batches=None):
+    for number in range(3 if max_batches is None else max_batches):
+      yield {
+        'loss': np.array(self.losses[number]),
+        'weights': np.array(self.weights[number]),
+        'ids': np.array(self.ids[number]),
+      }
+
+
+class Task:
+  def metrics(self, predictions, examples):
+    texts = [examples[i] for i in predictions['example_ids']]
+    return {'in_order': float(texts == sorted(examples))}
+
+
+class Experiment:
+  def __init__(self, likelihood=True):
+    self.objective = type('Objective', (), {'likelihood': likelihood})
+    self.eval_data = {'validation': Ragged()}
+    self.task, self.examples = Task(), {'validation': list('abcdef')}
+
+  def put(self, batch):
+    return batch
+
+  def eval_step(self, params, batch):
+    loss = Mean(np.sum(batch['loss'] * batch['weights']), np.sum(batch['weights']))
+    predictions = {
+      'value': batch['loss'][:, None],
+      'example_ids': batch['ids'][:, None],
+      'weights': batch['weights'][:, None].astype(np.float32),
+    }
+    return {'loss': loss, 'absent': Mean(0.0, 0.0)}, predictions
+
+
+def test_a_ragged_last_batch_is_weighed_exactly():
+  evaluation = evaluator.evaluate(Experiment(), None, 'validation')
+  metrics = evaluation.metrics
+  assert metrics['loss'] == 23 / 6  # and not the mean of the means of batches
+  assert metrics['perplexity'] == math.exp(23 / 6)
+  assert metrics['bits_per_byte'] == pytest.approx(23 / math.log(2) / 40, rel=1e-12)
+  assert math.isnan(metrics['absent'])
+
+
+def test_predictions_are_in_the_order_of_the_examples_without_padding():
+  evaluation = evaluator.evaluate(Experiment(), None, 'validation')
+  assert evaluation.predictions['example_ids'].tolist() == [0, 1, 2, 3, 4, 5]
+  assert evaluation.predictions['value'].tolist() == [2, 2, 4, 8, 1, 6]
+  assert evaluation.metrics['in_order'] == 1.0
+
+
+def test_no_perplexity_where_the_loss_is_no_likelihood():
+  metrics = evaluator.evaluate(Experiment(likelihood=False), None, 'validation').metrics
+  assert not {'perplexity', 'bits_per_byte'} & set(metrics)
+
+
+def test_the_first_batches_only():
+  metrics = evaluator.evaluate(Experiment(), None, 'validation', max_batches=2).metrics
+  assert metrics['loss'] == 13 / 4
+  assert metrics['bits_per_byte'] == pytest.approx(13 / math.log(2) / (40 * 2 / 3), rel=1e-12)
+
+
+def test_it_gives_up_when_asked():
+  assert evaluator.evaluate(Experiment(), None, 'validation', should_stop=lambda: 15) is None
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
+  loop.fit(linear.Experiment(linear.make_config(total_steps=10)), workdir)
+  return workdir
+
+
+@pytest.fixture
+def build(monkeypatch):
+  """Stands in for flaxlm.training.experiment.build; records what it was called with."""
+  calls = []
+
+  def build(config, workdir, *, training):
+    calls.append((config, workdir, training))
+    return linear.Experiment(config)
+
+  monkeypatch.setattr(experiments, 'build', build)
+  return calls
+
+
+def test_evaluate_workdir_repeats_the_evaluation_of_training(run, build):
+  result = evaluator.evaluate_workdir(str(run), 'latest')
+  assert result['checkpoint'] == 10 and build[0][2] is False
+  lines = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+  for name in ('validation', 'other'):
+    (line,) = [line for line in lines if line['split'] == name]
+    assert {k: v for k, v in line.items() if k not in ('step', 'split')} == result[name]
+  assert json.loads((run / 'eval' / '10.json').read_text()) == result
+
+
+def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, build):
+  overrides = [('evaluation.seed', '3'), ('data.validation', 'a=x.txt')]
+  assert evaluator.evaluate_workdir(str(run), 5, overrides)['checkpoint'] == 5
+  assert build[0][0].evaluation.seed == 3 and build[0][0].data.validation == 'a=x.txt'
+  for key in ('model.emb_dim', 'seed', 'data.train'):
+    with pytest.raises(UserError, match=f'config.{key}: eval.py takes the config of the run'):
+      evaluator.evaluate_workdir(str(run), 5, [(key, '1')])
+  with pytest.raises(UserError, match='--checkpoint=7: valid are latest, best, 5, 10'):
+    evaluator.evaluate_workdir(str(run), '7')
