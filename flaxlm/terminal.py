@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-PHASES = ('data', 'init', 'compile', 'train', 'eval', 'save')
+PHASES = ('data', 'init', 'compile', 'train', 'eval', 'save', 'decode')
 HEARTBEAT_SECONDS = 10.0  # Longest silence in a log.
 _START = time.monotonic()
 

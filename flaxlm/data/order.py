@@ -5,6 +5,9 @@ import functools
 import numpy as np
 from grain import experimental
 
+# Blocks of an epoch up to which the permutation is made in full: the cipher walks through at least
+# 2**16 places, and takes milliseconds where few of them are valid.
+SMALL = 1 << 14
 ROUNDS = 4  # Of the block cipher that permutes; grain's own default for MapDataset.shuffle.
 
 
@@ -33,16 +36,30 @@ class EpochOrder:
     """Rows at places [window * size, (window + 1) * size) of an epoch: int64 [<= size]."""
     n, block = self.num_rows, self.block
     key = int(_hash(_hash(self.seed) + np.uint64(epoch)))
-    places = np.arange(window * self._size, min((window + 1) * self._size, n))
-    places = places[np.argsort(_hash(places.astype(np.uint64) ^ _hash(key)), kind='stable')]
-    blocks = n // block
-    moved = {
-      b: experimental.index_shuffle(b, max_index=blocks - 1, seed=key & 0xFFFFFFFF, rounds=ROUNDS)
-      for b in range(window * self._size // block, min(-(-(places.max() + 1) // block), blocks))
-    }
-    new = np.array([moved.get(b, b) for b in (places // block).tolist()], np.int64)
+    start = window * self._size
+    places = start + _shuffled(min(self._size, n - start), key ^ (window + 1))
+    blocks = np.append(self._blocks(key, window), n // block)
     # The rows after the last whole block do not move; turning the circle does that.
-    return (new * block + places % block + (key >> 16) % n) % n
+    return (blocks[(places - start) // block] * block + places % block + (key >> 16) % n) % n
+
+  def _blocks(self, key: int, window: int) -> np.ndarray:
+    """Where the whole blocks of a window come from."""
+    number = self.num_rows // self.block
+    per_window = self._size // self.block
+    first, last = window * per_window, min((window + 1) * per_window, number)
+    if number <= SMALL:
+      return _shuffled(number, key)[first:last]
+    seed = key & 0xFFFFFFFF
+    return np.array(
+      [experimental.index_shuffle(b, number - 1, seed, ROUNDS) for b in range(first, last)],
+      np.int64,
+    )
+
+
+def _shuffled(number: int, key: int) -> np.ndarray:
+  """A permutation of range(number): int64 [number]."""
+  keys = _hash(np.arange(number, dtype=np.uint64) ^ _hash(key & 0xFFFFFFFFFFFFFFFF))
+  return np.argsort(keys, kind='stable')
 
 
 def _hash(value: np.ndarray | int) -> np.ndarray:

@@ -24,7 +24,8 @@ def elementwise(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Arr
 
 
 ACTIVATIONS = {
-  'gelu': elementwise(lambda x: jax.nn.gelu(x, approximate=False)),
+  # By erf, not by jax.nn.gelu's erfc, which takes three times as long on a CPU.
+  'gelu': elementwise(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))),
   'gelu_tanh': elementwise(lambda x: jax.nn.gelu(x, approximate=True)),
   'relu': jax.nn.relu,
   'silu': elementwise(jax.nn.silu),

@@ -107,7 +107,8 @@ def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, ta
     logits = logits + bias.astype(jnp.float32)
   column = jnp.arange(table.shape[0])
   valid = column < vocab_size
-  logits = jnp.where(valid, logits, -1e30)
+  if vocab_size < table.shape[0]:
+    logits = jnp.where(valid, logits, -1e30)
   top = logits.max(-1, keepdims=True)
   exponentials = jnp.exp(logits - top)
   normaliser = exponentials.sum(-1, keepdims=True)

@@ -1,0 +1,86 @@
+"""Position schemes: relative ones depend on differences only; values against independent code."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import position
+
+
+def bucket_by_hand(distance, bidirectional, buckets, max_distance):
+  """One distance at a time, as the T5 paper's code comments describe it."""
+  offset = 0
+  if bidirectional:
+    buckets //= 2
+    if distance > 0:
+      offset = buckets
+    distance = abs(distance)
+  else:
+    distance = max(-distance, 0)
+  exact = buckets // 2
+  if distance < exact:
+    return offset + distance
+  span = math.log(max_distance / exact)
+  return offset + min(exact + int(math.log(distance / exact) / span * (buckets - exact)), buckets - 1)
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_t5_buckets(bidirectional):
+  # At exact powers float32 and float64 logarithms may fall on different sides of an integer.
+  distances = np.array([d for d in range(-300, 301) if abs(d) not in (16, 32, 64, 128, 256)])
+  got = position.relative_bucket(jnp.asarray(distances), bidirectional, 32, 128)
+  want = [bucket_by_hand(int(d), bidirectional, 32, 128) for d in distances]
+  np.testing.assert_array_equal(got, want)
+
+
+def test_alibi_slopes():
+  np.testing.assert_allclose(position.alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+  np.testing.assert_allclose(position.alibi_slopes(3), [2.0**-4, 2.0**-8, 2.0**-2])
+
+
+@pytest.mark.parametrize('scheme', ['t5_bias', 'alibi'])
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_bias_depends_on_the_difference_only(scheme, bidirectional):
+  config = TransformerConfig(position=scheme, num_heads=3, emb_dim=12, init='t5')
+  module = position.scheme(config, bidirectional, None)
+  places = jnp.arange(40)
+  variables = module.init(jax.random.key(0), places, places, method='bias')
+  bias = lambda shift: module.apply(variables, places + shift, places + shift, method='bias')
+  np.testing.assert_array_equal(bias(0), bias(1000))
+  assert bias(0).shape == (3, 40, 40)
+  assert np.ptp(np.asarray(bias(0)), axis=(1, 2)).min() > 0
+
+
+def test_rope_scores_depend_on_the_difference_only():
+  config = TransformerConfig(position='rope', num_heads=2, emb_dim=16)
+  q, k = jax.random.normal(jax.random.key(0), (2, 1, 6, 2, 8))
+  score = lambda shift: jnp.einsum(
+    'bqhk,bshk->bhqs',
+    position.rotate(config, q, jnp.arange(6)[None] + shift),
+    position.rotate(config, k, jnp.arange(6)[None] + shift),
+  )
+  np.testing.assert_allclose(score(0), score(50), atol=2e-5)
+  assert np.abs(score(0) - jnp.einsum('bqhk,bshk->bhqs', q, k)).max() > 0.1
+
+
+def test_rope_is_a_rotation_of_complex_pairs():
+  config = TransformerConfig(position='rope', num_heads=1, emb_dim=8, rope_theta=100.0)
+  x = np.random.default_rng(0).normal(size=(1, 5, 1, 8))
+  z = x[..., :4] + 1j * x[..., 4:]
+  angles = np.arange(5)[:, None] * 100.0 ** (-np.arange(4) / 4)
+  turned = z * np.exp(1j * angles)[None, :, None]
+  want = np.concatenate([turned.real, turned.imag], -1)
+  got = position.rotate(config, jnp.asarray(x, jnp.float32), jnp.arange(5)[None])
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_sinusoids():
+  config = TransformerConfig(position='sinusoidal', emb_dim=8, num_heads=1)
+  module = position.scheme(config, True, None)
+  got = module.apply({}, jnp.zeros((1, 4, 8)), jnp.arange(4)[None], method='embed')[0]
+  angles = np.arange(4)[:, None] / 1e4 ** (np.arange(4) / 4)
+  np.testing.assert_allclose(got, np.concatenate([np.sin(angles), np.cos(angles)], -1), atol=1e-6)
