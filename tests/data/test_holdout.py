@@ -1,0 +1,105 @@
+"""Held-out text: a fixed last part, disjoint from training."""
+
+import pytest
+
+from flaxlm.config.schema import DataConfig
+from flaxlm.data import holdout
+from flaxlm.errors import UserError
+
+
+def corpus(tmp_path, number=10):
+  path = tmp_path / 'x.txt'
+  path.write_text('\n\n'.join(f'document {i}' for i in range(number)))
+  return str(path)
+
+
+def parts(config):
+  train = holdout.training(config)
+  found = {'train': train} | holdout.validation(config)
+  for documents in found.values():
+    assert documents.num_documents == len(list(documents.texts()))
+  return {name: list(documents.texts()) for name, documents in found.items()}
+
+
+def test_the_last_part_is_held_out(tmp_path):
+  found = parts(DataConfig(train=corpus(tmp_path), holdout=0.2))
+  assert found == {
+    'train': [f'document {i}' for i in range(8)],
+    'validation': ['document 8', 'document 9'],
+  }
+
+
+def test_both_parts_have_a_document(tmp_path):
+  found = parts(DataConfig(train=corpus(tmp_path, 2), holdout=0.01))
+  assert found == {'train': ['document 0'], 'validation': ['document 1']}
+  found = parts(DataConfig(train=corpus(tmp_path, 2), holdout=0.99))
+  assert found == {'train': ['document 0'], 'validation': ['document 1']}
+
+
+def test_one_document_is_split_by_characters(tmp_path):
+  text = 'a\n\nb' * 100
+  (tmp_path / 'x.txt').write_text(text)
+  found = parts(DataConfig(train=str(tmp_path / 'x.txt'), documents='file'))
+  assert found == {'train': [text[:360]], 'validation': [text[360:]]}
+
+
+def test_max_rows_cuts_before_holding_out(tmp_path):
+  found = parts(DataConfig(train=corpus(tmp_path), max_rows=4, holdout=0.25))
+  assert found == {
+    'train': ['document 0', 'document 1', 'document 2'],
+    'validation': ['document 3'],
+  }
+
+
+def test_named_validation_sets(tmp_path):
+  place = corpus(tmp_path)
+  (tmp_path / 'y.txt').write_text('other')
+  config = DataConfig(train=place, validation=f'same={place},other={tmp_path}/y.txt', max_rows=3)
+  found = parts(config)
+  assert [len(found[name]) for name in ('train', 'same', 'other')] == [3, 10, 1]
+  assert holdout.places(place) == {'validation': place}
+  for text in ('a=x,b', 'a=x,a=y', 'train=x', 'a='):
+    with pytest.raises(UserError, match='config.data.validation'):
+      holdout.places(text)
+
+
+def test_parts_and_changes_have_their_own_identity(tmp_path):
+  place = corpus(tmp_path)
+  identities = [
+    holdout.training(DataConfig(train=place)).identity,
+    holdout.everything(DataConfig(train=place)).identity,
+    holdout.validation(DataConfig(train=place))['validation'].identity,
+    holdout.training(DataConfig(train=place, holdout=0.3)).identity,
+    holdout.training(DataConfig(train=place, max_rows=5)).identity,
+  ]
+  corpus(tmp_path, 11)
+  identities.append(holdout.training(DataConfig(train=place)).identity)
+  assert len({str(identity) for identity in identities}) == len(identities)
+
+
+def test_a_changed_file_is_counted_again(tmp_path):
+  config = DataConfig(train=corpus(tmp_path, 10))
+  assert holdout.everything(config).num_documents == 10
+  corpus(tmp_path, 12)
+  assert holdout.everything(config).num_documents == 12
+
+
+def test_an_empty_corpus_is_an_error(tmp_path):
+  (tmp_path / 'x.txt').write_text(' \n\n \n')
+  with pytest.raises(UserError, match='no documents'):
+    holdout.training(DataConfig(train=str(tmp_path / 'x.txt')))
+
+
+def test_rows_are_held_out_at_random_and_disjoint(tmp_path):
+  path = tmp_path / 'x.tsv'
+  path.write_text('text\tlabel\n' + ''.join(f't{i}\t{i // 50}\n' for i in range(100)))
+  found = holdout.rows(DataConfig(train=str(path), holdout=0.2))
+  train, held_out = ([where for where, _ in found[name]] for name in ('train', 'validation'))
+  assert len(train) == 80 and len(held_out) == 20
+  assert len({*train, *held_out}) == 100
+  labels = {row['label'] for _, row in found['validation']}
+  assert labels == {'0', '1'}  # The file is sorted by label; its last fifth has one only.
+  assert found == holdout.rows(DataConfig(train=str(path), holdout=0.2))
+  config = DataConfig(train=str(path), validation=str(path), test=str(path), max_rows=7)
+  assert {k: len(v) for k, v in holdout.rows(config).items()} == {'train': 7, 'validation': 100}
+  assert len(holdout.rows(config, test=True)['test']) == 100

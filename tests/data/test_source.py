@@ -1,0 +1,165 @@
+"""Reading text where it lies: formats, packing, and mistakes that name the file and line."""
+
+import gzip
+import lzma
+
+import pytest
+
+from flaxlm.config.schema import DataConfig
+from flaxlm.data import source
+from flaxlm.errors import UserError
+
+TEXTS = ['first "quoted" text', 'second, with a comma', 'dritter Text, größer\u2028als']
+PACKERS = {'': lambda data: data, '.gz': gzip.compress, '.xz': lzma.compress}
+
+
+def write(path, text, packed=''):
+  path = path.with_name(path.name + packed)
+  path.write_bytes(PACKERS[packed](text if isinstance(text, bytes) else text.encode()))
+  return str(path)
+
+
+def texts(place, **fields):
+  return list(source.documents(place, DataConfig(**fields)).texts())
+
+
+@pytest.mark.parametrize('packed', PACKERS)
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_text_is_cut_at_blank_lines(tmp_path, packed, end):
+  text = end.join(['\ufeffa', 'b', '', '  ', 'c d', '', ''])
+  assert texts(write(tmp_path / 'x.txt', text, packed)) == ['a\nb', 'c d']
+
+
+@pytest.mark.parametrize('packed', PACKERS)
+def test_a_file_can_be_one_document(tmp_path, packed):
+  place = write(tmp_path / 'x.txt', '\ufeffa\r\n\r\nb\n', packed)
+  assert texts(place, documents='file') == ['a\n\nb\n']
+
+
+@pytest.mark.parametrize('packed', PACKERS)
+def test_tables_give_one_document_a_row(tmp_path, packed):
+  import csv
+  import io
+  import json
+
+  tsv = 'id\ttext\n' + ''.join(f'{i}\t{text}\n' for i, text in enumerate(TEXTS))
+  jsonl = ''.join(json.dumps({'id': 1, 'text': text}) + '\n' for text in TEXTS)
+  buffer = io.StringIO()
+  csv.writer(buffer).writerows([['id', 'text'], *([i, t] for i, t in enumerate(TEXTS))])
+  assert texts(write(tmp_path / 'x.tsv', tsv, packed)) == TEXTS
+  assert texts(write(tmp_path / 'x.jsonl', jsonl, packed)) == TEXTS
+  assert texts(write(tmp_path / 'x.csv', buffer.getvalue(), packed)) == TEXTS
+
+
+def test_parquet(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  table = pyarrow.table({'text': TEXTS, 'label': [0, 1, None]})
+  pyarrow.parquet.write_table(table, tmp_path / 'x.parquet')
+  place = str(tmp_path / 'x.parquet')
+  assert texts(place) == TEXTS
+  rows = list(source.rows(place, DataConfig()))
+  assert rows[1] == (f'{place}:2', {'text': TEXTS[1], 'label': '1'})
+  assert rows[2][1]['label'] == ''
+
+
+def test_csv_fields_may_hold_line_ends(tmp_path):
+  place = write(tmp_path / 'x.csv', 'text,label\n"a\nb",1\n"c ""d""",0\n')
+  rows = list(source.rows(place, DataConfig()))
+  assert rows == [
+    (f'{place}:2', {'text': 'a\nb', 'label': '1'}),
+    (f'{place}:4', {'text': 'c "d"', 'label': '0'}),
+  ]
+
+
+def test_numbers_name_columns_of_a_file_without_header(tmp_path):
+  place = write(tmp_path / 'x.tsv', 'a film\t1\nanother\t0\n')
+  config = DataConfig(text_column='0', label_column='1')
+  assert [row for _, row in source.rows(place, config)] == [
+    {'0': 'a film', '1': '1'},
+    {'0': 'another', '1': '0'},
+  ]
+  assert texts(place, text_column='0') == ['a film', 'another']
+
+
+def test_empty_rows_are_left_out(tmp_path):
+  assert texts(write(tmp_path / 'x.tsv', 'text\tl\na\t1\n  \t2\nb\t3\n')) == ['a', 'b']
+
+
+def test_globs_are_sorted_and_two_reads_agree(tmp_path):
+  for name in 'cab':
+    write(tmp_path / f'{name}.txt', f'text {name}')
+  found = source.documents(str(tmp_path / '*.txt'), DataConfig())
+  assert list(found.texts()) == ['text a', 'text b', 'text c'] == list(found.texts())
+
+
+def test_identity_follows_content_and_reading(tmp_path):
+  place = write(tmp_path / 'x.txt', 'one\n\ntwo')
+  identity = lambda **fields: source.documents(place, DataConfig(**fields)).identity
+  before = identity()
+  assert before == identity()
+  assert before != identity(documents='file')
+  write(tmp_path / 'x.txt', 'one\n\ntwi')
+  assert before != identity()
+
+
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    ('x.txt', b'fine\nbr\xffken\n', 'x.txt:2: not UTF-8'),
+    ('x.jsonl', b'{"text": "a"}\n{"text": \n', 'x.jsonl:2: malformed json'),
+    ('x.jsonl', b'["text"]\n', 'x.jsonl:1: a row must be a json object'),
+    ('x.jsonl', b'{"text": "\\ud800"}\n', 'x.jsonl:1: half a surrogate pair'),
+    ('x.tsv', b'text\tlabel\na\t1\nb\n', 'x.tsv:3: 1 columns, but the first line has 2'),
+    ('x.csv', b'text,label\n"a,1\n', 'x.csv:2: malformed csv'),
+    ('x.tsv', b'txet\tlabel\na\t1\n', "no column 'text' (did you mean 'txet'?)"),
+    ('x.txt.gz', b'not packed', 'x.txt.gz:1: cannot be read'),
+    ('x.txt.xz', lzma.compress(b'a\n' * 9999)[:-40], 'cannot be read'),
+    ('x.parquet', b'PAR0', 'not a parquet file'),
+  ],
+)
+def test_malformed_files_are_named(tmp_path, name, content, message):
+  place = write(tmp_path / name, content)
+  with pytest.raises(UserError) as error:
+    texts(place)
+  assert message in str(error.value)
+
+
+def test_a_broken_whole_file_names_the_line(tmp_path):
+  place = write(tmp_path / 'x.txt', b'fine\n\nbr\xffken\n')
+  with pytest.raises(UserError, match='x.txt:3: not UTF-8'):
+    texts(place, documents='file')
+
+
+def test_places_that_cannot_be_read(tmp_path):
+  write(tmp_path / 'train.txt', 'a')
+  for place, message in [
+    (tmp_path, 'is a directory'),
+    (tmp_path / 'trian.txt', "did you mean 'train.txt'"),
+    (tmp_path / '*.tsv', 'no file matches'),
+    (tmp_path / 'no' / 'x.txt', 'does not exist'),
+  ]:
+    with pytest.raises(UserError, match='(?s)' + message.replace('?', r'\?')):
+      texts(str(place))
+
+
+def test_rows_need_a_table(tmp_path):
+  place = write(tmp_path / 'x.txt', 'a\n')
+  with pytest.raises(UserError, match='rows come from'):
+    list(source.rows(place, DataConfig()))
+  with pytest.raises(UserError, match='config.data.documents'):
+    texts(place, documents='row')
+  table = write(tmp_path / 'x.tsv', 'text\na\n')
+  with pytest.raises(UserError, match='config.data.documents'):
+    texts(table, documents='blank_line')
+
+
+def test_embedded_text_is_prose_and_always_the_same():
+  first = source.documents('embedded', DataConfig())
+  found = list(first.texts())
+  assert len(found) > 1000 and len(set(found)) == len(found)
+  assert sum(map(len, found)) > 1_000_000
+  assert first.identity == source.documents('embedded', DataConfig()).identity
+  letters = sum(text.count('e') for text in found) / sum(map(len, found))
+  assert letters > 0.05  # English: about every tenth letter.

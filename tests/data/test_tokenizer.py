@@ -1,0 +1,205 @@
+"""Tokenizers: the layout of ids, round trips, and that text never yields a special token."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from flaxlm.config.schema import Config, DataConfig, TokenizerConfig
+from flaxlm.data import holdout, tokenizer
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.errors import UserError
+
+TEXT = (
+  'The quick brown fox jumps over the lazy dog.\nIt was not amused, said the dog; not at all.\n'
+)
+CONFIGS = {
+  'unigram': TokenizerConfig(vocab_size=420, sentinels=10),
+  'bpe': TokenizerConfig(vocab_size=420, sentinels=10, model_type='bpe'),
+  'characters': TokenizerConfig(name='characters', sentinels=10),
+  'bytes': TokenizerConfig(name='bytes', sentinels=10),
+}
+
+
+@pytest.fixture(scope='module', params=list(CONFIGS))
+def made(request):
+  return tokenizer.train(CONFIGS[request.param], [TEXT * 5])
+
+
+def test_layout_of_ids(made):
+  special = (made.pad_id, made.eos_id, made.unk_id, made.bos_id, made.cls_id, made.sep_id)
+  assert (*special, made.mask_id) == tuple(range(7))
+  assert made.sentinel_ids == tuple(range(7, 17))
+  assert made.special_ids == frozenset(range(17))
+  assert [made.piece(i) for i in (0, 6, 7, 16)] == [
+    '<pad>',
+    '[MASK]',
+    '<extra_id_0>',
+    '<extra_id_9>',
+  ]
+  with pytest.raises(IndexError):
+    made.piece(made.vocab_size)
+
+
+def test_round_trip(made):
+  for text in [TEXT, '', ' ', '\n', '  two  spaces ', 'a\n\nb', ' lead']:
+    characters = made.spec['name'] == 'characters'
+    expected = ''.join(c if c in TEXT else '\ufffd' for c in text) if characters else text
+    ids = made.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert made.decode(ids) == expected
+
+
+@hypothesis.given(st.text(max_size=40).filter(lambda text: tokenizer.SPACE not in text))
+@hypothesis.settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize('kind', ['unigram', 'bytes'])
+def test_any_text_round_trips_without_special_tokens(kind, text):
+  made = _made(kind)
+  ids = made.encode(text)
+  assert not made.special_ids.intersection(ids.tolist())
+  assert made.decode(ids) == text
+
+
+_kept = {}
+
+
+def _made(kind):
+  if kind not in _kept:
+    _kept[kind] = tokenizer.train(CONFIGS[kind], [TEXT * 5])
+  return _kept[kind]
+
+
+def test_names_of_special_tokens_in_text_are_text(made):
+  text = 'the <extra_id_3> [MASK] </s> <pad> dog'
+  ids = set(made.encode(text).tolist()) - {made.unk_id}
+  assert not made.special_ids & ids
+
+
+def test_special_tokens_are_dropped_or_shown(made):
+  ids = [made.bos_id, *made.encode('The'), made.mask_id, *made.encode('dog'), made.eos_id]
+  assert made.decode(ids, keep_special=True).replace(' ', '') == '<s>The[MASK]dog</s>'
+  assert made.decode(ids).replace(' ', '') == 'Thedog'
+  assert made.decode([made.pad_id] * 3) == ''
+
+
+def test_batches_equal_single_texts(made):
+  texts = [TEXT, 'dog', '', 'The fox']
+  for ids, text in zip(made.encode_batch(texts), texts, strict=True):
+    np.testing.assert_array_equal(ids, made.encode(text))
+
+
+def test_saved_and_loaded(made, tmp_path):
+  made.save(str(tmp_path / 't'))
+  loaded = Tokenizer.load(str(tmp_path / 't'))
+  assert loaded.fingerprint == made.fingerprint
+  np.testing.assert_array_equal(loaded.encode(TEXT), made.encode(TEXT))
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+  _made('unigram').save(str(tmp_path))
+  tokenizer.train(CONFIGS['unigram'], ['Other words: zebra, quagga.\n' * 5]).save(
+    str(tmp_path / 'other')
+  )
+  (tmp_path / 'tokenizer.model').write_bytes((tmp_path / 'other/tokenizer.model').read_bytes())
+  with pytest.raises(UserError, match=r'tokenizer\.json'):
+    Tokenizer.load(str(tmp_path))
+
+
+def test_training_is_deterministic():
+  for kind, config in CONFIGS.items():
+    assert tokenizer.train(config, [TEXT * 5]).fingerprint == _made(kind).fingerprint
+
+
+@pytest.mark.parametrize('kind', ['unigram', 'bpe'])
+def test_pieces_are_learned(kind):
+  """A trained vocabulary needs far fewer tokens than bytes."""
+  words = TEXT.split()
+  rng = np.random.default_rng(0)
+  texts = [' '.join(rng.choice(words, 12)) for _ in range(200)]
+  made = tokenizer.train(CONFIGS[kind], texts)
+  assert len(made.encode(texts[0])) < 0.5 * len(texts[0])
+
+
+def test_characters_are_those_of_the_training_text():
+  made = _made('characters')
+  assert made.vocab_size == 17 + len(set(TEXT))
+  assert made.encode('d§')[1] == made.unk_id
+  assert made.decode(made.encode('d§')) == 'd\ufffd'
+
+
+def test_lowercase():
+  made = tokenizer.train(dataclasses.replace(CONFIGS['unigram'], lowercase=True), [TEXT * 5])
+  np.testing.assert_array_equal(made.encode('The DOG'), made.encode('the dog'))
+  assert made.decode(made.encode('The DOG')) == 'the dog'
+
+
+def test_a_model_made_elsewhere_gets_the_special_tokens_it_lacks(tmp_path):
+  import sentencepiece
+
+  with open(tmp_path / 'm.model', 'wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter([TEXT] * 5), model_writer=file, vocab_size=36, minloglevel=2
+    )
+  made = Tokenizer.load(str(tmp_path / 'm.model'), sentinels=3)
+  own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'm.model'))
+  assert (made.unk_id, made.bos_id, made.eos_id) == (own.unk_id(), own.bos_id(), own.eos_id())
+  assert {made.pad_id, made.cls_id, made.sep_id, made.mask_id, *made.sentinel_ids} == set(
+    range(36, 43)
+  )
+  assert made.vocab_size == 43
+  np.testing.assert_array_equal(made.encode('the dog'), own.encode('the dog'))
+  assert made.decode([*made.encode('the'), made.mask_id], keep_special=True) == 'the[MASK]'
+
+
+def test_vocab_size_that_does_not_fit(tmp_path):
+  with pytest.raises(UserError, match=r'config\.tokenizer\.vocab_size: 64 is too small.*\d'):
+    tokenizer.train(TokenizerConfig(vocab_size=64), [TEXT])
+  assert tokenizer.train(TokenizerConfig(vocab_size=5000), [TEXT]).vocab_size < 1000
+  with pytest.raises(UserError, match='tokenizer.json'):
+    Tokenizer.load(str(tmp_path))
+  (tmp_path / 'x.model').write_bytes(b'no model')
+  with pytest.raises(UserError, match='not a SentencePiece model'):
+    Tokenizer.load(str(tmp_path / 'x.model'))
+
+
+def test_the_sample_is_spread_over_the_corpus():
+  texts = [f'{i:06d} ' * 20 for i in range(5000)]
+  sample = tokenizer.spread_sample(iter(texts), 70_000)
+  size = sum(map(len, sample))
+  assert 35_000 <= size <= 70_000
+  found = np.array([int(text[:6]) for text in sample])
+  steps = np.diff(found)
+  assert (steps == steps[0]).all() and steps[0] > 1
+  assert found[0] == 0 and found[-1] >= 5000 - steps[0]
+  assert tokenizer.spread_sample(iter(texts[:10]), 70_000) == texts[:10]
+
+
+def test_long_documents_are_used_whole():
+  """SentencePiece leaves out long sentences, so that a book would train nothing."""
+  text = 'wort ' * 4000 + '\u65e5\u672c' * 4000
+  chunks = tokenizer.spread_sample([text], 10**9)
+  assert max(len(chunk.encode()) for chunk in chunks) <= 4000
+  assert ''.join(chunks).replace(' ', '') == text.replace(' ', '')
+
+
+def test_trained_once_and_kept(tmp_path, monkeypatch):
+  (tmp_path / 'x.txt').write_text('\n\n'.join([TEXT.strip()] * 8))
+  config = Config(
+    data=DataConfig(train=str(tmp_path / 'x.txt'), cache_dir=str(tmp_path / 'cache')),
+    tokenizer=CONFIGS['unigram'],
+  )
+  first = tokenizer.for_corpus(config, holdout.training(config.data))
+  with monkeypatch.context() as patch:
+    patch.delattr(tokenizer, 'train')  # Kept: not trained again.
+    again = tokenizer.for_corpus(config, holdout.training(config.data))
+  assert again.fingerprint == first.fingerprint
+  (tmp_path / 'x.txt').write_text('\n\n'.join(['Other words entirely: zebra, quagga.'] * 8))
+  other = tokenizer.for_corpus(config, holdout.training(config.data))
+  assert other.fingerprint != first.fingerprint
+  first.save(str(tmp_path / 'saved'))
+  path = dataclasses.replace(
+    config, tokenizer=dataclasses.replace(config.tokenizer, path=str(tmp_path / 'saved'))
+  )
+  assert tokenizer.for_corpus(path, holdout.training(config.data)).fingerprint == first.fingerprint
