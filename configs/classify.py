@@ -28,6 +28,8 @@ def get_config(variant):
     config.model = pretraining.model
     config.tokenizer = pretraining.tokenizer
   config.model.dropout_rate = 0.1
+  # The trunk is what init_from is for; the head of pretraining predicts tokens.
+  config.restore.skip = ('^head/',)
   config.num_epochs = 3.0
   config.global_batch_size = 16
   config.optimizer.learning_rate = 3e-4

@@ -84,6 +84,7 @@ class Data:
 
 
 class Objective:
+  terms = ('loss',)
   likelihood = True
 
 

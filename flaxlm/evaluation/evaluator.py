@@ -43,9 +43,9 @@ def evaluate(
   """Evaluates `params` on the set `name` of `experiment.eval_data`.
 
   Every metric is a sum over all rows divided once, in float64, so that neither the size of the
-  batches nor a ragged last one changes it. Where the loss is a likelihood of the text, perplexity
-  is exp(loss) and bits_per_byte the summed loss in bits over the bytes of the text (over their
-  share, where `max_batches` leaves rows out).
+  batches nor a ragged last one changes it; `loss` is the sum of the objective's terms. Where it is
+  a likelihood of the text, perplexity is exp(loss), and bits_per_byte the summed loss in bits over
+  the bytes of the text (over their share, where `max_batches` leaves rows out).
 
   Args:
     experiment: gives the step, the batches, and the task with its examples, if there is one.
@@ -72,9 +72,11 @@ def evaluate(
         collected.append(_real(predictions))
       count += 1
       bar.advance()
-  names = sorted(totals, key=lambda key: (key != 'loss', key))
-  result = {key: totals[key].value() for key in names}
-  if getattr(experiment.objective, 'likelihood', False):
+  # As in training: the sum of the terms' means, where a term without any target counts as 0.
+  terms = [totals[term] for term in experiment.objective.terms]
+  result = {'loss': sum(term.value() for term in terms if term.weight)}
+  result |= {key: mean.value() for key, mean in sorted(totals.items()) if key != 'loss'}
+  if experiment.objective.likelihood:
     result['perplexity'] = _exp(result['loss'])
     if data.num_bytes:
       share = count / len(data)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import linear_experiment as linear
 import numpy as np
@@ -42,7 +43,7 @@ class Task:
 
 class Experiment:
   def __init__(self, likelihood=True):
-    self.objective = type('Objective', (), {'likelihood': likelihood})
+    self.objective = types.SimpleNamespace(likelihood=likelihood, terms=('loss',))
     self.eval_data = {'validation': Ragged()}
     self.task, self.examples = Task(), {'validation': list('abcdef')}
 
@@ -66,6 +67,20 @@ def test_a_ragged_last_batch_is_weighed_exactly():
   assert metrics['perplexity'] == math.exp(23 / 6)
   assert metrics['bits_per_byte'] == pytest.approx(23 / math.log(2) / 40, rel=1e-12)
   assert math.isnan(metrics['absent'])
+
+
+def test_the_loss_is_the_sum_of_the_means_of_its_terms():
+  experiment = Experiment(likelihood=False)
+  experiment.objective.terms = ('a_loss', 'b_loss', 'empty_loss')
+
+  def eval_step(params, batch):
+    real = batch['weights']
+    a = Mean(np.sum(batch['loss'] * real), np.sum(real))
+    return {'a_loss': a, 'b_loss': Mean(5.0, 2.0), 'empty_loss': Mean(0.0, 0.0)}, {}
+
+  experiment.eval_step = eval_step
+  metrics = evaluator.evaluate(experiment, None, 'validation').metrics
+  assert metrics['loss'] == 23 / 6 + 2.5 and metrics['a_loss'] == 23 / 6
 
 
 def test_predictions_are_in_the_order_of_the_examples_without_padding():
