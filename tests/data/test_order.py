@@ -59,3 +59,9 @@ def test_rows_are_mixed_within_a_window():
   rows = np.array([order[i][1] for i in range(1000)])
   assert (np.diff(rows) == 1).mean() < 0.05
   assert abs(np.corrcoef(rows, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_rows_after_the_last_whole_block_move_too():
+  order = EpochOrder(2007, seed=0, block=16, window=1)
+  last = [sorted(order[epoch * 2007 + 2000 + i][1] for i in range(7)) for epoch in range(3)]
+  assert last[0] != last[1] and last[1] != last[2]
