@@ -6,7 +6,7 @@ its part of the global batch), after any resume.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -226,30 +226,6 @@ def eval_pipelines(
     )
     for name, documents in found.items()
   }
-
-
-def corpus_pipelines(
-  config: Any, tokenizer: Any, objective: Any, processes: tuple[int, int] = (0, 1)
-) -> tuple[Pipeline, dict[str, EvalPipeline]]:
-  """Training batches and validation sets of a text corpus."""
-  train = train_pipeline(config, tokenizer, objective, processes)
-  return train, eval_pipelines(config, tokenizer, objective, processes)
-
-
-def task_pipelines(
-  config: Any,
-  objective: Any,
-  examples: Mapping[str, Sequence[Any]],
-  processes: tuple[int, int] = (0, 1),
-) -> tuple[Pipeline, dict[str, EvalPipeline]]:
-  """Training batches ('train') and evaluation sets (all other splits) of labelled examples."""
-  items = {name: objective.items(found) for name, found in examples.items()}
-  train = PackedItems(objective, items.pop('train'), config.seed)
-  evals = {
-    name: EvalPipeline(config, objective, PackedItems(objective, found, None), processes)
-    for name, found in items.items()
-  }
-  return Pipeline(config, objective, train, None, processes), evals
 
 
 def _concatenated(tokens: store.TokenStore, objective: Any, name: str) -> packing.Concatenated:

@@ -35,9 +35,6 @@ class Labelled:
 
   streams = {'inputs': Stream(10, ('inputs',), prefix='')}
 
-  def items(self, examples):
-    return list(examples)
-
   def lengths(self, item):
     return {'inputs': item}
 
@@ -71,7 +68,7 @@ def same(a, b):
 
 
 def test_a_batch_is_a_function_of_seed_and_step(config, made):
-  train, _ = pipeline.corpus_pipelines(config, made, Reading())
+  train = pipeline.train_pipeline(config, made, Reading())
   straight = [train.batch(step) for step in range(20)]
   again = pipeline.train_pipeline(config, made, Reading())
   assert all(same(again.batch(step), straight[step]) for step in (13, 0, 19))
@@ -99,7 +96,7 @@ def test_an_epoch_reads_every_token_once_and_draws_anew(config, made):
 
 def test_hosts_make_their_parts_of_the_same_batch(config, made):
   whole = pipeline.train_pipeline(config, made, Reading())
-  _, evals = pipeline.corpus_pipelines(config, made, Reading())
+  evals = pipeline.eval_pipelines(config, made, Reading())
   for count in (2, 4):
     parts = [pipeline.train_pipeline(config, made, Reading(), (i, count)) for i in range(count)]
     for step in (0, 7):
@@ -138,7 +135,7 @@ def test_errors_of_the_thread_reach_the_caller(config, made):
 
 
 def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, made):
-  _, evals = pipeline.corpus_pipelines(config, made, Reading())
+  evals = pipeline.eval_pipelines(config, made, Reading())
   held_out = evals['validation']
   batches = list(held_out.batches())
   assert len(batches) == len(held_out) == -(-len(held_out.rows) // 6)
@@ -159,7 +156,8 @@ def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, 
 def test_windows_depend_on_the_step_only(config, made):
   data = dataclasses.replace(config.data, sampling='windows', documents='file')
   config = dataclasses.replace(config, data=data)
-  train, evals = pipeline.corpus_pipelines(config, made, Reading(span=8))
+  train = pipeline.train_pipeline(config, made, Reading(span=8))
+  evals = pipeline.eval_pipelines(config, made, Reading(span=8))
   batches = [train.batch(step) for step in range(30)]
   assert all(same(train.batch(step), batches[step]) for step in (29, 3))
   text = train.store.read(0, 0, 1 << 20)
@@ -179,11 +177,13 @@ def test_windows_depend_on_the_step_only(config, made):
 
 def test_labelled_items_are_packed_whole(config):
   sizes = list(np.random.default_rng(0).integers(1, 8, 37))
-  train, evals = pipeline.task_pipelines(config, Labelled(), {'train': sizes, 'dev': sizes[:9]})
-  batches = list(evals['dev'].batches())
+  packed = lambda items, seed: pipeline.PackedItems(Labelled(), items, seed)
+  train = pipeline.Pipeline(config, Labelled(), packed(sizes, 0))
+  held_out = pipeline.EvalPipeline(config, Labelled(), packed(sizes[:9], None))
+  batches = list(held_out.batches())
   count = lambda batch: sum(len(set(row[row > 0].tolist())) for row in batch['segment_ids'])
-  assert sum(map(count, batches)) == 9 == evals['dev'].num_documents
-  assert evals['dev'].num_bytes is None
+  assert sum(map(count, batches)) == 9 == held_out.num_documents
+  assert held_out.num_bytes is None
   rows = len(train.rows)
   batches = [train.batch(step) for step in range(rows)]  # Four epochs.
   found = np.concatenate([b['inputs'][b['segment_ids'] > 0] for b in batches])
