@@ -1,0 +1,156 @@
+"""What must hold for every family: packing, isolation of documents, how the layers are run."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from flaxlm.config.transformer import POSITIONS, TransformerConfig
+from flaxlm.config.tree import load_module
+from flaxlm.data import packing
+from flaxlm.models.model import Model
+from flaxlm.objectives import causal_lm
+
+FAMILIES = ('encoder', 'decoder', 'encoder_decoder')
+LENGTH = 24
+
+
+def config_of(family, **changes):
+  defaults = dict(
+    name=family, num_layers=2, emb_dim=16, num_heads=4, num_kv_heads=2, max_length=LENGTH,
+    vocab_size=40, init_std=0.3,
+  )  # fmt: skip
+  return TransformerConfig(**(defaults | changes))
+
+
+def model_of(config):
+  return Model(load_module('flaxlm.models', config.name).Trunk(config), causal_lm.Head(config))
+
+
+def streams_of(family):
+  keys = ('targets', 'target_weights')
+  if family == 'encoder_decoder':
+    return {
+      'encoder': packing.Stream(LENGTH, ('encoder_inputs',), prefix='encoder_'),
+      'decoder': packing.Stream(LENGTH, ('decoder_inputs', *keys), prefix='decoder_'),
+    }
+  return {'inputs': packing.Stream(LENGTH, ('inputs', *keys), prefix='')}
+
+
+def document(family, seed, size=7):
+  rng = np.random.default_rng(seed)
+  draw = lambda n: rng.integers(1, 40, n).astype(np.int32)
+  item = {'targets': draw(size), 'target_weights': np.ones(size, np.float32)}
+  if family == 'encoder_decoder':
+    return item | {'encoder_inputs': draw(size + 1), 'decoder_inputs': draw(size)}
+  return item | {'inputs': draw(size)}
+
+
+def hidden(model, params, family, rows):
+  batch = packing.pack_rows(rows, streams_of(family))
+  return np.asarray(jax.jit(model.apply)({'params': params}, batch)[1].hidden)
+
+
+def setup(family, **changes):
+  model = model_of(config_of(family, **changes))
+  batch = packing.pack_rows([[document(family, 0)]], streams_of(family))
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)['params'])
+  # Biases and norm scales away from 0 and 1, so that every leaf matters.
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return model, jax.tree.unflatten(treedef, noisy)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('position', POSITIONS)
+def test_packed_equals_unpacked_and_nothing_leaks(family, position):
+  model, params = setup(family, position=position)
+  first, second, other = (document(family, seed) for seed in (1, 2, 3))
+  rows = [[first, second], [first], [second], [first, other], [second, first]]
+  out = hidden(model, params, family, rows)
+  size = 7
+  alone, packed = out[2, :size], out[0, size : 2 * size]
+  np.testing.assert_allclose(packed, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+  np.testing.assert_allclose(out[0, :size], out[1, :size], atol=1e-5 * np.abs(alone).max())
+  # Another neighbour: not one bit may change, before or behind it.
+  np.testing.assert_array_equal(out[3, :size], out[0, :size])
+  swapped = hidden(model, params, family, [[other, first]] * len(rows))
+  np.testing.assert_array_equal(swapped[0, size : 2 * size], out[4, size : 2 * size])
+  assert np.abs(out[0, size : 2 * size] - out[3, size : 2 * size]).max() > 1e-3
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_how_the_layers_are_run_changes_nothing(family):
+  variants = [
+    dict(),
+    dict(scan_layers=True),
+    dict(remat='full'),
+    dict(remat='dots', scan_layers=True),
+  ]
+  batch = packing.pack_rows([[document(family, 1), document(family, 2)]], streams_of(family))
+
+  def run(changes):
+    rates = dict(dropout_rate=0.2, attention_dropout_rate=0.2, layer_drop_rate=0.3)
+    model = model_of(config_of(family, **rates, **changes))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)['params'])
+
+    def loss(params):
+      rngs = {'dropout': jax.random.key(1)}
+      out = model.apply({'params': params}, batch, False, rngs=rngs)[1].hidden
+      return (out * np.random.default_rng(0).normal(size=out.shape)).sum()
+
+    return params, *jax.jit(jax.value_and_grad(loss))(params)
+
+  params, value, grads = run(variants[0])
+  for changes in variants[1:]:
+    other = run(changes)
+    jax.tree.map(np.testing.assert_array_equal, params, other[0])
+    np.testing.assert_allclose(value, other[1], rtol=1e-5)
+    # A key's bias has a gradient of 0 but for rounding: it is held against the largest of all.
+    top = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
+    close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
+      a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 0.01 * top)  # noqa: B023
+    )
+    jax.tree.map(close, grads, other[2])
+
+
+def test_layer_i_does_not_depend_on_how_many_follow():
+  few, many = (
+    setup_params(config_of('decoder', num_layers=n, init='bert')) for n in (2, 3)
+  )
+  stack = lambda p: p['trunk']['stack']['layers']
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:2]), stack(few), stack(many))
+  kernel = stack(many)['attention']['query']['kernel']
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+def setup_params(config):
+  batch = packing.pack_rows([[document(config.name, 0)]], streams_of(config.name))
+  return nn.unbox(jax.jit(model_of(config).init)(jax.random.key(0), batch)['params'])
+
+
+def test_a_decoder_sees_nothing_of_the_future():
+  model, params = setup('decoder')
+  item = document('decoder', 1, 12)
+  changed = {**item, 'inputs': item['inputs'].copy()}
+  changed['inputs'][8] = 39 - changed['inputs'][8]
+  out = hidden(model, params, 'decoder', [[item], [changed]])
+  np.testing.assert_array_equal(out[0, :8], out[1, :8])
+  assert (np.abs(out[0, 8:12] - out[1, 8:12]).max(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize('norm_placement', ['pre', 'post'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_bfloat16_stays_near_float32(family, norm_placement):
+  changes = dict(norm_placement=norm_placement, init_std=0.05)
+  model, params = setup(family, **changes)
+  half = model_of(dataclasses.replace(model.trunk.config, precision='bfloat16'))
+  rows = [[document(family, 1)]]
+  exact, rough = hidden(model, params, family, rows), hidden(half, params, family, rows)
+  assert rough.dtype == jax.numpy.bfloat16
+  # Eight bits of mantissa, some ten roundings deep.
+  error = np.linalg.norm(exact[0, :7] - rough[0, :7].astype(np.float32))
+  assert 0 < error < 0.05 * np.linalg.norm(exact[0, :7])
