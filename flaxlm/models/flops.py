@@ -1,0 +1,50 @@
+"""Floating-point operations of a training step, by formula.
+
+Counted are the products (2 operations a multiply-add) of the forward pass, times 3 for the backward
+pass, over every place of the batch, padding included, and over all pairs of places in attention,
+masked or not; the lookups, norms and softmaxes are not. Recomputation by remat is not counted:
+these are the model's operations, not the machine's (Chowdhery et al. 2022, appendix B).
+"""
+
+from collections.abc import Mapping
+
+from flaxlm.config.transformer import TransformerConfig
+
+
+def train_step_flops(
+  config: TransformerConfig, shapes: Mapping[str, tuple[int, ...]], head_transform: bool = False
+) -> float:
+  """Operations of one step.
+
+  Args:
+    config: of the trunk.
+    shapes: of the batch: inputs, or encoder_inputs and decoder_inputs, [B, L]; targets [B, T] of a
+      vocabulary head.
+    head_transform: whether the head has a dense layer of its own (BERT's).
+  """
+  if 'encoder_inputs' in shapes:
+    (rows, length), (_, target) = shapes['encoder_inputs'], shapes['decoder_inputs']
+    forward = config.num_layers * rows * _layer(config, length)
+    forward += config.decoder_layers * rows * _layer(config, target, memory=length)
+  else:
+    rows, length = shapes['inputs']
+    forward = config.num_layers * rows * _layer(config, length)
+  rows, targets = shapes['targets']
+  head = config.table_size + (config.emb_dim if head_transform else 0)
+  forward += rows * targets * config.emb_dim * head
+  return 2.0 * 3.0 * forward
+
+
+def _layer(config: TransformerConfig, length: int, memory: int = 0) -> float:
+  """Multiply-adds of one layer for one row, attending also to `memory` places of an encoder."""
+  attention = _attention(config, length, length)
+  if memory:
+    attention += _attention(config, length, memory)
+  matrices = 3 if config.gated_mlp else 2
+  return attention + length * matrices * config.emb_dim * config.mlp_size
+
+
+def _attention(config: TransformerConfig, queries: int, keys: int) -> float:
+  width = config.num_heads * config.head_size
+  projections = 2 * queries * width + 2 * keys * config.kv_heads * config.head_size
+  return config.emb_dim * projections + 2 * queries * keys * width
