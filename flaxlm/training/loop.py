@@ -1,6 +1,7 @@
 """The training loop: where a run starts, what it does at each step, and how it ends."""
 
 import dataclasses
+import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from flaxlm.types import Mean, TrainState
 
 # Steps in flight. Their metrics are read this late, so that the device never waits for the host.
 _LAG = 2
+# Metrics of an evaluation that fit on a line; metrics.jsonl has all.
+_SHOWN = 6
 
 
 class NonFinite(UserError):
@@ -121,6 +124,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
   found = checkpoint.newest(directory, read)
   if found is not None:
     step, meta, state, damaged = found
+    _check_data(experiment, step, meta, workdir)
     restore.check_resumed_steps(meta, config, experiment.total_steps)
     checkpoint.set_aside(directory, damaged)
     writers.drop_after(workdir, step)
@@ -133,6 +137,29 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
     state = dataclasses.replace(state, params=params)
   writers.drop_after(workdir, -1)  # of a run that was stopped before its first checkpoint
   return state, 0
+
+
+def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
+  """Raises UserError if the next batch is not what it was when the checkpoint was written.
+
+  Compared by the first host, whose part was hashed, and only on as many hosts as then.
+  """
+  comparable = jax.process_index() == 0 and meta['processes'] == jax.process_count()
+  if step >= experiment.total_steps or not comparable:
+    return
+  if meta['next_batch'] != _batch_hash(experiment, step):
+    raise UserError(
+      f'config.data.train: the training data are no longer those of the run in {workdir} (its '
+      'files, or how the program reads them, have changed); start in another workdir'
+    )
+
+
+def _batch_hash(experiment: Any, step: int) -> str:
+  """A hash of this host's part of a step's batch."""
+  found = hashlib.sha256()
+  for key, value in sorted(experiment.train_data.batch(step).items()):
+    found.update(f'{key} {value.dtype} {value.shape} '.encode() + value.tobytes())
+  return found.hexdigest()
 
 
 def _describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[str, str]]) -> None:
@@ -205,6 +232,7 @@ class _Run:
       'config': tree.to_dict(self.config),
       'tokenizer': experiment.tokenizer.fingerprint,
       'total_steps': self.total,
+      'processes': jax.process_count(),
     }
 
   # Metrics
@@ -276,7 +304,8 @@ class _Run:
       if evaluation is None:
         return
       self._writers.write(self._step, name, evaluation.metrics)
-      terminal.say(f'{name}: ' + '  '.join(f'{k} {v:.4g}' for k, v in evaluation.metrics.items()))
+      shown = list(evaluation.metrics.items())[:_SHOWN]
+      terminal.say(f'{name}: ' + '  '.join(f'{key} {value:.4g}' for key, value in shown))
       # The first set is the one that `best_metric` means where it names none.
       prefix = f'{name}/' if results else ''
       results |= {f'{prefix}{key}': value for key, value in evaluation.metrics.items()}
@@ -301,7 +330,8 @@ class _Run:
     if self._checkpoints.saved(self._step):
       return
     self._writers.flush()
-    self._checkpoints.save(self._step, state, self._meta, self._metrics_now())
+    meta = self._meta | {'next_batch': _batch_hash(self.experiment, self._step)}
+    self._checkpoints.save(self._step, state, meta, self._metrics_now())
     self._clock.pause()
 
   # The end

@@ -218,6 +218,13 @@ def test_another_tokenizer_cannot_go_on(whole):
     loop.fit(experiment, whole[0])
 
 
+def test_a_resume_on_other_data_is_an_error(tmp_path):
+  with pytest.raises(Interrupted):
+    fit(tmp_path, stop_at(7))
+  with pytest.raises(UserError, match='config.data.train: the training data are no longer'):
+    fit(tmp_path, linear.Data(seed=5))
+
+
 def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path, capsys):
   fit(tmp_path)
   state = fit(
