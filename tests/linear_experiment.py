@@ -86,6 +86,7 @@ class Data:
 class Objective:
   terms = ('loss',)
   likelihood = True
+  perplexity = 'loss'
 
 
 class Experiment:

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FLAG = 'flaxlm'
+# Among the values of `Rules.when`: anything but empty.
+SET = '(set)'
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
   """What a field allows. Bounds: `low`/`high` inclusive, `above`/`below` exclusive.
 
-  `when` maps sibling fields to the values under which this field is read; setting it under any
-  other value is an error, because it would silently do nothing. `derived` fields are filled in by
+  `when` maps sibling fields, or fields of the whole experiment ('config.task.name'), to the values
+  under which this field is read; setting it under any other value is an error, because it would
+  silently do nothing. `derived` fields are filled in by
   the program and cannot be set.
   """
 

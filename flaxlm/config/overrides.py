@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import config_dict as cd
 
 from flaxlm.config import schema, tree
-from flaxlm.config.field import Rules
+from flaxlm.config.field import SET, Rules
 from flaxlm.errors import UserError, nearest
 
 ABSENT = '(absent)'
@@ -168,11 +168,19 @@ def unread(config_dict: cd.ConfigDict, key: str) -> str:
   parent, _, leaf = key.rpartition('.')
   node = config_dict[parent] if parent else config_dict
   _, rules, _ = tree.fields(classes(config_dict)[parent])[leaf]
-  for sibling, values in (rules.when or {}).items():
-    if node[sibling] not in values:
-      wanted = ' or '.join(str(value) or "''" for value in values)
-      name = f'config.{parent}.{sibling}' if parent else f'config.{sibling}'
-      return f'it is read only with {name}={wanted}, which is {node[sibling]!r}'
+  for other, values in (rules.when or {}).items():
+    name = f'config.{parent}.{other}' if parent else f'config.{other}'
+    owner, field = node, other
+    if other.startswith('config.'):
+      name, owner = other, config_dict
+      *path, field = other.split('.')[1:]
+      for part in path:
+        owner = owner[part]
+    if field == 'name' and '.' in owner[field]:
+      continue  # the user's own file may read anything
+    if owner[field] not in values and not (SET in values and owner[field]):
+      wanted = ' or '.join('a value' if value == SET else str(value) or "''" for value in values)
+      return f'it is read only with {name}={wanted}, which is {owner[field]!r}'
   return ''
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 
-from flaxlm.config.field import Named, field
+from flaxlm.config.field import SET, Named, field
 from flaxlm.errors import UserError
 
 TEXT_KINDS = ('sentencepiece', 'characters', 'bytes')
+STARTED_FROM = {'config.init_from': (SET,)}
+RUNNING_TEXT = {'config.task.name': ('',)}
 TRAINED_PIECES = {'name': ('sentencepiece',), 'path': ('',)}
 
 
@@ -30,11 +32,14 @@ class DataConfig:
     'what one document is: `row` of a table, `blank_line`, whole `file`; `auto`: row for '
     'jsonl/csv/tsv/parquet, blank_line for text',
     choices=('auto', 'row', 'blank_line', 'file'),
+    when=RUNNING_TEXT,
   )
   text_column: str = field(
     'text', 'column of the text: a name, or a number where there is no header'
   )
-  label_column: str = field('label', 'column of the label (tasks): a name or a number')
+  label_column: str = field(
+    'label', 'column of the label: a name or a number', when={'config.task.name': (SET,)}
+  )
   max_rows: int | None = field(
     None, 'read only the first so many documents or rows of train', low=1
   )
@@ -42,13 +47,17 @@ class DataConfig:
     None, 'tokens in a row (of the encoder where there are two); model.max_length if unset', low=8
   )
   max_target_length: int | None = field(
-    None, 'tokens in a decoder row; what the objective needs for max_length if unset', low=4
+    None,
+    'tokens in a decoder row; what the objective needs for max_length if unset',
+    low=4,
+    when=RUNNING_TEXT | {'config.model.name': ('encoder_decoder',)},
   )
   sampling: str = field(
     'epochs',
     '`epochs`: every row once, in a new order each epoch; `windows`: rows at random offsets of a '
     'document (nanoGPT)',
     choices=('epochs', 'windows'),
+    when=RUNNING_TEXT,
   )
   shuffle_block: int = field(
     16,
@@ -164,10 +173,16 @@ class RestoreConfig:
   """What `init_from` may leave out. Patterns are regular expressions over parameter paths."""
 
   skip: tuple[str, ...] = field(
-    (), 'leaves that are not loaded although the checkpoint has them or the model wants them'
+    (),
+    'leaves that are not loaded although the checkpoint has them or the model wants them',
+    when=STARTED_FROM,
   )
-  rename: tuple[str, ...] = field((), 'PATTERN=REPLACEMENT from checkpoint paths to model paths')
-  change: tuple[str, ...] = field((), 'model fields that may differ from the checkpoint')
+  rename: tuple[str, ...] = field(
+    (), 'PATTERN=REPLACEMENT from checkpoint paths to model paths', when=STARTED_FROM
+  )
+  change: tuple[str, ...] = field(
+    (), 'model fields that may differ from the checkpoint', when=STARTED_FROM
+  )
 
 
 @dataclasses.dataclass(frozen=True)

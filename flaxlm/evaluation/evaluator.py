@@ -43,9 +43,10 @@ def evaluate(
   """Evaluates `params` on the set `name` of `experiment.eval_data`.
 
   Every metric is a sum over all rows divided once, in float64, so that neither the size of the
-  batches nor a ragged last one changes it; `loss` is the sum of the objective's terms. Where it is
-  a likelihood of the text, perplexity is exp(loss), and bits_per_byte the summed loss in bits over
-  the bytes of the text (over their share, where `max_batches` leaves rows out).
+  batches nor a ragged last one changes it; `loss` is the sum of the objective's terms. Perplexity
+  is exp of the loss over tokens, whether all or masked or corrupted ones; where the loss is a
+  likelihood of the text, bits_per_byte is the summed loss in bits over the bytes of the text (over
+  their share, where `max_batches` leaves rows out).
 
   Args:
     experiment: gives the step, the batches, and the task with its examples, if there is one.
@@ -76,11 +77,11 @@ def evaluate(
   terms = [totals[term] for term in experiment.objective.terms]
   result = {'loss': sum(term.value() for term in terms if term.weight)}
   result |= {key: mean.value() for key, mean in sorted(totals.items()) if key != 'loss'}
-  if experiment.objective.likelihood:
-    result['perplexity'] = _exp(result['loss'])
-    if data.num_bytes:
-      share = count / len(data)
-      result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / (data.num_bytes * share)
+  if experiment.objective.perplexity:
+    result['perplexity'] = _exp(totals[experiment.objective.perplexity].value())
+  if experiment.objective.likelihood and data.num_bytes:
+    share = count / len(data)
+    result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / (data.num_bytes * share)
   predictions = _joined(collected)
   if predictions and experiment.task is not None:
     result |= experiment.task.metrics(predictions, experiment.examples[name])

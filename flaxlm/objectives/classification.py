@@ -47,6 +47,7 @@ class Objective:
   families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'first_fit'
   terms = ('loss',)
+  perplexity = ''
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):

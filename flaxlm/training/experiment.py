@@ -108,7 +108,8 @@ def build(
     config: resolved, but for what only the data tell (vocabulary, labels): the experiment's own
       config has these filled in.
     workdir: a run that has checkpoints gives its tokenizer; otherwise it is made from the config.
-    training: with training batches; without, `data.test` is among the evaluation sets.
+    training: with training batches; without, `data.test` is among the evaluation sets, and all
+      devices there are take part, whatever the mesh of the run was.
     with_data: False makes neither training batches nor evaluation sets, for decoding.
     devices: to run on; all by default.
 
@@ -116,12 +117,13 @@ def build(
     UserError: for data that cannot be read and for parts that do not go together.
   """
   processes = jax.process_index(), jax.process_count()
+  check_parts(config)
   tokenizer = _tokenizer(config, epath.Path(workdir))
   task, examples = _examples(config, training) if with_data else (None, {})
   config = _complete(config, tokenizer, task, examples)
   task = task and type(task)(config)
   objective = _objective(config, tokenizer)
-  mesh = sharding.make_mesh(config.mesh, devices)
+  mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   rules = sharding.parse_rules(config.sharding_rules)
   _check_batches(config, mesh, rules)
   train_data, eval_data = None, {}
@@ -152,6 +154,27 @@ def build(
   )
 
 
+def objective_class(config: Config) -> type:
+  """The class `Objective` of the file that `config.objective.name` names."""
+  return tree.load_module('flaxlm.objectives', config.objective.name).Objective
+
+
+def check_parts(config: Config) -> None:
+  """Raises UserError if model, objective and task do not go together, before data are read."""
+  cls, family = objective_class(config), family_of(config.model.name)
+  if family not in cls.families:
+    raise UserError(
+      f'config.objective.name: {config.objective.name!r} needs a model of family '
+      f'{" or ".join(cls.families)}, but config.model.name={config.model.name!r} is of family '
+      f'{family!r}'
+    )
+  labelled = cls.packing == 'first_fit'
+  if labelled != bool(config.task.name):
+    names = tree.named_files('flaxlm.tasks')
+    wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
+    raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
+
+
 def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
   """That of the run where it has a checkpoint; else that of the config."""
   if checkpoint.steps_in(workdir / 'checkpoints'):
@@ -174,11 +197,9 @@ def _examples(config: Config, training: bool) -> tuple[Any, Examples]:
   if not config.task.name:
     return None, {}
   task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
-  splits = holdout.rows(config.data)
+  splits = holdout.rows(config.data, test=not training)
   if not training:
     del splits['train']
-    if config.data.test:
-      splits['test'] = list(source.rows(config.data.test, config.data))
   return task, {
     name: [task.parse(row, where) for where, row in rows] for name, rows in splits.items()
   }
@@ -197,16 +218,8 @@ def _complete(config: Config, tokenizer: Tokenizer, task: Any, examples: Example
 
 
 def _objective(config: Config, tokenizer: Tokenizer) -> Any:
-  """The objective, if it suits the trunk and the length of the rows."""
-  cls = tree.load_module('flaxlm.objectives', config.objective.name).Objective
-  family = family_of(config.model.name)
-  if family not in cls.families:
-    raise UserError(
-      f'config.objective.name: {config.objective.name!r} needs a model of family '
-      f'{" or ".join(cls.families)}, {config.model.name!r} is a {family}'
-      f'{nearest(config.model.name, cls.families)}'
-    )
-  objective = cls(config, tokenizer)
+  """The objective, if its rows fit the trunk."""
+  objective = objective_class(config)(config, tokenizer)
   longest = max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )

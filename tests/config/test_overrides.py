@@ -75,7 +75,7 @@ def test_a_rebuilt_node_keeps_its_values_only_under_the_same_dataclass():
     ('optimizer.decay_exclude', '(bias|scale)$,norm', ('(bias|scale)$', 'norm')),
     ('optimizer.decay_exclude', '[0-9]+/bias', ('[0-9]+/bias',)),
     ('optimizer.decay_exclude', '["a{1,2}", "b"]', ('a{1,2}', 'b')),
-    ('restore.rename', 'a=b,c=d', ('a=b', 'c=d')),
+    ('logging.writers', 'a.b,c.d', ('a.b', 'c.d')),
   ],
 )
 def test_texts_are_parsed_by_the_type_of_the_field(key, text, value):
@@ -163,3 +163,17 @@ def test_differing_fields():
   assert found['model.name'] == ('decoder', 'encoder_decoder')
   assert found['objective.boundaries'] == (True, overrides.ABSENT)
   assert found['objective.noise_density'] == (overrides.ABSENT, 0.15)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'message'),
+  [
+    ([('restore.skip', 'a')], 'config.init_from=a value'),
+    ([('data.label_column', 'a')], 'config.task.name=a value'),
+    ([('data.max_target_length', '8')], 'config.model.name=encoder_decoder'),
+  ],
+)
+def test_a_field_that_another_node_leaves_unread(overrides, message):
+  with pytest.raises(UserError, match='would do nothing') as caught:
+    apply(*overrides)
+  assert message in str(caught.value)

@@ -43,7 +43,9 @@ class Task:
 
 class Experiment:
   def __init__(self, likelihood=True):
-    self.objective = types.SimpleNamespace(likelihood=likelihood, terms=('loss',))
+    self.objective = types.SimpleNamespace(
+      likelihood=likelihood, perplexity='loss' if likelihood else '', terms=('loss',)
+    )
     self.eval_data = {'validation': Ragged()}
     self.task, self.examples = Task(), {'validation': list('abcdef')}
 
