@@ -271,6 +271,7 @@ def _train_sentencepiece(config: Any, texts: Iterable[str]) -> bytes:
       byte_fallback=True,
       normalization_rule_name='identity',
       remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,  # Indentation is one piece, not one a space.
       hard_vocab_limit=False,
       num_threads=2,  # Part of the result: sums are added up by thread.
       minloglevel=2,

@@ -119,9 +119,11 @@ def build(
   processes = jax.process_index(), jax.process_count()
   check_parts(config)
   tokenizer = _tokenizer(config, epath.Path(workdir))
-  task, examples = _examples(config, training) if with_data else (None, {})
+  task, examples = _task(config), {}
+  if task and with_data:
+    examples = _examples(config, task, training)
   config = _complete(config, tokenizer, task, examples)
-  task = task and type(task)(config)
+  task = _task(config)  # again, for it may need what was filled in
   objective = _objective(config, tokenizer)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   rules = sharding.parse_rules(config.sharding_rules)
@@ -192,17 +194,19 @@ def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
   return for_corpus(config, holdout.training(config.data))
 
 
-def _examples(config: Config, training: bool) -> tuple[Any, Examples]:
-  """The task and its parsed rows by split; (None, {}) for running text."""
+def _task(config: Config) -> Any:
+  """The task that the config names, or None for running text."""
   if not config.task.name:
-    return None, {}
-  task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+    return None
+  return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+
+
+def _examples(config: Config, task: Any, training: bool) -> Examples:
+  """The parsed rows of each split; 'train' only for training, 'test' only without."""
   splits = holdout.rows(config.data, test=not training)
   if not training:
     del splits['train']
-  return task, {
-    name: [task.parse(row, where) for where, row in rows] for name, rows in splits.items()
-  }
+  return {name: [task.parse(row, where) for where, row in rows] for name, rows in splits.items()}
 
 
 def _complete(config: Config, tokenizer: Tokenizer, task: Any, examples: Examples) -> Config:
