@@ -1,13 +1,14 @@
 """Decoder trunk: every token attends to itself and what precedes it in its segment (GPT)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import masks
 from flaxlm.layers.attention import Cache
 from flaxlm.layers.norm import Norm
-from flaxlm.layers.position import scheme
+from flaxlm.layers.position import PositionEncoding, scheme
 from flaxlm.models.block import Context
 from flaxlm.models.embedding import Embedding, TokenTable
 from flaxlm.models.stack import Stack
@@ -43,7 +44,12 @@ class Trunk(nn.Module):
     return ModelOutput(hidden=x, embedding=table, cache=cache)
 
 
-def self_context(position, positions, segment_ids, cache: Cache | None) -> Context:
+def self_context(
+  position: PositionEncoding,
+  positions: jax.Array,
+  segment_ids: jax.Array | None,
+  cache: Cache | None,
+) -> Context:
   """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache."""
   if cache is None:
     places = jnp.arange(positions.shape[1])

@@ -1,12 +1,13 @@
 """Encoder trunk: every token attends to its whole segment (BERT and its kin)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import masks
 from flaxlm.layers.norm import Norm
-from flaxlm.layers.position import scheme
+from flaxlm.layers.position import PositionEncoding, scheme
 from flaxlm.models.block import Context
 from flaxlm.models.embedding import Embedding, TokenTable
 from flaxlm.models.stack import Stack
@@ -34,13 +35,20 @@ class Trunk(nn.Module):
       batch.get('token_type_ids'),
       deterministic,
     )
-    places = jnp.arange(x.shape[1])
-    context = Context(
-      mask=masks.segments(batch['segment_ids'], batch['segment_ids']),
-      bias=position.bias(places, places),
-      positions=batch['positions'],
-    )
+    context = self_context(position, batch['positions'], batch['segment_ids'])
     x, _ = Stack(c, c.num_layers, name='stack')(x, context, deterministic)
     if c.norm_placement == 'pre':
       x = Norm(c, name='final_norm')(x)
     return ModelOutput(hidden=x, embedding=table)
+
+
+def self_context(
+  position: PositionEncoding, positions: jax.Array, segment_ids: jax.Array
+) -> Context:
+  """Mask and bias of self-attention within the segments of a row [B, L]."""
+  places = jnp.arange(positions.shape[1])
+  return Context(
+    mask=masks.segments(segment_ids, segment_ids),
+    bias=position.bias(places, places),
+    positions=positions,
+  )

@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import masks
@@ -10,8 +9,7 @@ from flaxlm.layers.attention import Cache
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import scheme
-from flaxlm.models.block import Context
-from flaxlm.models.decoder import self_context
+from flaxlm.models import decoder, encoder
 from flaxlm.models.embedding import Embedding, TokenTable
 from flaxlm.models.stack import Stack
 from flaxlm.types import Batch, ModelOutput
@@ -54,11 +52,8 @@ class Trunk(nn.Module):
       batch.get('encoder_token_type_ids'),
       deterministic,
     )
-    places = jnp.arange(x.shape[1])
-    context = Context(
-      mask=masks.segments(batch['encoder_segment_ids'], batch['encoder_segment_ids']),
-      bias=position.bias(places, places),
-      positions=batch['encoder_positions'],
+    context = encoder.self_context(
+      position, batch['encoder_positions'], batch['encoder_segment_ids']
     )
     x, _ = Stack(c, c.num_layers, name='encoder')(x, context, deterministic)
     return self._finish('encoder_norm', x, deterministic)
@@ -71,7 +66,7 @@ class Trunk(nn.Module):
       table, position, batch['decoder_inputs'], positions, None, deterministic
     )
     segment_ids = batch['decoder_segment_ids']
-    context = self_context(position, positions, segment_ids, cache).replace(
+    context = decoder.self_context(position, positions, segment_ids, cache).replace(
       memory=memory, memory_mask=masks.segments(segment_ids, batch['encoder_segment_ids'])
     )
     x, cache = Stack(c, c.decoder_layers, name='decoder')(x, context, deterministic, cache)

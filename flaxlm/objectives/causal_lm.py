@@ -6,17 +6,14 @@ predicted too, so the summed loss is -log p(document), and bits per byte follow 
 
 import dataclasses
 
-import flax.linen as nn
 import numpy as np
 
 from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
-from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
-from flaxlm.models.heads import VocabHead
 from flaxlm.objectives import losses
-from flaxlm.types import Array, Batch, Mean
+from flaxlm.objectives.next_token import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +23,11 @@ class Config(losses.VocabLossConfig):
   boundaries: bool = field(True, 'documents begin after BOS and end with EOS; False: bare text')
 
 
-class Objective:
+class Objective(NextToken):
   """The loss is the mean over all target tokens."""
 
   families = ('decoder',)
   packing = 'concatenate'
-  terms = ('loss',)
-  perplexity = 'loss'
   likelihood = True
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
@@ -55,25 +50,3 @@ class Objective:
       tokens = np.concatenate([first, tokens, last]).astype(np.int32)
     weights = np.ones(len(tokens) - 1, np.float32)
     return {'inputs': tokens[:-1], 'targets': tokens[1:], 'target_weights': weights}
-
-  def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model)
-
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
-
-  def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
-    """Summed loss of each term, and the metrics."""
-    targets, weights = batch['targets'], batch['target_weights']
-    total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
-    return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
-
-
-class Head(nn.Module):
-  """Next-token distribution at every position."""
-
-  config: TransformerConfig
-
-  @nn.compact
-  def __call__(self, output, batch, deterministic):
-    return VocabHead(self.config, name='vocab')(output.hidden, output.embedding)

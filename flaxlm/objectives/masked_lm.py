@@ -54,7 +54,11 @@ class Objective:
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
     self.tokenizer = tokenizer
-    self.first_piece = max(tokenizer.special_ids) + 1
+    self._cls = np.array([tokenizer.cls_id], np.int32)
+    self._sep = np.array([tokenizer.sep_id], np.int32)
+    self._is_piece = np.ones(tokenizer.vocab_size, bool)
+    self._is_piece[list(tokenizer.special_ids)] = False
+    self._pieces = np.flatnonzero(self._is_piece)
     pairs = self.config.next_sentence
     self.terms = ('mlm_loss', 'nsp_loss') if pairs else ('mlm_loss',)
     length, rate = config.max_length, self.config.mask_rate
@@ -85,12 +89,13 @@ class Objective:
   def features(self, piece: Piece, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
     """One packed item: inputs and types [n], selected positions [t], the pair's label [0 or 1]."""
     tokens = piece.read(piece.start, piece.stop)
-    if not len(tokens):
+    n = len(tokens)
+    if not n:
       return None
     follows = None
     first, second = tokens, tokens[:0]
-    if self.config.next_sentence and len(tokens) >= MIN_PAIR:
-      cut = int(rng.integers(len(tokens) // 4, len(tokens) - len(tokens) // 4))
+    if self.config.next_sentence and n >= MIN_PAIR:
+      cut = int(rng.integers(n // 4, n - n // 4))
       first, second = tokens[:cut], tokens[cut:]
       follows = bool(rng.random() < 0.5)
       if not follows:
@@ -98,40 +103,38 @@ class Objective:
     inputs, types = self._layout(first, second)
     features = self.corrupt(inputs, rng) | {'token_type_ids': types}
     if self.config.next_sentence:
-      n = int(follows is not None)
-      features['nsp_targets'] = np.full(n, 0 if follows else 1, np.int32)
-      features['nsp_positions'] = np.zeros(n, np.int32)
-      features['nsp_weights'] = np.ones(n, np.float32)
+      pairs = int(follows is not None)
+      features['nsp_targets'] = np.full(pairs, 0 if follows else 1, np.int32)
+      features['nsp_positions'] = np.zeros(pairs, np.int32)
+      features['nsp_weights'] = np.ones(pairs, np.float32)
     return features
 
   def _layout(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[CLS] A [SEP] and, where there is one, B [SEP], with types 0 and 1."""
-    cls, sep = [self.tokenizer.cls_id], [self.tokenizer.sep_id]
-    tail = [second, sep] if len(second) else []
-    inputs = np.concatenate([cls, first, sep, *tail]).astype(np.int32)
-    types = (np.arange(len(inputs)) >= len(first) + 2).astype(np.int32)
+    tail = [second, self._sep] if len(second) else []
+    inputs = np.concatenate([self._cls, first, self._sep, *tail])
+    types = np.zeros(len(inputs), np.int32)
+    types[len(first) + 2 :] = 1
     return inputs, types
 
   def corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Selects and replaces tokens; special tokens are never selected.
+    """Selects and replaces tokens, int32 [n]; special tokens are never selected.
 
     The number selected is mask_rate * n rounded up or down at random, so that its mean is exact.
     """
-    c, t = self.config, self.tokenizer
-    special = (tokens == t.cls_id) | (tokens == t.sep_id)
-    candidates = np.flatnonzero(~special)
+    c = self.config
+    candidates = np.flatnonzero(self._is_piece[tokens])
     count = int(c.mask_rate * len(candidates) + rng.random())
     positions = np.sort(rng.permutation(candidates)[:count])
-    targets = tokens[positions]
-    draw = rng.random(count)
-    random = rng.integers(self.first_piece, t.vocab_size, count)
-    replaced = np.where(draw < c.mask_token_rate, t.mask_id, targets)
-    swap = (draw >= c.mask_token_rate) & (draw < c.mask_token_rate + c.random_token_rate)
+    fate, random = rng.random((2, count))
+    masked = fate < c.mask_token_rate
+    swapped = ~masked & (fate < c.mask_token_rate + c.random_token_rate)
     inputs = tokens.copy()
-    inputs[positions] = np.where(swap, random, replaced)
+    inputs[positions[masked]] = self.tokenizer.mask_id
+    inputs[positions[swapped]] = self._pieces[(random[swapped] * len(self._pieces)).astype(int)]
     return {
       'inputs': inputs,
-      'targets': targets,
+      'targets': tokens[positions],
       'target_positions': positions.astype(np.int32),
       'target_weights': np.ones(count, np.float32),
     }

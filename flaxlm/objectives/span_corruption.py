@@ -9,17 +9,15 @@ Every piece of a document is corrupted on its own: [kept 0] <0> [kept 1] <1> ...
 
 import dataclasses
 
-import flax.linen as nn
 import numpy as np
 
 from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
-from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
-from flaxlm.objectives import causal_lm, losses
-from flaxlm.types import Array, Batch, Mean
+from flaxlm.objectives import losses
+from flaxlm.objectives.next_token import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +28,18 @@ class Config(losses.VocabLossConfig):
   mean_span_length: float = field(3.0, 'mean length of a noise span, in tokens', low=1.0)
 
 
-class Objective:
+class Objective(NextToken):
   """The loss is the mean over all decoder tokens."""
 
   families = ('encoder_decoder',)
   packing = 'concatenate'
-  terms = ('loss',)
-  perplexity = 'loss'
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
     self.tokenizer = tokenizer
+    self._bos = np.array([tokenizer.bos_id], np.int32)
+    self._sentinels = np.array(tokenizer.sentinel_ids, np.int32)
     density = self.config.noise_density
     sentinels = density / self.config.mean_span_length
     slopes = {'encoder': 1 - density + sentinels, 'decoder': density + sentinels}
@@ -89,7 +87,7 @@ class Objective:
     inputs, targets = self.corrupt(tokens, rng)
     return {
       'encoder_inputs': inputs,
-      'decoder_inputs': np.concatenate([[self.tokenizer.bos_id], targets[:-1]]).astype(np.int32),
+      'decoder_inputs': np.concatenate([self._bos, targets[:-1]]),
       'targets': targets,
       'target_weights': np.ones(len(targets), np.float32),
     }
@@ -97,31 +95,30 @@ class Objective:
   def corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n >= 2] -> (encoder inputs, targets), both int32 and ending with EOS."""
     noise, spans = self._noise(len(tokens))
-    kept_lengths = _partition(len(tokens) - noise, spans, rng)
-    noise_lengths = _partition(noise, spans, rng)
-    bounds = np.cumsum(np.stack([kept_lengths, noise_lengths], 1).reshape(-1))
-    parts = np.split(tokens, bounds[:-1])
-    eos = [self.tokenizer.eos_id]
-    inputs, targets = [], []
-    for i, sentinel in enumerate(self.tokenizer.sentinel_ids[:spans]):
-      inputs += [parts[2 * i], [sentinel]]
-      targets += [[sentinel], parts[2 * i + 1]]
-    return tuple(np.concatenate([*side, eos]).astype(np.int32) for side in (inputs, targets))
+    kept_bounds = _bounds(len(tokens) - noise, spans, rng)
+    noise_bounds = _bounds(noise, spans, rng)
+    # Noise span i comes after kept spans 0 to i.
+    is_noise = np.zeros(len(tokens), bool)
+    is_noise[np.arange(noise) + np.repeat(kept_bounds[1:], np.diff(noise_bounds))] = True
+    return (
+      self._marked(tokens[~is_noise], kept_bounds[1:]),
+      self._marked(tokens[is_noise], noise_bounds[:-1]),
+    )
 
-  def head(self, model: TransformerConfig) -> nn.Module:
-    return causal_lm.Head(model)
-
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
-
-  def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
-    """Summed loss of each term, and the metrics."""
-    targets, weights = batch['targets'], batch['target_weights']
-    total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
-    return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
+  def _marked(self, tokens: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Tokens with sentinel i put before the one at places[i], and EOS: int32 [n + spans + 1]."""
+    marked = np.full(len(tokens) + len(places) + 1, self.tokenizer.eos_id, np.int32)
+    places = places + np.arange(len(places))
+    is_token = np.ones(len(marked), bool)
+    is_token[places] = is_token[-1] = False
+    marked[is_token] = tokens
+    marked[places] = self._sentinels[: len(places)]
+    return marked
 
 
-def _partition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-  """Lengths >= 1 of `parts` spans that add up to `total`, all partitions equally likely."""
-  cuts = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
-  return np.diff(np.concatenate([[0], cuts, [total]]))
+def _bounds(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:
+  """Bounds [parts + 1], from 0 to `total`, of spans of length >= 1; all ways are equally likely."""
+  bounds = np.zeros(parts + 1, np.int64)
+  bounds[1:-1] = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
+  bounds[-1] = total
+  return bounds

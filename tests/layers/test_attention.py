@@ -42,9 +42,7 @@ def test_agrees_with_float64(kv_heads, cross):
   module = Attention(config)
   call = dict(mask=mask, bias=bias, positions=None, deterministic=True, memory=memory)
   params = jax.tree.map(jnp.asarray, module.init(jax.random.key(0), x, **call)['params'])
-  params = jax.tree.map(
-    lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, 'value')
-  )
+  params = jax.tree.map(lambda box: box.value, params, is_leaf=lambda leaf: hasattr(leaf, 'value'))
   params = jax.tree.map(lambda a: a + 0.1, params)  # biases that are not 0
   got, _ = module.apply({'params': params}, x, **call)
   source = x if memory is None else memory

@@ -24,8 +24,8 @@ def bucket_by_hand(distance, bidirectional, buckets, max_distance):
   exact = buckets // 2
   if distance < exact:
     return offset + distance
-  span = math.log(max_distance / exact)
-  return offset + min(exact + int(math.log(distance / exact) / span * (buckets - exact)), buckets - 1)
+  share = math.log(distance / exact) / math.log(max_distance / exact)
+  return offset + min(exact + int(share * (buckets - exact)), buckets - 1)
 
 
 @pytest.mark.parametrize('bidirectional', [True, False])

@@ -11,7 +11,7 @@ from flaxlm.config.transformer import POSITIONS, TransformerConfig
 from flaxlm.config.tree import load_module
 from flaxlm.data import packing
 from flaxlm.models.model import Model
-from flaxlm.objectives import causal_lm
+from flaxlm.objectives.next_token import Head
 
 FAMILIES = ('encoder', 'decoder', 'encoder_decoder')
 LENGTH = 24
@@ -26,7 +26,7 @@ def config_of(family, **changes):
 
 
 def model_of(config):
-  return Model(load_module('flaxlm.models', config.name).Trunk(config), causal_lm.Head(config))
+  return Model(load_module('flaxlm.models', config.name).Trunk(config), Head(config))
 
 
 def streams_of(family):
@@ -111,16 +111,17 @@ def test_how_the_layers_are_run_changes_nothing(family):
     np.testing.assert_allclose(value, other[1], rtol=1e-5)
     # A key's bias has a gradient of 0 but for rounding: it is held against the largest of all.
     top = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
-    close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
-      a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 0.01 * top)  # noqa: B023
+    close = lambda a, b: np.testing.assert_allclose(
+      a,
+      b,
+      rtol=0,
+      atol=1e-5 * max(np.abs(a).max(), 0.01 * top),  # noqa: B023
     )
     jax.tree.map(close, grads, other[2])
 
 
 def test_layer_i_does_not_depend_on_how_many_follow():
-  few, many = (
-    setup_params(config_of('decoder', num_layers=n, init='bert')) for n in (2, 3)
-  )
+  few, many = (setup_params(config_of('decoder', num_layers=n, init='bert')) for n in (2, 3))
   stack = lambda p: p['trunk']['stack']['layers']
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:2]), stack(few), stack(many))
   kernel = stack(many)['attention']['query']['kernel']
