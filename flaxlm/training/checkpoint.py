@@ -70,6 +70,12 @@ def _meta_hash(meta: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _absolute(path: epath.PathLike) -> epath.Path:
+  """The library takes absolute paths only. Those of object stores, which have a scheme, are."""
+  path = epath.Path(path)
+  return path if '://' in str(path) else path.absolute()
+
+
 def steps_in(directory: epath.PathLike) -> list[int]:
   """Steps that have a checkpoint, oldest first; none where the directory is absent."""
   directory = epath.Path(directory)
@@ -125,7 +131,7 @@ def restore_tree(
   Raises:
     Damaged: if a leaf cannot be read or its digest differs.
   """
-  path = epath.Path(directory) / str(step) / 'state'
+  path = _absolute(directory) / str(step) / 'state'
   partial = isinstance(abstract, dict)
   if partial:
     handler, restore = (
@@ -149,7 +155,7 @@ def restore_tree(
 
 def stored_params(directory: epath.PathLike, step: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Path -> shape and dtype of the parameters in a checkpoint, without reading them."""
-  path = epath.Path(directory) / str(step) / 'state'
+  path = _absolute(directory) / str(step) / 'state'
   with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
     try:
       tree = reader.metadata(path).item_metadata.tree['params']
@@ -260,7 +266,7 @@ class Checkpoints:
     The caller must be the only writer. Steps after the one that training goes on from must have
     been set aside (`set_aside`) before.
     """
-    self._directory = epath.Path(directory)
+    self._directory = _absolute(directory)
     self._config = config
     self._directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:

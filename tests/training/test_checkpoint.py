@@ -68,6 +68,13 @@ def test_state_comes_back_bit_for_bit_in_its_own_types(tmp_path):
   assert_same(state, make_state(3))
 
 
+def test_a_directory_may_be_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write('runs/a', [3])
+  assert_same(read_state('runs/a')[2], make_state(3))
+  assert checkpoint.stored_params('runs/a', 3)['head/bias'].shape == (3,)
+
+
 @pytest.mark.parametrize(
   'fields,losses,kept',
   [
