@@ -3,9 +3,10 @@
   python benchmarks/exact_resume.py --workdir=runs/exact --config.data.train=shakespeare.txt
 
 Trains `configs/nanogpt_char.py` (with dropout, a few hundred steps) once undisturbed. Then the same
-command is killed with SIGKILL at random moments and repeated, ten times, until it may end by itself.
+command is killed with SIGKILL at a random moment, ten times, and repeated until it ends by itself.
 The moments lie in every part of a life, in random order: start, compilation, training, evaluation,
-save; where in that part is drawn uniformly over about what the undisturbed run spent there.
+save; of the later three, in the first to third there is. Where in the part is drawn uniformly over
+about what the undisturbed run spent there.
 
 Compared are all lines of metrics.jsonl (everything but tokens per second) and every leaf of the
 last checkpoint: parameters, optimizer state and step. Exit status 1 if anything differs. Further
@@ -37,8 +38,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ('start', 'compile', 'train', 'eval', 'save')
 OVERRIDES = (
   '--config.model.dropout_rate=0.1',
-  '--config.evaluation.every_steps=50',
-  '--config.checkpoint.every_steps=50',
+  '--config.evaluation.every_steps=25',
+  '--config.evaluation.max_batches=3',
+  '--config.checkpoint.every_steps=25',
   '--config.logging.every_steps=1',
 )
 
@@ -50,7 +52,7 @@ def main() -> int:
   parser.add_argument('--workdir', type=pathlib.Path, required=True, help='emptied first')
   parser.add_argument('--config', default='configs/nanogpt_char.py')
   parser.add_argument('--kills', type=int, default=10)
-  parser.add_argument('--steps', type=int, default=800)
+  parser.add_argument('--steps', type=int, default=400)
   parser.add_argument('--seed', type=int, default=random.SystemRandom().randrange(1 << 32))
   args, overrides = parser.parse_known_args()
   command = [sys.executable, 'train.py', f'--config={args.config}', *OVERRIDES]
@@ -66,11 +68,13 @@ def main() -> int:
   rng = random.Random(args.seed)
   parts = [PARTS[i % len(PARTS)] for i in range(args.kills)]
   rng.shuffle(parts)
-  print('\n| kill | part of life | s after its begin | s after the start | last line | torn save |')
-  print('|---|---|---|---|---|---|')
+  print('\n| kill | in | s into it | s after the start | last line | checkpoint | torn save |')
+  print('|---|---|---|---|---|---|---|')
   for number, part in enumerate(parts, start=1):
+    times = rng.randint(1, 3) if part in ('train', 'eval', 'save') else 1
     delay = rng.random() * life.durations[part]
-    print(f'| {number} ' + kill([*command, f'--workdir={killed}'], killed, part, delay), flush=True)
+    row = kill([*command, f'--workdir={killed}'], killed, part, times, delay)
+    print(f'| {number} {row}', flush=True)
   last = Life([*command, f'--workdir={killed}'], killed)
   last.wait()
   print(f'\nkilled {args.kills} times, then left to end: {last.now():.0f} s', flush=True)
@@ -78,14 +82,14 @@ def main() -> int:
 
 
 class Life:
-  """A run from start to end, and when each of its parts first began."""
+  """A run from start to end, and when each of its parts began."""
 
   def __init__(self, command: list[str], workdir: pathlib.Path):
     self.workdir = workdir
-    self._begin = time.monotonic()
     self.lines: list[str] = []
+    self._begin = time.monotonic()
+    self._begins: dict[str, list[float]] = {'start': [0.0]}
     self._changed = threading.Condition()
-    self._begins = {'start': 0.0}
     self._process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     threading.Thread(target=self._read, daemon=True).start()
     threading.Thread(target=self._watch, daemon=True).start()
@@ -95,43 +99,50 @@ class Life:
 
   def _read(self) -> None:
     """Lines of stderr begin with the time and the phase."""
+    phase = ''
     for line in self._process.stderr:
       self.lines.append(line.rstrip())
       words = line.split()
-      if len(words) > 1 and words[1] in ('compile', 'train', 'eval'):
-        self._note(words[1])
+      if len(words) > 1 and words[1] in PARTS and words[1] != phase:
+        phase = words[1]
+        # The save that this phase is named after is the one at the end.
+        if phase != 'save':
+          self._note(phase)
     self._note('end')
 
   def _watch(self) -> None:
     """A save has no line of its own: it is a folder that has not got its name yet."""
+    saving = bool(torn(self.workdir))
     while self._process.poll() is None:
-      if torn(self.workdir):
-        return self._note('save')
+      before, saving = saving, bool(torn(self.workdir))
+      if saving and not before:
+        self._note('save')
       time.sleep(0.001)
 
   def _note(self, part: str) -> None:
     with self._changed:
-      self._begins.setdefault(part, self.now())
+      self._begins.setdefault(part, []).append(self.now())
       self._changed.notify_all()
 
   @property
   def durations(self) -> dict[str, float]:
-    """Seconds: of starting and compiling as they were, of some 60 steps, an evaluation, a save."""
-    at = self._begins
+    """Seconds: start and compilation, some steps, an evaluation, a save."""
+    first = {part: times[0] for part, times in self._begins.items()}
     return {
-      'start': at['compile'],
-      'compile': at['train'] - at['compile'],
-      'train': 1.2 * (at['eval'] - at['train']),
-      'eval': max(at['save'] - at['eval'], 0.02),
+      'start': first['compile'],
+      'compile': first['train'] - first['compile'],
+      'train': first['eval'] - first['train'],
+      'eval': max(first['save'] - first['eval'], 0.02),
       'save': 0.1,
     }
 
-  def reach(self, part: str) -> None:
-    """Returns when the part begins; raises RuntimeError if the run ends before."""
+  def reach(self, part: str, times: int = 1) -> None:
+    """Returns when the part begins for the so manieth time; the run may not end before."""
+    reached = lambda: len(self._begins.get(part, ())) >= times
     with self._changed:
-      self._changed.wait_for(lambda: part in self._begins or 'end' in self._begins)
-    if part not in self._begins:
-      self.fail(f'ended before {part!r}')
+      self._changed.wait_for(lambda: reached() or 'end' in self._begins)
+    if not reached():
+      self.fail(f'ended before {part!r} began {times} times: give it more --steps')
 
   def wait(self) -> None:
     if self._process.wait():
@@ -148,16 +159,21 @@ class Life:
     raise RuntimeError('\n'.join(['the run ' + what, *self.lines[-20:]]))
 
 
-def kill(command: list[str], workdir: pathlib.Path, part: str, delay: float) -> str:
-  """Starts the run and kills it `delay` seconds into a part of its life; a row of the table."""
+def kill(command: list[str], workdir: pathlib.Path, part: str, times: int, delay: float) -> str:
+  """Runs and kills `delay` seconds into the so manieth part of its kind; a row of the table."""
   life = Life(command, workdir)
-  life.reach(part)
+  life.reach(part, times)
   time.sleep(delay)
   life.kill()
   after = life.now()
   steps = [line['step'] for line in read_metrics(workdir)] if workdir.exists() else []
+  saved = checkpoint.steps_in(workdir / 'checkpoints')
   left = ', '.join(path.name.partition('.')[0] for path in torn(workdir))
-  return f'| {part} | {delay:.2f} | {after:.1f} | {steps[-1] if steps else "none"} | {left} |'
+  number = f' {times}' if part in ('train', 'eval', 'save') else ''
+  return (
+    f'| {part}{number} | {delay:.2f} | {after:.1f} | {steps[-1] if steps else "none"} '
+    f'| {saved[-1] if saved else "none"} | {left} |'
+  )
 
 
 def torn(workdir: pathlib.Path) -> list[pathlib.Path]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from flaxlm.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
@@ -41,7 +43,7 @@ def span_and_gap(streams: Mapping[str, Stream]) -> tuple[int, int]:
   streams = {name: stream for name, stream in streams.items() if stream.per_token > 0}
   span = min(int((s.capacity - s.per_item) / s.per_token + 1e-9) for s in streams.values())
   if span < 1:
-    raise ValueError(f'a row has no room for a single token: {streams}')
+    raise UserError('config.data.max_length: a row has no room for a token beside its marks')
   return span, max(math.ceil(s.per_item / s.per_token - 1e-9) for s in streams.values())
 
 

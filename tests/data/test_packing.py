@@ -10,6 +10,7 @@ import pytest
 
 from flaxlm.data import packing
 from flaxlm.data.packing import Concatenated, FirstFit, Stream, Windows, pack, pack_rows
+from flaxlm.errors import UserError
 
 
 @dataclasses.dataclass
@@ -86,7 +87,7 @@ def test_span_and_gap_always_fit(lengths, streams):
 def test_span_is_the_largest():
   stream = {'a': Stream(64, ('a',), per_token=1.0, per_item=3.0)}
   assert packing.span_and_gap(stream) == (61, 3)
-  with pytest.raises(ValueError, match='no room'):
+  with pytest.raises(UserError, match='no room'):
     packing.span_and_gap({'a': Stream(3, ('a',), per_token=1.0, per_item=3.0)})
 
 

@@ -25,9 +25,9 @@ def byte_tokenizer(sentinels=100):
   return Tokenizer({'name': 'bytes', 'sentinels': sentinels})
 
 
-def make(name, model, tokenizer=None, **changes):
+def make(name, model, tokenizer=None, task='', **changes):
   """An objective at a length of 64; keys with a double underscore reach into nodes."""
-  config = tree.new(model=model, objective=name)
+  config = tree.new(model=model, objective=name, task=task)
   for key, value in {'total_steps': 1, 'model__max_length': 64, **changes}.items():
     *nodes, leaf = key.split('__')
     functools.reduce(getattr, nodes, config)[leaf] = value
