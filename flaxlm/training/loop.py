@@ -338,6 +338,7 @@ class _Run:
 
   def stop(self, state: TrainState) -> None:
     """Saves and raises Interrupted."""
+    self._stop_profile(state)
     terminal.phase('save', f'step {self._step}')
     self.save(state)
     self._checkpoints.wait()
