@@ -1,0 +1,105 @@
+"""Recipes at a size that compiles in seconds, on text made for the tests."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from flaxlm.config import recipe
+from flaxlm.training.experiment import build
+from flaxlm.training.paths import leaf_paths, nested
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = 400
+LENGTH = 32
+SIZES = {
+  'model.num_layers': 2,
+  'model.emb_dim': 16,
+  'model.num_heads': 2,
+  'model.max_length': LENGTH,
+  'global_batch_size': 4,
+}
+
+
+def places():
+  """'NAME.py' or 'NAME.py:variant' of every recipe."""
+  found = []
+  for file in sorted((ROOT / 'configs').glob('*.py')):
+    variants = getattr(recipe._execute(str(file)), 'VARIANTS', ())
+    found += [f'{file.name}:{variant}' for variant in variants] or [file.name]
+  return found
+
+
+def write_corpus(folder):
+  """text.txt, other.txt: documents between blank lines; rows.tsv: text, label, other, topic."""
+  rng = np.random.default_rng(0)
+  letters = np.array(list('abcdefghilmnoprstu'))
+  lexicon = [''.join(rng.choice(letters, rng.integers(2, 8))) for _ in range(300)]
+  chances = 1 / np.arange(1, len(lexicon) + 1)
+  chances /= chances.sum()
+
+  def text(words):
+    drawn = [lexicon[i] for i in rng.choice(len(lexicon), words, p=chances)]
+    return ' '.join(drawn).capitalize() + '.'
+
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ('text.txt', 'other.txt'):
+    documents = ['\n'.join(text(9) for _ in range(rng.integers(1, 6))) for _ in range(DOCUMENTS)]
+    (folder / name).write_text('\n\n'.join(documents) + '\n')
+  rows = ['text\tlabel\tother\ttopic']
+  for _ in range(DOCUMENTS):
+    label, topic = rng.choice(['good', 'bad']), rng.choice(['x', 'y', 'z'])
+    rows.append(f'{text(rng.integers(2, 9))}\t{label}\t{text(4)}\t{topic}')
+  (folder / 'rows.tsv').write_text('\n'.join(rows) + '\n')
+  return folder
+
+
+@functools.cache
+def load(place, folder, changes=()):
+  """The config of a recipe, shrunk. changes: ((dotted key, text), ...), as on a command line.
+
+  What makes a variant what it is stays: norms, positions, scan, remat, precision, dropout. Shapes
+  and what differs with them only (rates, schedule length) are the same for all, so that variants
+  of one architecture are one config and share what is compiled.
+  """
+  place = str(ROOT / 'configs' / place)
+  config = recipe.read(*recipe.split(place))
+  sizes = dict(SIZES)
+  if config.model.mlp_dim:
+    sizes['model.mlp_dim'] = 24
+  if config.model.head_dim:
+    sizes['model.head_dim'] = 8
+  if config.tokenizer.name == 'sentencepiece':
+    sizes['tokenizer.vocab_size'] = 360 + config.tokenizer.sentinels
+    sizes['tokenizer.train_megabytes'] = 1.0
+  if config.total_steps:
+    sizes['total_steps'] = 20
+  sizes |= {'optimizer.learning_rate': 1e-3, 'optimizer.warmup_steps': 4}
+  sizes |= {'evaluation.batch_size': 'none'}
+  sizes['data.train'] = folder / ('rows.tsv' if config.task.name else 'text.txt')
+  overrides = {key: str(value) for key, value in sizes.items()} | dict(changes)
+  return recipe.load(place, list(overrides.items()))
+
+
+def experiment(place, folder, changes=(), **options):
+  """What `build` makes of a shrunk recipe."""
+  return build(load(place, folder, changes), folder / 'no_run', **options)
+
+
+def random_state(experiment, seed=0):
+  """A state whose parameters are all away from 0 and 1. Needs no compilation, as init_state does.
+
+  The optimizer's part is 0, as Adam's and SGD's begin.
+  """
+  rng = np.random.default_rng(seed)
+
+  def place(leaf, value):
+    return jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding)
+
+  state = experiment.abstract_state
+  zeros = jax.tree.map(lambda leaf: place(leaf, np.zeros(leaf.shape)), state)
+  params = {path: rng.normal(0, 0.3, leaf.shape) for path, leaf in leaf_paths(state.params).items()}
+  for path, value in params.items():
+    params[path] = value + 1 if path.endswith('scale') else value
+  return zeros.replace(params=jax.tree.map(place, state.params, nested(params)))
