@@ -59,8 +59,10 @@ def _predict(experiment: Any, params: Any, text: str) -> list[tuple[int, np.ndar
   from flaxlm.data import packing
 
   tokenizer, objective = experiment.tokenizer, experiment.objective
-  # Where tokens carry the space before them, the mask stands for it too.
-  tokens = tokenizer.encode_marked(text.replace(' ' + MASK, MASK), {MASK: tokenizer.mask_id})
+  if tokenizer.spec['name'] == 'sentencepiece':
+    # Its tokens carry the space before them, so that the mask stands for it too.
+    text = text.replace(' ' + MASK, MASK)
+  tokens = tokenizer.encode_marked(text, {MASK: tokenizer.mask_id})
   longest = objective.streams['inputs'].capacity - 2
   if len(tokens) > longest:
     raise UserError(f'--text: {len(tokens)} tokens, at most {longest} fit')

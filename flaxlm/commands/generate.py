@@ -37,9 +37,13 @@ def main(argv: Sequence[str]) -> None:
   terminal.phase('decode', f'{len(prompts)} texts')
   results = decoding.generate(experiment.model, params, prompts, sampling, eos_id, sources)
   terminal.close()
-  for text, tokens in zip(texts, results, strict=True):
-    # Sentinels say which gap of the prompt the words after them fill.
-    output = tokenizer.decode(tokens, keep_special=sources is not None)
+  for text, prompt, tokens in zip(texts, prompts, results, strict=True):
+    if sources is None:
+      # Only behind its prompt is a token decoded as it stands there, with the space before it.
+      output = tokenizer.decode([*prompt, *tokens])[len(tokenizer.decode(prompt)) :]
+    else:
+      # Sentinels say which gap of the prompt the words after them fill.
+      output = tokenizer.decode(tokens, keep_special=True)
     if args.json:
       record = {'prompt': text, 'output': output, 'tokens': tokens.tolist()}
       print(json.dumps(record, ensure_ascii=False))
