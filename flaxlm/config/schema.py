@@ -122,7 +122,7 @@ class OptimizerConfig:
   decay_exclude: tuple[str, ...] = field(
     ('bias$', 'scale$'),
     'regular expressions: leaves whose path matches one are not decayed',
-    when={'name': ('adamw',)},
+    when={'name': ('adamw',), 'weight_decay': (SET,)},
   )
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', low=0.0)
 

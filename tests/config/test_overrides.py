@@ -171,6 +171,10 @@ def test_differing_fields():
     ([('restore.skip', 'a')], 'config.init_from=a value'),
     ([('data.label_column', 'a')], 'config.task.name=a value'),
     ([('data.max_target_length', '8')], 'config.model.name=encoder_decoder'),
+    (
+      [('optimizer.decay_exclude', 'table'), ('optimizer.weight_decay', '0')],
+      'config.optimizer.weight_decay=a value',
+    ),
   ],
 )
 def test_a_field_that_another_node_leaves_unread(overrides, message):
