@@ -46,6 +46,8 @@ def parse_rules(rules: Sequence[str]) -> dict[str, tuple[str, ...]]:
     for axis in parsed[logical]:
       if axis not in AXES:
         raise UserError(f'config.sharding_rules: no mesh axis {axis!r}{nearest(axis, AXES)}')
+  if 'batch' not in parsed:
+    raise UserError("config.sharding_rules: no rule for axis 'batch' of the rows")
   return parsed
 
 
