@@ -119,11 +119,10 @@ def build(
   processes = jax.process_index(), jax.process_count()
   check_parts(config)
   tokenizer = _tokenizer(config, epath.Path(workdir))
-  task, examples = _task(config), {}
-  if task and with_data:
-    examples = _examples(config, task, training)
-  config = _complete(config, tokenizer, task, examples)
-  task = _task(config)  # again, for it may need what was filled in
+  config, examples = _complete(config, tokenizer), {}
+  if config.task.name and with_data:
+    config, examples = _examples(config, training)
+  task = _task(config)
   objective = _objective(config, tokenizer)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   rules = sharding.parse_rules(config.sharding_rules)
@@ -201,24 +200,30 @@ def _task(config: Config) -> Any:
   return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
 
 
-def _examples(config: Config, task: Any, training: bool) -> Examples:
-  """The parsed rows of each split; 'train' only for training, 'test' only without."""
+def _examples(config: Config, training: bool) -> tuple[Config, Examples]:
+  """The parsed rows of each split, and the config with what those of training decide (labels).
+
+  'train' is there only for training, 'test' only without.
+  """
   splits = holdout.rows(config.data, test=not training)
   if not training:
     del splits['train']
-  return {name: [task.parse(row, where) for where, row in rows] for name, rows in splits.items()}
+  examples = {}
+  for name, rows in splits.items():
+    task = _task(config)
+    examples[name] = [task.parse(row, where) for where, row in rows]
+    if name == 'train':  # It comes first, so that the others are held to its labels.
+      decided = task.discover(examples[name])
+      config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+  return config, examples
 
 
-def _complete(config: Config, tokenizer: Tokenizer, task: Any, examples: Examples) -> Config:
-  """Fills in what the config leaves to the data: vocabulary, precision and labels."""
+def _complete(config: Config, tokenizer: Tokenizer) -> Config:
+  """Fills in what the config leaves to other nodes: vocabulary and precision of the model."""
   model = dataclasses.replace(
     config.model, vocab_size=tokenizer.vocab_size, precision=config.precision
   )
-  config = dataclasses.replace(config, model=model)
-  if 'train' in examples:
-    decided = task.discover(examples['train'])
-    config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
-  return config
+  return dataclasses.replace(config, model=model)
 
 
 def _objective(config: Config, tokenizer: Tokenizer) -> Any:
