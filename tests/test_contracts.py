@@ -56,7 +56,8 @@ def check_config(cls):
     assert rules_of(item).doc, item.name
     for sibling, values in (rules_of(item).when or {}).items():
       names = {field.name for field in dataclasses.fields(cls)}
-      assert sibling in names and isinstance(values, tuple), item.name
+      known = sibling in names or sibling.startswith('config.')
+      assert known and isinstance(values, tuple), item.name
   cls()
 
 

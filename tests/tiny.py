@@ -6,19 +6,18 @@ import pathlib
 import jax
 import numpy as np
 
-from flaxlm.config import recipe
+from flaxlm.config import overrides, recipe, tree
 from flaxlm.training.experiment import build
 from flaxlm.training.paths import leaf_paths, nested
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = 400
 LENGTH = 32
+# Everything that differs between variants of one architecture in size or rate only.
 SIZES = {
-  'model.num_layers': 2,
-  'model.emb_dim': 16,
-  'model.num_heads': 2,
-  'model.max_length': LENGTH,
-  'global_batch_size': 4,
+  'model': {'num_layers': 2, 'emb_dim': 16, 'num_heads': 2, 'max_length': LENGTH},
+  'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 4},
+  'evaluation': {'batch_size': None},
 }
 
 
@@ -63,23 +62,22 @@ def load(place, folder, changes=()):
   and what differs with them only (rates, schedule length) are the same for all, so that variants
   of one architecture are one config and share what is compiled.
   """
-  place = str(ROOT / 'configs' / place)
-  config = recipe.read(*recipe.split(place))
-  sizes = dict(SIZES)
+  config = recipe.read(*recipe.split(str(ROOT / 'configs' / place)))
+  for node, sizes in SIZES.items():
+    config[node].update(sizes)
   if config.model.mlp_dim:
-    sizes['model.mlp_dim'] = 24
+    config.model.mlp_dim = 24
   if config.model.head_dim:
-    sizes['model.head_dim'] = 8
+    config.model.head_dim = 8
   if config.tokenizer.name == 'sentencepiece':
-    sizes['tokenizer.vocab_size'] = 360 + config.tokenizer.sentinels
-    sizes['tokenizer.train_megabytes'] = 1.0
+    config.tokenizer.vocab_size = 360 + config.tokenizer.sentinels
+    config.tokenizer.train_megabytes = 1.0
   if config.total_steps:
-    sizes['total_steps'] = 20
-  sizes |= {'optimizer.learning_rate': 1e-3, 'optimizer.warmup_steps': 4}
-  sizes |= {'evaluation.batch_size': 'none'}
-  sizes['data.train'] = folder / ('rows.tsv' if config.task.name else 'text.txt')
-  overrides = {key: str(value) for key, value in sizes.items()} | dict(changes)
-  return recipe.load(place, list(overrides.items()))
+    config.total_steps = 20
+  config.global_batch_size = 4
+  config.data.train = str(folder / ('rows.tsv' if config.task.name else 'text.txt'))
+  overrides.apply(config, changes)
+  return tree.from_config_dict(config)
 
 
 def experiment(place, folder, changes=(), **options):
