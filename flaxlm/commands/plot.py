@@ -85,7 +85,7 @@ def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric
     for split, (steps, values) in splits.items():
       if split == 'train':
         axes.plot(steps, values, color=f'C{index}', alpha=0.25, linewidth=0.8)
-        window = max(1, round(SMOOTHING * len(values)))
+        window = round(SMOOTHING * len(values))  # of a short curve: none
         axes.plot(
           steps, smooth(values, window), color=f'C{index}', linewidth=1.2, label=f'{name}train'
         )
