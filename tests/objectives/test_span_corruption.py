@@ -56,7 +56,7 @@ def test_merging_input_and_target_gives_the_tokens(n, density, mean_length, seed
 @pytest.mark.parametrize('density, mean_length', [(0.15, 3.0), (0.5, 10.0)])
 def test_noise_has_its_density_and_mean_length(density, mean_length):
   objective = t5(objective__noise_density=density, objective__mean_span_length=mean_length)
-  n = 400
+  n = 405
   tokens = random_documents(TOKENIZER, [n]).documents[0]
   noise, _ = spans_of(objective.corrupt(tokens, np.random.default_rng(0))[1])
   total = sum(map(len, noise))

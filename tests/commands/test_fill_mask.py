@@ -1,0 +1,43 @@
+"""Where the mask of `fill-mask` stands: for the space before it only where a token holds that."""
+
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxlm.commands import fill_mask
+from flaxlm.config.schema import TokenizerConfig
+from flaxlm.data import packing, tokenizer
+from flaxlm.types import VocabOutput
+
+
+class Echo:
+  """A masked language model that is sure of the token before each mask."""
+
+  def apply(self, variables, batch):
+    before = jnp.take_along_axis(batch['inputs'], batch['target_positions'] - 1, 1)
+    hidden = 9.0 * (before[..., None] == jnp.arange(400))
+    return {'mlm': VocabOutput(hidden, jnp.eye(400), None, 400)}, None
+
+
+@pytest.mark.parametrize('name, before', [('bytes', ' '), ('sentencepiece', 'was')])
+def test_the_mask_stands_behind_what_it_replaces(name, before):
+  texts = ['the film was long and the plot was thin'] * 20
+  config = TokenizerConfig(name=name, vocab_size=300, sentinels=0)
+  words = tokenizer.train(config, texts)
+  keys = ('inputs', 'token_type_ids')
+  streams = {
+    'inputs': packing.Stream(64, keys, prefix=''),
+    'targets': packing.Stream(8, ('target_positions',)),
+  }
+  experiment = types.SimpleNamespace(
+    tokenizer=words, objective=types.SimpleNamespace(streams=streams), model=Echo()
+  )
+  found = fill_mask._predict(experiment, {}, 'the film was [MASK] and [MASK]')
+  assert len(found) == 2
+  position, probabilities = found[0]
+  likeliest = int(np.argmax(probabilities))
+  assert before.endswith(words.decode([likeliest]).strip(' ') or ' ')
+  row = [words.cls_id, *words.encode('the film was' + ' ' * (name == 'bytes'))]
+  assert position == len(row) and likeliest == row[-1]
