@@ -16,7 +16,12 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'flaxlm-tests' /
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
+import hypothesis
 import pytest
+
+# A machine that is busy is not a failure.
+hypothesis.settings.register_profile('flaxlm', deadline=None)
+hypothesis.settings.load_profile('flaxlm')
 
 ROOT = pathlib.Path(__file__).parent.parent
 
