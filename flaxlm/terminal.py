@@ -80,7 +80,6 @@ class _Screen:
       self._phase, self._text = name, detail
       self._phase_begin = time.monotonic()
       if name != 'train':
-        self._first_step = 0.0
       self.line(detail)
       if self._heart is None:
         self._heart = threading.Thread(target=self._beat, name='terminal', daemon=True)
