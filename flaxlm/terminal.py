@@ -79,7 +79,6 @@ class _Screen:
     with self._lock:
       self._phase, self._text = name, detail
       self._phase_begin = time.monotonic()
-      if name != 'train':
       self.line(detail)
       if self._heart is None:
         self._heart = threading.Thread(target=self._beat, name='terminal', daemon=True)
