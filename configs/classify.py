@@ -30,6 +30,13 @@ def get_config(variant):
   config.model.dropout_rate = 0.1
   # The trunk is what init_from is for; the head of pretraining predicts tokens.
   config.restore.skip = ('^head/',)
+  # Dropout is not part of what a trunk computes; small trunks are pretrained without.
+  config.restore.change = (
+    'dropout_rate',
+    'embedding_dropout_rate',
+    'attention_dropout_rate',
+    'layer_drop_rate',
+  )
   config.num_epochs = 3.0
   config.global_batch_size = 16
   config.optimizer.learning_rate = 3e-4

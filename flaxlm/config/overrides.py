@@ -59,14 +59,16 @@ def _names_module(key: str) -> bool:
 
 
 def _rename(config_dict: cd.ConfigDict, node: str, name: str) -> None:
-  """Rebuilds a node from the file of that name."""
-  old = tree.node_class(node, config_dict[node].name)
-  if tree.node_class(node, name) is old:
-    config_dict[node].name = name
-    return
+  """Rebuilds a node from the file of that name.
+
+  Values are kept where the new file's dataclass is the old one or extends it; else all are defaults.
+  """
+  before = config_dict[node]
+  rebuilt = tree.named_dict(node, name)
+  if issubclass(tree.node_class(node, name), tree.node_class(node, before.name)):
+    rebuilt.update({key: value for key, value in before.items() if key != 'name'})
   with config_dict.unlocked():
-    del config_dict[node]
-    config_dict[node] = tree.named_dict(node, name)
+    config_dict[node] = rebuilt
   config_dict.lock()
 
 
