@@ -1,7 +1,8 @@
 """Initialisation of each kind of leaf under each paper's scheme.
 
-gpt2: normal(init_std); projections into the residual stream divided by sqrt(2 * layers), position
-table at half of init_std (Radford et al. 2019, section 2.3, and the released model code).
+gpt2: normal(init_std), as in GPT (Radford et al. 2018, section 4.1); projections into the residual
+stream divided by sqrt(2 * layers) (Radford et al. 2019, section 2.3). The released GPT-2 code halves
+the position table's; learning is slower with that, and no later implementation keeps it.
 bert: normal truncated at two standard deviations (Devlin et al. 2019, released model code).
 t5: embeddings normal(1), projections scaled by their fan-in, queries also by 1/sqrt(K) because the
 scores are not divided by it (Raffel et al. 2020, released model code).
@@ -45,9 +46,9 @@ def kernel(config: TransformerConfig, fan_in: int, kind: str = 'projection') -> 
 
 
 def table(config: TransformerConfig, kind: str = 'token') -> Initializer:
-  """Initializer of an embedding table. kind: 'token', 'type', 'position' or 'relative'."""
+  """Initializer of an embedding table. kind: 'token' (also types and positions) or 'relative'."""
   if config.init == 't5':
     return normal(config.emb_dim**-0.5 if kind == 'relative' else 1.0)
   if config.init == 'bert':
     return truncated_normal(config.init_std)
-  return normal(config.init_std / 2 if kind == 'position' else config.init_std)
+  return normal(config.init_std)

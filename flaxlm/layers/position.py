@@ -38,7 +38,7 @@ class Learned(PositionEncoding):
   @nn.compact
   def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     c = self.config
-    init = nn.with_logical_partitioning(initializers.table(c, 'position'), ('table', 'embed'))
+    init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
     table = self.param('table', init, (c.max_length, c.emb_dim))
     return x + table.astype(x.dtype)[positions]
 

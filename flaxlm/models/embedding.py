@@ -43,7 +43,7 @@ class Embedding(nn.Module):
     if c.scale_embeddings:
       x = x * jnp.sqrt(jnp.asarray(c.emb_dim, x.dtype))
     if c.token_types:
-      init = nn.with_logical_partitioning(initializers.table(c, 'type'), ('table', 'embed'))
+      init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
       types = self.param('token_types', init, (c.token_types, c.emb_dim)).astype(x.dtype)
       x = x + (types[0] if token_type_ids is None else types[token_type_ids])
     x = position.embed(x, positions)
