@@ -61,7 +61,8 @@ def _names_module(key: str) -> bool:
 def _rename(config_dict: cd.ConfigDict, node: str, name: str) -> None:
   """Rebuilds a node from the file of that name.
 
-  Values are kept where the new file's dataclass is the old one or extends it; else all are defaults.
+  Values are kept where the new file's dataclass is the old one or extends it; otherwise all are
+  defaults.
   """
   before = config_dict[node]
   rebuilt = tree.named_dict(node, name)

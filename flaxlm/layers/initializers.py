@@ -1,8 +1,8 @@
 """Initialisation of each kind of leaf under each paper's scheme.
 
 gpt2: normal(init_std), as in GPT (Radford et al. 2018, section 4.1); projections into the residual
-stream divided by sqrt(2 * layers) (Radford et al. 2019, section 2.3). The released GPT-2 code halves
-the position table's; learning is slower with that, and no later implementation keeps it.
+stream divided by sqrt(2 * layers) (Radford et al. 2019, section 2.3). GPT-2's released code halves
+that of the position table, with which small models learn more slowly; not so here.
 bert: normal truncated at two standard deviations (Devlin et al. 2019, released model code).
 t5: embeddings normal(1), projections scaled by their fan-in, queries also by 1/sqrt(K) because the
 scores are not divided by it (Raffel et al. 2020, released model code).
