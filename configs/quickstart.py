@@ -12,7 +12,7 @@ from flaxlm.config import tree
 
 def get_config():
   config = tree.new(model='decoder', objective='causal_lm')
-  config.total_steps = 400
+  config.total_steps = 300
   config.global_batch_size = 16
   config.model.num_layers = 4
   config.model.emb_dim = 128
@@ -21,8 +21,8 @@ def get_config():
   config.tokenizer.vocab_size = 2048
   config.tokenizer.sentinels = 0
   config.optimizer.learning_rate = 3e-3
-  config.optimizer.warmup_steps = 40
+  config.optimizer.warmup_steps = 30
   config.evaluation.every_steps = 100
   config.evaluation.max_batches = 40
-  config.checkpoint.every_steps = 200
+  config.checkpoint.every_steps = 100
   return config

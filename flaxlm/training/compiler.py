@@ -1,4 +1,4 @@
-"""Compiler options of the steps."""
+"""Compiler options of the steps and of the initialisation, by backend."""
 
 import functools
 
@@ -6,16 +6,31 @@ import jax
 
 # XLA's CPU compiler hands products to YNNPACK by default; on x86 with AVX2 that is two to three
 # times slower than its own Eigen kernels at the sizes of small models (docs/performance.md).
-_CPU = {'xla_cpu_experimental_ynn_fusion_type': ''}
+_CPU_STEP = (('xla_cpu_experimental_ynn_fusion_type', ''),)
+# What runs once is not worth optimising: the random numbers of a small model compiled for 10 s.
+_CPU_ONCE = (
+  ('xla_backend_optimization_level', 0),
+  ('xla_llvm_disable_expensive_passes', True),
+)
+
+
+def step_options() -> dict[str, str | int | bool]:
+  """Options for `jax.jit(compiler_options=...)` of what runs at every step."""
+  return _accepted(_CPU_STEP)
+
+
+def once_options() -> dict[str, str | int | bool]:
+  """Options for what runs once, such as the initialisation."""
+  return _accepted(_CPU_ONCE)
 
 
 @functools.cache
-def options() -> dict[str, str]:
-  """Options for `jax.jit(compiler_options=...)` on the default backend; {} where none help."""
+def _accepted(options: tuple[tuple[str, str | int | bool], ...]) -> dict[str, str | int | bool]:
+  """The options on a CPU, if this release knows them; else {}."""
   if jax.default_backend() != 'cpu':
     return {}
   try:
-    jax.jit(lambda x: x + 1, compiler_options=_CPU)(0.0)
-  except jax.errors.JaxRuntimeError:  # a release that no longer knows the option
+    jax.jit(lambda x: x + 1, compiler_options=dict(options))(0.0)
+  except jax.errors.JaxRuntimeError:  # a release that no longer knows one of them
     return {}
-  return _CPU
+  return dict(options)

@@ -61,7 +61,8 @@ class Experiment:
     """Fresh parameters from config.seed, each made on the device that keeps it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     init = lambda key: nn.unbox(_init(self.model, self.objective, self.optimizer, key))
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+    init = jax.jit(init, out_shardings=shardings, compiler_options=compiler.once_options())
+    return init(jax.random.key(self.config.seed))
 
   @functools.cached_property
   def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
@@ -79,7 +80,7 @@ class Experiment:
       in_shardings=(shardings, self.batch_sharding),
       out_shardings=(shardings, sharding.replicated(self.mesh)),
       donate_argnums=0,
-      compiler_options=compiler.options(),
+      compiler_options=compiler.step_options(),
     )
 
   @functools.cached_property
@@ -90,7 +91,7 @@ class Experiment:
       make_eval_step(self.model, self.objective),
       in_shardings=(shardings, self.batch_sharding),
       out_shardings=sharding.replicated(self.mesh),
-      compiler_options=compiler.options(),
+      compiler_options=compiler.step_options(),
     )
 
 
