@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from flaxlm.config import recipe
 from flaxlm.models.flops import train_step_flops
 from flaxlm.training.experiment import build
+from flaxlm.training.step import real_tokens
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = ('nanogpt_char.py', 'gpt2.py:mini', 'bert.py:mini', 't5.py:mini')
@@ -58,7 +59,7 @@ def measure(name: str, args: argparse.Namespace) -> str:
   tokens = np.mean([real_tokens(batch) for batch in batches])
   state = experiment.init_state()
   for batch in batches[:3]:
-    state, metrics = experiment.train_step(state, experiment.put(batch))
+    state, _ = experiment.train_step(state, experiment.put(batch))
   jax.block_until_ready(state)
   before, times = product_rate(), []
   for batch in batches:
@@ -76,10 +77,6 @@ def measure(name: str, args: argparse.Namespace) -> str:
     f'| {tokens * args.steps / loading:,.0f} | {rate / 1e9:,.0f} | {product / 1e9:,.0f} '
     f'| {rate / product:.0%} |'
   )
-
-
-def real_tokens(batch: dict[str, np.ndarray]) -> int:
-  return sum(int((batch[key] > 0).sum()) for key in batch if key.endswith('segment_ids'))
 
 
 def product_rate(size: int = 2048) -> float:

@@ -52,11 +52,6 @@ def dtype_of(key: str) -> type:
   return np.float32 if key.endswith('weights') else np.int32
 
 
-def pack(items: Sequence[Mapping[str, np.ndarray]], streams: Mapping[str, Stream]) -> dict:
-  """Lays the features of `items` side by side: dict of arrays [capacity], zeros in the rest."""
-  return {key: value[0] for key, value in pack_rows([items], streams).items()}
-
-
 def pack_rows(
   rows: Sequence[Sequence[Mapping[str, np.ndarray]]], streams: Mapping[str, Stream]
 ) -> dict[str, np.ndarray]:

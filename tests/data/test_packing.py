@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 
 from flaxlm.data import packing
-from flaxlm.data.packing import Concatenated, FirstFit, Stream, Windows, pack, pack_rows
+from flaxlm.data.packing import Concatenated, FirstFit, Stream, Windows, pack_rows
 from flaxlm.errors import UserError
+
+
+def pack(items, streams):
+  """One row: dict of arrays [capacity]."""
+  return {key: rows[0] for key, rows in pack_rows([items], streams).items()}
 
 
 @dataclasses.dataclass
