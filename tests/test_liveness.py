@@ -131,7 +131,7 @@ class Run:
 
   @functools.cached_property
   def init(self):
-    return jax.jit(self.experiment.init_state).lower().as_text()
+    return self.experiment.init.lower(jax.random.key(0)).as_text()
 
 
 @functools.lru_cache(maxsize=16)

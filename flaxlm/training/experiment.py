@@ -57,12 +57,19 @@ class Experiment:
     """A batch [B, ...] on the devices, its rows spread over them."""
     return jax.device_put(dict(batch), self.batch_sharding)
 
-  def init_state(self) -> TrainState:
-    """Fresh parameters from config.seed, each made on the device that keeps it."""
+  @functools.cached_property
+  def init(self) -> Callable[[jax.Array], TrainState]:
+    """key -> fresh state, compiled; each leaf is made on the device that keeps it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-    init = lambda key: nn.unbox(_init(self.model, self.objective, self.optimizer, key))
-    init = jax.jit(init, out_shardings=shardings, compiler_options=compiler.once_options())
-    return init(jax.random.key(self.config.seed))
+    return jax.jit(
+      lambda key: nn.unbox(_init(self.model, self.objective, self.optimizer, key)),
+      out_shardings=shardings,
+      compiler_options=compiler.once_options(),
+    )
+
+  def init_state(self) -> TrainState:
+    """The state before the first step, from config.seed."""
+    return self.init(jax.random.key(self.config.seed))
 
   @functools.cached_property
   def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
