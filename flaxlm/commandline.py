@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flaxlm import terminal
+from flaxlm import host, terminal
 from flaxlm.errors import UserError, nearest
 
 PREFIX = '--config.'
@@ -93,6 +93,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
   A UserError, or a file that cannot be opened, ends in one line on stderr and status 1, with its
   traceback under `--debug`. Anything else is a fault of the program and keeps its traceback.
   """
+  host.keep_freed_memory()
   debug = '--debug' in argv
   if not debug:
     # Libraries that log through absl tell users about their internals.
