@@ -9,7 +9,8 @@ dev is evaluated on test, once. Rows are packed. The table gives mean test accur
 its 95 % Welch interval.
 
 Every run has a folder of its own, and a run that is complete is not repeated, so that the script
-goes on where it was stopped. DATA holds imdb/unsup.tsv.xz and sst2/{train,dev,test}.tsv.
+goes on where it was stopped; with --family several can share a machine. DATA holds
+imdb/unsup.tsv.xz and sst2/{train,dev,test}.tsv.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import scipy.stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+from flaxlm import host
 from flaxlm.config import recipe
 from flaxlm.evaluation import evaluator
 from flaxlm.training import loop
@@ -31,8 +33,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = range(5)
-# Rows -> passes over them and steps between evaluations: about as many updates for both.
-SIZES = {6920: (6, 40), 500: (30, 20)}
+# Rows -> passes over them and steps between evaluations.
+SIZES = {6920: (3, 100), 500: (12, 24)}
 
 
 def main() -> None:
@@ -41,11 +43,12 @@ def main() -> None:
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--family', choices=FAMILIES, action='append', help='all if left out')
   args = parser.parse_args()
+  host.keep_freed_memory()  # as the commands do
+  pretrained = {family: pretrain(args, family) for family in args.family or FAMILIES}
   rows = []
-  for family in args.family or FAMILIES:
-    pretrained = pretrain(args, family)
+  for family, workdir in pretrained.items():
     for size in SIZES:
-      rows.append(compare(args, family, size, pretrained))
+      rows.append(compare(args, family, size, workdir))
       print_table(rows)
   (args.workdir / 'table.json').write_text(json.dumps(rows, indent=2))
 
@@ -90,6 +93,7 @@ def finetune(args, family, size, pretrained, arm, rate, seed) -> dict[str, float
     ('data.label_column', '1'),
     ('data.max_rows', str(size)),
     ('num_epochs', str(epochs)),
+    ('global_batch_size', '8'),
     ('optimizer.learning_rate', str(rate)),
     ('seed', str(seed)),
     ('evaluation.every_steps', str(every)),

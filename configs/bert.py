@@ -4,9 +4,10 @@
       --config.data.train=corpus.txt
 
 Variants: `mini`, `tiny` and `small` have published widths (Turc et al. 2019) with rows of 128
-tokens and 8,192 pieces, so that a corpus of some 50 MB on two cores suffices; `base` and `large`
-are as published (Devlin et al. 2019, section 3.1 and appendix A.2) and want an accelerator. The
-published schedule runs nine tenths of the steps on rows of 128: --config.data.max_length=128.
+tokens and 8,192 pieces, so that a corpus of some 50 MB on two cores suffices, and are drawn with a
+standard deviation that grows as the width shrinks (docs/results.md); `base` and `large` are as
+published (Devlin et al. 2019, section 3.1 and appendix A.2) and want an accelerator. The published
+schedule runs nine tenths of the steps on rows of 128: --config.data.max_length=128.
 """
 
 from flaxlm.config import tree
@@ -59,12 +60,13 @@ def get_config(variant):
     config.evaluation.max_batches = 100
     config.checkpoint.every_steps = 5000
   else:
-    config.total_steps = 1500
-    config.global_batch_size = 32
+    config.total_steps = 2200
+    config.global_batch_size = 16
     config.model.max_length = 128
+    config.model.init_std = round(0.02 * (768 / width) ** 0.5, 3)
     config.tokenizer.vocab_size = 8192
     config.optimizer.learning_rate = 1e-3
     config.optimizer.b2 = 0.98
-    config.optimizer.warmup_steps = 150
+    config.optimizer.warmup_steps = 200
     config.evaluation.max_batches = 50
   return config

@@ -40,11 +40,12 @@ def get_config(variant):
   config.optimizer.weight_decay = 0.1
   config.optimizer.clip_norm = 1.0
   if variant == 'mini':
-    config.total_steps = 1000
-    config.global_batch_size = 32
+    config.total_steps = 1600
+    config.global_batch_size = 16
     config.model.max_length = 128
+    config.model.init_std = 0.035  # 0.02 * sqrt(768 / 256)
     config.tokenizer.vocab_size = 8192
-    config.optimizer.warmup_steps = 100
+    config.optimizer.warmup_steps = 150
     config.evaluation.max_batches = 50
   else:
     config.total_steps = 100_000
