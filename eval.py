@@ -9,13 +9,14 @@ The object is also written to WORKDIR/eval/. Everything it needs is in the workd
 import json
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 
 from flaxlm import commandline, terminal
 
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
   args = parser.parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')

@@ -9,6 +9,7 @@ checkpoints/ and tokenizer/.
 
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 
 from flaxlm import commandline, terminal
 
@@ -16,7 +17,9 @@ from flaxlm import commandline, terminal
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument('--config', required=True, help='recipe: configs/NAME.py[:variant]')
-  parser.add_argument('--workdir', required=True, help='folder of the run; made if absent')
+  parser.add_argument(
+    '--workdir', required=True, type=expanduser, help='folder of the run; made if absent'
+  )
   args = parser.parse(argv)
   terminal.phase('init', f'{args.config} in {args.workdir}')
   # Imported after the first line is out: these take seconds.

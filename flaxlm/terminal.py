@@ -60,7 +60,7 @@ class Bar:
   def close(self) -> None:
     """Says how much was done and how long it took."""
     elapsed = duration(time.monotonic() - self._begin)
-    self._screen.line(f'{self._label}: {count(self._done)} {self._unit} in {elapsed}')
+    self._screen.done(f'{self._label}: {count(self._done)} {self._unit} in {elapsed}')
 
 
 class _Screen:
@@ -98,6 +98,12 @@ class _Screen:
         self._live.console.print(Text(stamp, style=style))
       else:
         print(stamp, file=sys.stderr, flush=True)
+
+  def done(self, text: str) -> None:
+    """A line that ends what `progress` showed."""
+    with self._lock:
+      self._text = ''
+      self.line(text)
 
   def progress(self, text: str, last: bool = False) -> None:
     """The text of the live line; in a log, a line now and then, ever more rarely."""

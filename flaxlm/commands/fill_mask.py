@@ -7,6 +7,7 @@
 
 import json
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ MASK = '[MASK]'
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
   parser.add_argument('--text', action='append', required=True, help=f'text with {MASK} in it')
   parser.add_argument('--top-k', type=int, default=5, help='candidates for each mask')

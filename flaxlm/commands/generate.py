@@ -8,6 +8,7 @@ Without a prompt the text starts from nothing. `--json` prints one object a line
 
 import json
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='folder of the run')
+  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--num-samples', type=int, default=1, help='texts for each prompt')

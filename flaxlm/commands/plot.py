@@ -9,6 +9,7 @@ Training is drawn faint, and smoothed over itself; held-out text is drawn with m
 import io
 import json
 from collections.abc import Mapping, Sequence
+from os.path import expanduser
 from typing import Any
 
 from etils import epath
@@ -22,7 +23,9 @@ SMOOTHING = 0.03
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, nargs='+', help='folders of runs')
+  parser.add_argument(
+    '--workdir', required=True, type=expanduser, nargs='+', help='folders of runs'
+  )
   parser.add_argument('--metric', default='loss', help='field of metrics.jsonl')
   parser.add_argument('--output', help='PNG to write; curves.png in the first workdir if unset')
   args = parser.parse(argv)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 from etils import epath
@@ -20,7 +21,9 @@ from flaxlm.errors import UserError
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, help='folder of the fine-tuned run')
+  parser.add_argument(
+    '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
+  )
   parser.add_argument('--checkpoint', default='best', help='latest, best or a step')
   parser.add_argument('--input', required=True, help='file or glob of rows')
   parser.add_argument('--output', default='', help='file to write')

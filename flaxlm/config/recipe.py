@@ -6,6 +6,7 @@ variants also defines `VARIANTS`, names in order of which the first is the defau
 """
 
 import json
+import os
 import traceback
 import types
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config
   path, variant = split(place)
   config_dict = read(path, variant)
   start = [text for key, text in overrides if key == 'init_from']
-  start = start[-1] if start else config_dict.init_from
+  start = os.path.expanduser(start[-1] if start else config_dict.init_from)
   if start:
     adopt(config_dict, start, model=not variant and bool(_variants(_execute(path))))
   override_lib.apply(config_dict, overrides)

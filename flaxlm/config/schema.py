@@ -87,7 +87,9 @@ class TokenizerConfig:
     when=TRAINED_PIECES,
   )
   lowercase: bool = field(False, 'fold case before tokenising', when=TRAINED_PIECES)
-  sentinels: int = field(100, 'reserved <extra_id_N> pieces', low=0)
+  sentinels: int = field(
+    100, 'reserved <extra_id_N> pieces; what flaxlm saved keeps its own number', low=0
+  )
   train_megabytes: float = field(
     10.0, 'text to train on, spread over the corpus', above=0.0, when=TRAINED_PIECES
   )

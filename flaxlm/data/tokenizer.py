@@ -121,7 +121,7 @@ class Tokenizer:
     A .model made elsewhere may lack special tokens; those get ids after its own pieces, as do
     `sentinels` (which a saved tokenizer does not need: it knows its own).
     """
-    path = epath.Path(path)
+    path = epath.Path(path).expanduser()
     if path.is_file():
       spec = {'name': 'sentencepiece', 'sentinels': sentinels, 'lowercase': False}
       return cls(spec, {'tokenizer.model': path.read_bytes()})
@@ -339,7 +339,8 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
   directory = cache.directory(config.data) / 'tokenizers' / key
   if (directory / 'tokenizer.json').exists():
     return Tokenizer.load(directory)
-  terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
+  if options.name != 'bytes':  # nothing to learn
+    terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
   tokenizer = train(options, documents.texts())
   if options.name == 'sentencepiece' and tokenizer.vocab_size < options.vocab_size:
     terminal.warn(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,9 +79,11 @@ def fit(
   run = _Run(experiment, workdir, step, interrupts)
   batches = experiment.train_data.iterate(step)
   try:
+    run.check_best_metric(state)
     run.evaluate_missing(state)
     interrupts.begin_training()
-    terminal.phase('compile' if step < run.total else 'train', f'step {step + 1} of {run.total}')
+    if step < run.total:
+      terminal.phase('compile', f'step {step + 1} of {run.total}')
     while step < run.total:
       if interrupts.signum is not None:
         run.stop(state)
@@ -169,6 +171,11 @@ def _describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[st
   experiment.tokenizer.save(workdir / 'tokenizer')
 
 
+def _prefixed(name: str, metrics: Mapping[str, float], first: bool) -> dict[str, float]:
+  """Metrics under names of their set; `best_metric` means the first set where it names none."""
+  return dict(metrics) if first else {f'{name}/{key}': value for key, value in metrics.items()}
+
+
 class _Clock:
   """Real tokens per second, over the stretches spent training, and the time left."""
 
@@ -220,6 +227,11 @@ class _Run:
   def __init__(self, experiment: Any, workdir: epath.Path, step: int, interrupts: Interrupts):
     self.experiment, self.config = experiment, experiment.config
     self.total = experiment.total_steps
+    if self.config.profile.steps and self.config.profile.steps[0] > self.total:
+      raise UserError(
+        f'config.profile.steps: the run ends before step {self.config.profile.steps[0]}, after '
+        f'{self.total} steps'
+      )
     self._workdir, self._interrupts = workdir, interrupts
     self._step = self._first = step
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
@@ -283,6 +295,19 @@ class _Run:
     every = self.config.evaluation.every_steps
     return step == self.total or bool(every and step and step % every == 0)
 
+  def check_best_metric(self, state: TrainState) -> None:
+    """Raises UserError if there is no metric `best_metric`, from a batch instead of after hours."""
+    if not self.config.checkpoint.best_metric:
+      return
+    terminal.phase('eval', f'looking for {self.config.checkpoint.best_metric!r} in one batch')
+    results: dict[str, float] = {}
+    for name in self.experiment.eval_data:
+      evaluation = evaluate(self.experiment, state.params, name, 1, lambda: self._interrupts.signum)
+      if evaluation is None:
+        return
+      results |= _prefixed(name, evaluation.metrics, first=not results)
+    self._checkpoints.score(results)
+
   def evaluate_missing(self, state: TrainState) -> None:
     """Does an evaluation that was due at the step of the checkpoint and was cut short."""
     if not self.evaluation_is_due(self._step):
@@ -306,9 +331,7 @@ class _Run:
       self._writers.write(self._step, name, evaluation.metrics)
       shown = list(evaluation.metrics.items())[:_SHOWN]
       terminal.say(f'{name}: ' + '  '.join(f'{key} {value:.4g}' for key, value in shown))
-      # The first set is the one that `best_metric` means where it names none.
-      prefix = f'{name}/' if results else ''
-      results |= {f'{prefix}{key}': value for key, value in evaluation.metrics.items()}
+      results |= _prefixed(name, evaluation.metrics, first=not results)
     self._validation = (self._step, results)
     if self._step < self.total:
       terminal.phase('train', f'{self.total - self._step} steps to go')

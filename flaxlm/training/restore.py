@@ -70,7 +70,7 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
       fields that differ from the checkpoint's config, or another tokenizer.
   """
   config = experiment.config
-  source = epath.Path(config.init_from)
+  source = epath.Path(config.init_from).expanduser()
   directory = source / 'checkpoints'
   if not checkpoint.steps_in(directory):
     raise UserError(f'config.init_from: {source} has no checkpoints')
@@ -146,9 +146,11 @@ def _part(source: matching.Part, loaded: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _show(report: matching.Report, source: epath.Path, step: int) -> None:
+  """Every leaf that was not simply loaded by name; restore_report.json has those too."""
   terminal.say(f'weights from {source}, step {step}')
   for name, paths in dataclasses.asdict(report).items():
-    terminal.say(f'  {name}: {len(paths)}' + (f' ({", ".join(paths)})' if paths else ''))
+    shown = [*paths[:2], '...'] if name == 'loaded' and len(paths) > 2 else paths
+    terminal.say(f'  {name}: {len(paths)}' + (f' ({", ".join(shown)})' if paths else ''))
 
 
 def _check_model(saved: Config, now: Config) -> None:

@@ -235,12 +235,14 @@ def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path
   assert 'cosine schedule was made for 20 steps' in capsys.readouterr().err
 
 
-def test_a_complete_run_does_nothing_more(whole):
+def test_a_complete_run_does_nothing_more(whole, capsys):
   before = (whole[0] / 'metrics.jsonl').read_text()
   data = linear.Data()
   assert_same_state(fit(whole[0], data), whole[1])
   assert not data.seen
   assert (whole[0] / 'metrics.jsonl').read_text() == before
+  said = capsys.readouterr().err
+  assert ' compile ' not in said and ' train ' not in said
 
 
 def test_the_best_checkpoint_is_kept_though_it_is_between_intervals(tmp_path):
@@ -250,6 +252,18 @@ def test_the_best_checkpoint_is_kept_though_it_is_between_intervals(tmp_path):
   )  # fmt: skip
   # Losses fall, so that the worst, which was asked for, is the first.
   assert checkpoint.steps_in(tmp_path / 'checkpoints') == [1, 6]
+
+
+def test_an_unknown_best_metric_is_an_error_before_the_first_step(tmp_path):
+  data = linear.Data()
+  with pytest.raises(UserError, match="best_metric: no metric 'acuracy'"):
+    fit(tmp_path, data, checkpoint__best_metric='acuracy')
+  assert not data.seen
+
+
+def test_a_profile_of_steps_that_never_come_is_an_error(tmp_path):
+  with pytest.raises(UserError, match='config.profile.steps: the run ends before step 9, after 5'):
+    fit(tmp_path, total_steps=5, profile__steps=(9, 12))
 
 
 def test_a_profile_is_left(tmp_path):
