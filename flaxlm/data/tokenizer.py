@@ -7,6 +7,7 @@ bytes of the text itself; what is not in the vocabulary falls back to its bytes 
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -23,6 +24,8 @@ from flaxlm.errors import UserError
 
 SPECIAL = ('<pad>', '</s>', '<unk>', '<s>', '[CLS]', '[SEP]', '[MASK]')
 SPACE = '\u2581'  # How SentencePiece writes a space.
+# Kana and ideographs, of which words are written without spaces between them.
+UNSPACED = re.compile('[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]')
 CHUNK = 2000  # Characters of a training sentence; SentencePiece leaves out those over 4192 bytes.
 
 
@@ -105,6 +108,17 @@ class Tokenizer:
       raise IndexError(f'token id {id} of {self.vocab_size}')
     return self._special_names.get(id) or self._codec.piece(int(id))
 
+  @functools.cached_property
+  def starts_word(self) -> np.ndarray:
+    """bool [vocab_size]: whether an id begins a word, as far as it tells by itself.
+
+    A word has the white space before it with it. A special token is a word; so is a character of a
+    script that is written without spaces.
+    """
+    return np.array(
+      [id in self.special_ids or self._codec.starts_word(id) for id in range(self.vocab_size)]
+    )
+
   def save(self, directory: str) -> None:
     """Writes tokenizer.json and the tokenizer's files."""
     directory = epath.Path(directory)
@@ -185,6 +199,9 @@ class _SentencePiece:
   def piece(self, id: int) -> str:
     return self._model.id_to_piece(id)
 
+  def starts_word(self, id: int) -> bool:
+    return _begins_word(self.piece(id).replace(SPACE, ' '))
+
 
 class _Characters:
   """One id a character of the training text; others are unk."""
@@ -213,6 +230,9 @@ class _Characters:
   def piece(self, id: int) -> str:
     return self._characters[id - self._first]
 
+  def starts_word(self, id: int) -> bool:
+    return _begins_word(self.piece(id))
+
 
 class _Bytes:
   """One id a byte of the UTF-8 text."""
@@ -234,6 +254,14 @@ class _Bytes:
 
   def piece(self, id: int) -> str:
     return f'<0x{id - self._first:02X}>'
+
+  def starts_word(self, id: int) -> bool:
+    return bytes([id - self._first]).isspace()
+
+
+def _begins_word(text: str) -> bool:
+  """White space, or a character of Chinese or Japanese."""
+  return text[:1].isspace() or bool(UNSPACED.match(text))
 
 
 def train(config: Any, texts: Iterable[str]) -> Tokenizer:

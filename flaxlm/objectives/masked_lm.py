@@ -1,9 +1,13 @@
-"""Masked language modelling with next-sentence prediction (BERT, Devlin et al. 2019, section 3.1).
+"""Masked language modelling with an objective on pairs (BERT, Devlin et al. 2019, section 3.1).
 
 Of the real tokens, `mask_rate` are selected anew each epoch; of these 80 % become the mask token,
 10 % a random token, 10 % stay. The vocabulary head runs on the selected positions only, and the
-loss is their mean. A pair is [CLS] A [SEP] B [SEP]; half of the time B is what follows A, else it
-is a span of another document.
+loss is their mean. Selected are single tokens, whole words, or spans of words as in SpanBERT (Joshi
+et al. 2020, section 3.1).
+
+A pair is [CLS] A [SEP] B [SEP]. Half of the time B is what follows A; else it is a span of another
+document (next-sentence prediction), or A and B have changed places (sentence-order prediction of
+ALBERT, Lan et al. 2020, section 3.1).
 """
 
 import dataclasses
@@ -23,11 +27,15 @@ from flaxlm.types import Array, Batch, Mean
 
 # A piece shorter than this is not cut into a pair: its halves would say too little.
 MIN_PAIR = 16
+# SpanBERT's distribution of span lengths, in words: geometric, cut off at the longest.
+SPAN_STOP, LONGEST_SPAN = 0.2, 10
+# What the keys, terms and metrics of a pair objective begin with.
+PREFIXES = {'none': '', 'next_sentence': 'nsp', 'sentence_order': 'sop'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(losses.VocabLossConfig):
-  """Masked language modelling, with or without next-sentence prediction."""
+  """Masked language modelling, with or without an objective on pairs."""
 
   mask_rate: float = field(0.15, 'share of the tokens that are predicted', above=0.0, below=1.0)
   mask_token_rate: float = field(
@@ -36,7 +44,18 @@ class Config(losses.VocabLossConfig):
   random_token_rate: float = field(
     0.1, 'share of the predicted tokens that become a random token', low=0.0, high=1.0
   )
-  next_sentence: bool = field(True, 'pairs, and a head that tells whether B follows A')
+  masking: str = field(
+    'token',
+    'what is selected: each `token` by itself, a `whole_word`, or a `span` of words, whose tokens '
+    'then share one fate (mask, random or kept)',
+    choices=('token', 'whole_word', 'span'),
+  )
+  pairs: str = field(
+    'next_sentence',
+    'pairs, and a head that tells whether B follows A: `next_sentence` (else B is of another '
+    'document), `sentence_order` (else they are swapped); `none`: no pairs',
+    choices=tuple(PREFIXES),
+  )
 
   def check(self) -> None:
     if self.mask_token_rate + self.random_token_rate > 1:
@@ -44,7 +63,7 @@ class Config(losses.VocabLossConfig):
 
 
 class Objective:
-  """Loss terms mlm_loss and, with pairs, nsp_loss, each the mean over its own positions."""
+  """Loss terms mlm_loss and, with pairs, nsp_loss or sop_loss, each a mean over its positions."""
 
   families = ('encoder',)
   packing = 'concatenate'
@@ -59,12 +78,13 @@ class Objective:
     self._is_piece = np.ones(tokenizer.vocab_size, bool)
     self._is_piece[list(tokenizer.special_ids)] = False
     self._pieces = np.flatnonzero(self._is_piece)
-    pairs = self.config.next_sentence
-    self.terms = ('mlm_loss', 'nsp_loss') if pairs else ('mlm_loss',)
+    self._starts_word = tokenizer.starts_word if self.config.masking != 'token' else None
+    self._pair = pair = PREFIXES[self.config.pairs]
+    self.terms = ('mlm_loss', f'{pair}_loss') if pair else ('mlm_loss',)
     length, rate = config.max_length, self.config.mask_rate
-    specials = 3 if pairs else 2
+    specials = 3 if pair else 2
     targets = int(np.ceil(rate * (length - specials))) + 1
-    offset = {'target_positions': 'inputs', 'nsp_positions': 'inputs'}
+    offset = {'target_positions': 'inputs', f'{pair}_positions': 'inputs'}
     self.streams = {
       'inputs': Stream(
         length, ('inputs', 'token_type_ids'), per_token=1, per_item=specials, prefix=''
@@ -77,10 +97,10 @@ class Objective:
         offset=offset,
       ),
     }
-    if pairs:
-      self.streams['nsp'] = Stream(
+    if pair:
+      self.streams[pair] = Stream(
         -(-length // MIN_PAIR),
-        ('nsp_targets', 'nsp_positions', 'nsp_weights'),
+        tuple(f'{pair}_{key}' for key in ('targets', 'positions', 'weights')),
         per_token=1 / MIN_PAIR,
         offset=offset,
       )
@@ -92,22 +112,31 @@ class Objective:
     n = len(tokens)
     if not n:
       return None
-    follows = None
-    first, second = tokens, tokens[:0]
-    if self.config.next_sentence and n >= MIN_PAIR:
-      cut = int(rng.integers(n // 4, n - n // 4))
-      first, second = tokens[:cut], tokens[cut:]
-      follows = bool(rng.random() < 0.5)
-      if not follows:
-        second = _span_of_another_document(piece, len(second), rng)
+    first, second, follows = tokens, tokens[:0], None
+    if self._pair and n >= MIN_PAIR:
+      first, second, follows = self._draw_pair(piece, tokens, rng)
     inputs, types = self._layout(first, second)
     features = self.corrupt(inputs, rng) | {'token_type_ids': types}
-    if self.config.next_sentence:
+    if self._pair:
       pairs = int(follows is not None)
-      features['nsp_targets'] = np.full(pairs, 0 if follows else 1, np.int32)
-      features['nsp_positions'] = np.zeros(pairs, np.int32)
-      features['nsp_weights'] = np.ones(pairs, np.float32)
+      features[f'{self._pair}_targets'] = np.full(pairs, 0 if follows else 1, np.int32)
+      features[f'{self._pair}_positions'] = np.zeros(pairs, np.int32)
+      features[f'{self._pair}_weights'] = np.ones(pairs, np.float32)
     return features
+
+  def _draw_pair(
+    self, piece: Piece, tokens: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(A, B, whether B follows A), of the tokens of a piece; neither is less than a quarter."""
+    n = len(tokens)
+    cut = int(rng.integers(n // 4, n - n // 4))
+    first, second = tokens[:cut], tokens[cut:]
+    follows = bool(rng.random() < 0.5)
+    if follows:
+      return first, second, True
+    if self.config.pairs == 'sentence_order':
+      return second, first, False
+    return first, _span_of_another_document(piece, len(second), rng), False
 
   def _layout(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[CLS] A [SEP] and, where there is one, B [SEP], with types 0 and 1."""
@@ -121,12 +150,20 @@ class Objective:
     """Selects and replaces tokens, int32 [n]; special tokens are never selected.
 
     The number selected is mask_rate * n rounded up or down at random, so that its mean is exact.
+    With words and spans it is the most: one that would exceed it is passed over or cut, but no
+    word is.
     """
     c = self.config
     candidates = np.flatnonzero(self._is_piece[tokens])
     count = int(c.mask_rate * len(candidates) + rng.random())
-    positions = np.sort(rng.permutation(candidates)[:count])
-    fate, random = rng.random((2, count))
+    if c.masking == 'token':
+      positions = np.sort(rng.permutation(candidates)[:count])
+      spans = np.arange(count)
+    else:
+      positions, spans = self._select_words(tokens, candidates, count, rng)
+    # Tokens of a span share their fate; those of a word do not, as in BERT.
+    fate, random = rng.random((2, len(positions)))
+    fate = fate[spans] if c.masking == 'span' else fate
     masked = fate < c.mask_token_rate
     swapped = ~masked & (fate < c.mask_token_rate + c.random_token_rate)
     inputs = tokens.copy()
@@ -136,16 +173,50 @@ class Objective:
       'inputs': inputs,
       'targets': tokens[positions],
       'target_positions': positions.astype(np.int32),
-      'target_weights': np.ones(count, np.float32),
+      'target_weights': np.ones(len(positions), np.float32),
     }
 
+  def _select_words(
+    self, tokens: np.ndarray, candidates: np.ndarray, count: int, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """At most `count` positions of whole words, sorted, and the number of the span each is in.
+
+    Every word in turn, in random order, begins a span, unless it is in one. The span ends before a
+    word that is taken, stands beyond a special token, or does not fit into what is left of `count`.
+    """
+    if not len(candidates):
+      return candidates, candidates
+    begins = self._starts_word[tokens[candidates]]
+    begins[0] = True
+    begins[1:] |= np.diff(candidates) > 1
+    starts = np.flatnonzero(begins)
+    sizes = np.diff(starts, append=len(candidates)).tolist()
+    firsts = candidates[starts].tolist()
+    lengths = np.ones(len(starts), np.int64)
+    if self.config.masking == 'span':
+      lengths = _span_lengths(len(starts), rng)
+    span_of = np.full(len(starts), -1)
+    left = count
+    for number, anchor in enumerate(rng.permutation(len(starts)).tolist()):
+      for word in range(anchor, min(anchor + int(lengths[number]), len(starts))):
+        apart = word > anchor and firsts[word] > firsts[word - 1] + sizes[word - 1]
+        if span_of[word] >= 0 or apart or sizes[word] > left:
+          break
+        span_of[word] = number
+        left -= sizes[word]
+      if not left:
+        break
+    spans = np.repeat(span_of, sizes)
+    chosen = spans >= 0
+    return candidates[chosen], np.unique(spans[chosen], return_inverse=True)[1]
+
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model, self.config.next_sentence)
+    return Head(model, self._pair)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
     weights = {'mlm_loss': batch['target_weights'].sum()}
-    if self.config.next_sentence:
-      weights['nsp_loss'] = batch['nsp_weights'].sum()
+    if self._pair:
+      weights[f'{self._pair}_loss'] = batch[f'{self._pair}_weights'].sum()
     return weights
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
@@ -153,20 +224,24 @@ class Objective:
     targets, weights = batch['targets'], batch['target_weights']
     total, loss, accuracy = losses.token_metrics(self.config, outputs['mlm'], targets, weights)
     totals, metrics = {'mlm_loss': total}, {'mlm_loss': loss, 'mlm_accuracy': accuracy}
-    if self.config.next_sentence:
+    if self._pair:
+      pair = self._pair
       loss, accuracy = losses.class_metrics(
-        outputs['nsp'], batch['nsp_targets'], batch['nsp_weights']
+        outputs[pair], batch[f'{pair}_targets'], batch[f'{pair}_weights']
       )
-      totals['nsp_loss'] = loss.total
-      metrics |= {'nsp_loss': loss, 'nsp_accuracy': accuracy}
+      totals[f'{pair}_loss'] = loss.total
+      metrics |= {f'{pair}_loss': loss, f'{pair}_accuracy': accuracy}
     return totals, metrics
 
 
 class Head(nn.Module):
-  """Vocabulary distribution at the selected positions; B follows A (0) or not (1) at [CLS]."""
+  """Vocabulary distribution at the selected positions; B follows A (0) or not (1) at [CLS].
+
+  pair: 'nsp' or 'sop', which names the second head; '' for none.
+  """
 
   config: TransformerConfig
-  next_sentence: bool
+  pair: str
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
@@ -174,18 +249,26 @@ class Head(nn.Module):
     outputs = {
       'mlm': VocabHead(self.config, transform=True, name='mlm')(selected, output.embedding)
     }
-    if self.next_sentence:
-      pooled = gather(output.hidden, batch['nsp_positions'])
-      outputs['nsp'] = ClassHead(self.config, 2, pooler=True, name='nsp')(pooled, deterministic)
+    if self.pair:
+      pooled = gather(output.hidden, batch[f'{self.pair}_positions'])
+      head = ClassHead(self.config, 2, pooler=True, name=self.pair)
+      outputs[self.pair] = head(pooled, deterministic)
     return outputs
+
+
+def _span_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
+  """int [count], geometric on 1 ... LONGEST_SPAN: the part beyond is left out, not set to it."""
+  reach = 1 - (1 - SPAN_STOP) ** LONGEST_SPAN
+  drawn = np.log1p(-rng.random(count) * reach) / np.log1p(-SPAN_STOP)
+  return np.minimum(drawn.astype(np.int64) + 1, LONGEST_SPAN)
 
 
 def _span_of_another_document(piece: Piece, length: int, rng: np.random.Generator) -> np.ndarray:
   store = piece.store
   if store.num_documents < 2:
     raise UserError(
-      'config.objective.next_sentence: negatives come from another document, but the corpus has '
-      'only one; set config.data.documents or next_sentence=False'
+      'config.objective.pairs: negatives come from another document, but the corpus has '
+      'only one; set config.data.documents, or pairs to sentence_order or none'
     )
   other = int(rng.integers(store.num_documents - 1))
   other += other >= piece.document

@@ -43,6 +43,22 @@ def test_layout_of_ids(made):
     made.piece(made.vocab_size)
 
 
+def test_words_begin_where_the_white_space_before_them_does(made):
+  text = 'The dog.\nIt was the fox'
+  ids = made.encode(text)
+  starts = made.starts_word[ids]
+  starts[0] = True
+  words = [made.decode(part) for part in np.split(ids, np.flatnonzero(starts)[1:])]
+  assert [word.strip() for word in words] == ['The', 'dog.', 'It', 'was', 'the', 'fox']
+  assert made.starts_word.shape == (made.vocab_size,) and made.starts_word[:17].all()
+
+
+def test_a_character_of_a_script_without_spaces_begins_a_word():
+  made = tokenizer.train(TokenizerConfig(name='characters', sentinels=0), ['ab \u4e2d\u306e\n'])
+  found = {made.piece(i) for i in np.flatnonzero(made.starts_word) if i not in made.special_ids}
+  assert found == {' ', '\n', '\u4e2d', '\u306e'}
+
+
 def test_round_trip(made):
   for text in [TEXT, '', ' ', '\n', '  two  spaces ', 'a\n\nb', ' lead']:
     characters = made.spec['name'] == 'characters'

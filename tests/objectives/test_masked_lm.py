@@ -110,13 +110,152 @@ def test_special_tokens_may_have_any_ids():
   assert found == {52, *range(4, 50)}
 
 
+# ------------------------------------------------------------------------- words and spans
+
+
+def words(objective, rng, n):
+  """[CLS] n bytes of words, [SEP] more, [SEP], and the number of the word of each (-1: special)."""
+  t = objective.tokenizer
+  parts, numbers = [[t.cls_id]], [-1]
+  for _ in range(2):
+    text = ''.join(rng.choice(list('abcdefgh   '), n))
+    ids = t.encode(text)
+    starts = np.array([c == ' ' for c in text])
+    starts[0] = True
+    parts += [ids, [t.sep_id]]
+    numbers += [*(max(numbers) + np.cumsum(starts)), -1]
+  return np.concatenate(parts).astype(np.int32), np.array(numbers)
+
+
+def selected(objective, n, times, seed=0):
+  """(tokens, word numbers, chosen as bool, features) of `times` corruptions."""
+  rng = np.random.default_rng(seed)
+  for _ in range(times):
+    tokens, numbers = words(objective, rng, n)
+    f = objective.corrupt(tokens, rng)
+    chosen = np.zeros(len(tokens), bool)
+    chosen[f['target_positions']] = True
+    yield tokens, numbers, chosen, f
+
+
+@hypothesis.given(
+  st.integers(1, 60),
+  st.integers(0, 2**32),
+  st.floats(0.01, 0.99),
+  st.sampled_from(['whole_word', 'span']),
+)
+def test_words_are_selected_whole_and_never_more_than_the_rate(n, seed, rate, masking):
+  objective = mlm(objective__mask_rate=rate, objective__masking=masking)
+  ((tokens, numbers, chosen, f),) = selected(objective, n, 1, seed)
+  assert not chosen[numbers < 0].any()
+  for number in range(numbers.max() + 1):
+    assert len(set(chosen[numbers == number])) == 1
+  assert chosen.sum() <= int(rate * 2 * n) + 1
+  assert (np.diff(f['target_positions']) > 0).all()
+  restored = f['inputs'].copy()
+  restored[f['target_positions']] = f['targets']
+  np.testing.assert_array_equal(restored, tokens)
+  np.testing.assert_array_equal(f['inputs'][~chosen], tokens[~chosen])
+
+
+@pytest.mark.parametrize('masking', ['whole_word', 'span'])
+def test_nearly_the_whole_share_is_selected(masking):
+  objective = mlm(objective__masking=masking)
+  shares = [chosen.mean() for _, _, chosen, _ in selected(objective, 200, 200)]
+  assert 0.145 < np.mean(shares) < 0.151
+
+
+def test_every_word_is_selected_equally_often():
+  """Words of one length, so that none is passed over."""
+  objective = mlm(objective__masking='whole_word', objective__mask_rate=0.2)
+  t = objective.tokenizer
+  tokens = np.concatenate([[t.cls_id], t.encode(' abcd' * 20), [t.sep_id]]).astype(np.int32)
+  rng = np.random.default_rng(0)
+  counts = np.zeros(20)
+  for _ in range(2000):
+    counts[np.unique((objective.corrupt(tokens, rng)['target_positions'] - 1) // 5)] += 1
+  assert counts.sum() == 2000 * 4  # A fifth of 100 tokens is 4 words.
+  assert scipy.stats.chisquare(counts).pvalue > LEVEL
+
+
+def runs_of(chosen):
+  """Lengths of the runs of True."""
+  edges = np.flatnonzero(np.diff([0, *chosen.astype(int), 0]))
+  return (edges[1::2] - edges[::2]).tolist()
+
+
+def test_span_lengths_are_geometric_and_cut_off():
+  """Mean 3.8 words, as SpanBERT reports of p = 0.2 and at most 10."""
+  chances = 0.2 * 0.8 ** np.arange(10)
+  chances /= chances.sum()
+  lengths = masked_lm._span_lengths(50_000, np.random.default_rng(0))
+  counts = np.bincount(lengths, minlength=11)[1:]
+  assert len(counts) == 10 and abs(lengths.mean() - 3.8) < 0.05
+  assert scipy.stats.chisquare(counts, counts.sum() * chances).pvalue > LEVEL
+  # In a text of one-token words, where few spans touch or are cut, the runs have these lengths.
+  objective = mlm(objective__masking='span', objective__mask_rate=0.02)
+  t, rng = objective.tokenizer, np.random.default_rng(1)
+  tokens, runs = t.encode(' ' * 5000), []
+  for _ in range(100):
+    chosen = np.zeros(len(tokens), bool)
+    chosen[objective.corrupt(tokens, rng)['target_positions']] = True
+    runs += runs_of(chosen)
+  assert max(runs) >= 10 and 3.5 < np.mean(runs) < 4.1
+
+
+def test_tokens_of_a_span_share_their_fate_and_those_of_a_word_do_not():
+  for masking, share in (('span', True), ('whole_word', False)):
+    objective = mlm(
+      objective__masking=masking,
+      objective__mask_token_rate=0.5,
+      objective__random_token_rate=0.0,
+      objective__mask_rate=0.05,
+    )
+    mixed, masks, total = 0, 0, 0
+    for _, _, chosen, f in selected(objective, 150, 300):
+      masked = f['inputs'] == objective.tokenizer.mask_id
+      parts = np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(chosen.astype(int))) + 1)
+      for part in (p for p in parts if chosen[p[0]] and len(p) > 1):
+        mixed += len(set(masked[part])) == 2
+      masks, total = masks + masked.sum(), total + chosen.sum()
+    # Two spans may touch.
+    assert mixed < 30 if share else mixed > 300
+    assert abs(masks / total - 0.5) < 0.05
+
+
+def test_a_span_ends_at_a_special_token():
+  objective = mlm(objective__masking='span')
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    tokens, numbers = words(objective, rng, 8)
+    positions, spans = objective._select_words(tokens, np.flatnonzero(numbers >= 0), 14, rng)
+    for span in range(spans.max() + 1):
+      assert (np.diff(positions[spans == span]) == 1).all()
+
+
+# ------------------------------------------------------------------------------------ pairs
+
+
+def test_half_of_the_pairs_have_changed_places():
+  objective = mlm(objective__pairs='sentence_order')
+  assert objective.terms == ('mlm_loss', 'sop_loss')
+  store = Documents([np.arange(150, 200)])
+  follows = []
+  for first, second, follow, tokens in pairs(objective, store, 2000, 'sop'):
+    parts = (first, second) if follow else (second, first)
+    np.testing.assert_array_equal(np.concatenate(parts), tokens)
+    assert len(tokens) // 4 <= min(len(first), len(second))
+    follows.append(follow)
+  assert scipy.stats.binomtest(sum(follows), len(follows), 0.5).pvalue > LEVEL
+
+
 def documents_of_one_token(lengths):
   """Document d is full of token d + 200, so that a token tells where it comes from."""
   return Documents([[200 + d] * n for d, n in enumerate(lengths)])
 
 
-def pairs(objective, store, times):
-  """(A, B, follows, tokens, features) of pieces that became pairs, targets put back."""
+def pairs(objective, store, times, name='nsp'):
+  """(A, B, follows, tokens) of pieces that became pairs, targets put back."""
   rng, t = np.random.default_rng(0), objective.tokenizer
   for _ in range(times):
     for document in range(store.num_documents):
@@ -127,8 +266,9 @@ def pairs(objective, store, times):
       assert inputs[0] == t.cls_id and not len(rest)
       types = [0] * len(first) + [1] * len(second)
       np.testing.assert_array_equal(f['token_type_ids'], types)
-      assert len(f['nsp_targets']) == 1 and f['nsp_positions'] == 0 and f['nsp_weights'] == 1
-      yield first[1:-1], second[:-1], not f['nsp_targets'][0], store.documents[document]
+      assert f[f'{name}_positions'].tolist() == [0] and f[f'{name}_weights'].tolist() == [1]
+      (target,) = f[f'{name}_targets']
+      yield first[1:-1], second[:-1], not target, store.documents[document]
 
 
 def test_pairs_that_do_not_follow_end_in_another_document():
@@ -175,7 +315,7 @@ def test_a_short_piece_is_no_pair():
 
 
 def test_without_pairs_the_whole_piece_is_read():
-  objective = mlm(objective__next_sentence=False)
+  objective = mlm(objective__pairs='none')
   store = random_documents(objective.tokenizer, [50])
   f = objective.features(whole(store), np.random.default_rng(0))
   assert not [key for key in f if key.startswith('nsp')] and objective.terms == ('mlm_loss',)
@@ -188,7 +328,7 @@ def test_a_single_document_has_no_negatives():
   objective = mlm()
   store = random_documents(objective.tokenizer, [60])
   rng = np.random.default_rng(0)
-  with pytest.raises(UserError, match=r'config\.objective\.next_sentence'):
+  with pytest.raises(UserError, match=r'config\.objective\.pairs'):
     for _ in range(30):
       objective.features(whole(store), rng)
 
@@ -197,13 +337,15 @@ def test_a_single_document_has_no_negatives():
   st.lists(st.integers(0, 150), min_size=2, max_size=15).filter(lambda n: min(n[:2]) > 0),
   st.integers(8, 70),
   st.sampled_from([0.05, 0.15, 0.5, 0.9]),
-  st.booleans(),
+  st.sampled_from(['token', 'whole_word', 'span']),
+  st.sampled_from(list(masked_lm.PREFIXES)),
 )
-def test_any_mixture_of_documents_fits(lengths, max_length, rate, next_sentence):
+def test_any_mixture_of_documents_fits(lengths, max_length, rate, masking, pairs):
   objective = mlm(
     data__max_length=max_length,
     objective__mask_rate=rate,
-    objective__next_sentence=next_sentence,
+    objective__masking=masking,
+    objective__pairs=pairs,
   )
   store = random_documents(objective.tokenizer, lengths)
   batch = batch_of(objective, store)
@@ -213,10 +355,11 @@ def test_any_mixture_of_documents_fits(lengths, max_length, rate, next_sentence)
   real = batch['target_weights'] > 0
   segments = batch['segment_ids'][rows, batch['target_positions']]
   assert (segments[real] > 0).all()
-  starts = batch['positions'][rows, batch['nsp_positions']] if next_sentence else np.zeros(1)
-  assert (starts == 0).all()
-  if next_sentence:
-    heads = batch['inputs'][rows, batch['nsp_positions']][batch['nsp_weights'] > 0]
+  name = masked_lm.PREFIXES[pairs]
+  if name:
+    places = batch[f'{name}_positions']
+    assert (batch['positions'][rows, places] == 0).all()
+    heads = batch['inputs'][rows, places][batch[f'{name}_weights'] > 0]
     assert (heads == objective.tokenizer.cls_id).all()
 
 
@@ -228,7 +371,7 @@ def test_rows_are_nearly_full():
 
 
 def test_masks_are_drawn_anew_each_epoch_and_the_same_in_the_same():
-  objective = mlm(objective__next_sentence=False)
+  objective = mlm(objective__pairs='none')
   piece = packing.Piece(random_documents(objective.tokenizer, [60]), 0, 0, 60)
   rng = ItemRng(0, 0)
   first, again, later = (objective.features(piece, rng.at(e, 3, 0)) for e in (0, 0, 1))
