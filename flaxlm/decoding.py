@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers.attention import Cache
+from flaxlm.layers.attention import Cache, soft_cap
 from flaxlm.types import Array, VocabOutput
 
 # Prompts are padded to a multiple of this, so that few shapes are compiled.
@@ -40,7 +40,9 @@ def logits(output: VocabOutput) -> Array:
   """float32 [..., vocab_size] of what a vocabulary head returns."""
   table = output.table[: output.vocab_size].astype(output.hidden.dtype)
   result = jnp.dot(output.hidden, table.T, preferred_element_type=jnp.float32)
-  return result if output.bias is None else result + output.bias[: output.vocab_size]
+  if output.bias is not None:
+    result = result + output.bias[: output.vocab_size]
+  return soft_cap(result, output.softcap)
 
 
 def filtered(scores: Array, sampling: Sampling) -> Array:

@@ -59,10 +59,11 @@ class VocabOutput:
   """What vocabulary heads return: logits are hidden @ table.T + bias, and never made in full.
 
   hidden: [..., D]; table: [table_size, D]; bias: [table_size] or None; rows from `vocab_size` on
-  are padding, outside the softmax.
+  are padding, outside the softmax; softcap: cap c of the logits, c * tanh(x / c), or 0.
   """
 
   hidden: Array
   table: Array
   bias: Array | None
   vocab_size: int = flax.struct.field(pytree_node=False)
+  softcap: float = flax.struct.field(pytree_node=False, default=0.0)

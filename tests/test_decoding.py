@@ -84,12 +84,18 @@ def run(family, model, params, prompts, sampling=GREEDY, eos_id=None):
 
 T5 = dict(scale_attention=False, num_decoder_layers=1, norm='rmsnorm', scale_tied_logits=True)
 LLAMA = dict(norm='rmsnorm', gated_mlp=True, activation='silu', use_bias=False, num_kv_heads=1)
+MODERN = dict(
+  num_layers=4, window=4, global_every=2, first_attention_norm=False, qk_norm=True,
+  attention_softcap=3.0, logit_softcap=2.0, local_rope_theta=100.0,
+)  # fmt: skip
 # Every scheme once, with what it usually comes with; the other products are for test-full.
 CASES = [
   ('decoder', 'rope', LLAMA),
   ('decoder', 'learned', dict(scan_layers=False, tie_embeddings=False)),
   ('decoder', 'alibi', dict(num_kv_heads=None)),
   ('decoder', 'none', {}),
+  # Slots are positions, so the window holds in the cache; scanned with a remainder.
+  ('decoder', 'rope', MODERN),
   ('encoder_decoder', 't5_bias', T5),
   ('encoder_decoder', 'sinusoidal', dict(norm_placement='post', scale_embeddings=True)),
 ]

@@ -2,11 +2,13 @@
 
 import dataclasses
 
-from flaxlm.config.field import Named, field
+from flaxlm.config.field import SET, Named, field
 from flaxlm.errors import UserError
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi')
 RATE = {'low': 0.0, 'below': 1.0}
+ROPE = {'position': ('rope',)}
+LLAMA3 = ROPE | {'rope_scaling': ('llama3',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,13 @@ class TransformerConfig(Named):
   norm_placement: str = field('pre', 'before or after each sublayer', choices=('pre', 'post'))
   norm_eps: float = field(1e-5, 'added to the variance', above=0.0)
   embedding_norm: bool = field(False, 'normalise the summed embeddings (BERT)')
+  first_attention_norm: bool = field(
+    True,
+    'whether layer 0 normalises the input of its attention; ModernBERT, whose embedding is '
+    'normalised, does not',
+    when={'norm_placement': ('pre',)},
+  )
+  qk_norm: bool = field(False, "RMSNorm of each head's queries and keys, before RoPE")
   activation: str = field(
     'gelu_tanh', 'nonlinearity of the MLP', choices=('gelu', 'gelu_tanh', 'relu', 'silu')
   )
@@ -40,10 +49,52 @@ class TransformerConfig(Named):
     False, 'multiply tied logits by 1/sqrt(D) (T5 1.0)', when={'tie_embeddings': (True,)}
   )
   scale_attention: bool = field(True, 'divide attention scores by sqrt(K); T5 does not')
+  attention_softcap: float = field(
+    0.0, 'cap c of attention scores, c * tanh(x / c); 0: none', low=0.0
+  )
+  logit_softcap: float = field(
+    0.0, 'cap c of the logits over the vocabulary, c * tanh(x / c); 0: none', low=0.0
+  )
+
+  window: int | None = field(
+    None, 'greatest distance |i - j| at which local layers attend; unset: all are global', low=1
+  )
+  global_every: int = field(
+    0, 'layer i is global where this divides i; 0: none is', low=0, when={'window': (SET,)}
+  )
 
   position: str = field('learned', 'position scheme', choices=POSITIONS)
-  rope_theta: float = field(
-    1e4, 'base of the RoPE wavelengths', above=1.0, when={'position': ('rope',)}
+  rope_theta: float = field(1e4, 'base of the RoPE wavelengths', above=1.0, when=ROPE)
+  local_rope_theta: float | None = field(
+    None,
+    'base in local layers, which are then not scaled; as in global ones if unset',
+    above=1.0,
+    when=ROPE | {'window': (SET,)},
+  )
+  rope_scaling: str = field(
+    'none',
+    'how RoPE reaches beyond the trained length: all angles divided (linear), or those of the '
+    'long wavelengths (llama3)',
+    choices=('none', 'linear', 'llama3'),
+    when=ROPE,
+  )
+  rope_factor: float = field(
+    8.0,
+    'what RoPE angles are divided by',
+    low=1.0,
+    when=ROPE | {'rope_scaling': ('linear', 'llama3')},
+  )
+  rope_low_freq_factor: float = field(
+    1.0,
+    'wavelengths beyond rope_original_length / this are divided in full',
+    above=0.0,
+    when=LLAMA3,
+  )
+  rope_high_freq_factor: float = field(
+    4.0, 'wavelengths below rope_original_length / this are left alone', above=0.0, when=LLAMA3
+  )
+  rope_original_length: int = field(
+    8192, 'length that was trained before scaling', low=1, when=LLAMA3
   )
   relative_buckets: int = field(
     32, 'buckets of the T5 bias; half for each direction', low=4, when={'position': ('t5_bias',)}
@@ -88,6 +139,22 @@ class TransformerConfig(Named):
   def decoder_layers(self) -> int:
     return self.num_decoder_layers or self.num_layers
 
+  def is_local(self, layer: int) -> bool:
+    """Whether the layer attends within `window` only."""
+    if self.window is None:
+      return False
+    return not self.global_every or layer % self.global_every != 0
+
+  @property
+  def pattern(self) -> int:
+    """Layers after which local and global ones repeat."""
+    return max(self.global_every, 1) if self.window is not None else 1
+
+  @property
+  def bare_first_layer(self) -> bool:
+    """Whether layer 0 has no norm before its attention."""
+    return self.norm_placement == 'pre' and not self.first_attention_norm
+
   @property
   def table_size(self) -> int:
     """Rows of the stored vocabulary table: vocab_size padded to a multiple of 128."""
@@ -110,3 +177,10 @@ class TransformerConfig(Named):
       raise UserError(f'emb_dim: sinusoidal positions need an even width, got {self.emb_dim}')
     if self.position == 't5_bias' and self.relative_buckets % 4:
       raise UserError(f'relative_buckets: must be a multiple of 4, got {self.relative_buckets}')
+    if self.window is not None and self.global_every == 1:
+      raise UserError('global_every: 1 makes every layer global, so that window would do nothing')
+    if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+      raise UserError(
+        f'rope_low_freq_factor: must be below rope_high_freq_factor={self.rope_high_freq_factor}, '
+        f'got {self.rope_low_freq_factor}'
+      )

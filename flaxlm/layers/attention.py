@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense, dropout
+from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import rotate
 
 
@@ -20,9 +21,10 @@ class Cache:
 
 
 class Attention(nn.Module):
-  """Self-attention, or attention to `memory`."""
+  """Self-attention, or attention to `memory`. local: of a layer that attends within a window."""
 
   config: TransformerConfig
+  local: bool = False
 
   @nn.compact
   def __call__(
@@ -47,8 +49,11 @@ class Attention(nn.Module):
     q = self._project('query', c.num_heads, 'heads')(x)
     k = self._project('key', c.kv_heads, 'kv_heads')(source)
     v = self._project('value', c.kv_heads, 'kv_heads')(source)
+    if c.qk_norm:
+      norm = lambda name: Norm(c, 'rmsnorm', 'head_dim', name=name)
+      q, k = norm('query_norm')(q), norm('key_norm')(k)
     if positions is not None:
-      q, k = rotate(c, q, positions), rotate(c, k, positions)
+      q, k = rotate(c, q, positions, self.local), rotate(c, k, positions, self.local)
     if cache is not None:
       rows = jnp.arange(x.shape[0])[:, None]
       k = cache.key.at[rows, positions].set(k.astype(cache.key.dtype))
@@ -79,12 +84,18 @@ class Attention(nn.Module):
     if groups > 1:
       k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
     scores = jnp.einsum('bqhk,bshk->bhqs', q, k, preferred_element_type=jnp.float32)
+    scores = soft_cap(scores, self.config.attention_softcap)
     if bias is not None:
       scores = scores + bias
     probabilities = masked_softmax(scores, mask).astype(v.dtype)
     rate = self.config.attention_dropout_rate
     probabilities = dropout(self, probabilities, rate, deterministic)
     return jnp.einsum('bhqs,bshk->bqhk', probabilities, v)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+  """cap * tanh(x / cap), which keeps x below `cap` in size (Bello et al. 2016, A.1); 0: x."""
+  return cap * jnp.tanh(x / cap) if cap else x
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

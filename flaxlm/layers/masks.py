@@ -16,6 +16,12 @@ def causal(length: int) -> jax.Array:
   return (index[:, None] >= index[None, :])[None, None]
 
 
+def near(q_places: jax.Array, k_places: jax.Array, window: int) -> jax.Array:
+  """[..., Lq], [..., Lk] -> [..., 1, Lq, Lk]: places at most `window` apart."""
+  distance = q_places[..., :, None] - k_places[..., None, :]
+  return (jnp.abs(distance) <= window)[..., None, :, :]
+
+
 def cached(positions: jax.Array, slots: int) -> jax.Array:
   """[B, Lq] -> [B, 1, Lq, slots]: cache slots up to each query's position."""
   return (jnp.arange(slots) <= positions[:, :, None])[:, None]

@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
@@ -92,16 +93,42 @@ def scheme(config: TransformerConfig, bidirectional: bool, name: str) -> Positio
   return SCHEMES[config.position](config, bidirectional, name=name)
 
 
-def rotate(config: TransformerConfig, x: jax.Array, positions: jax.Array) -> jax.Array:
-  """Rotates queries or keys [B, L, H, K] by their positions [B, L]; other schemes: identity."""
+def rotate(
+  config: TransformerConfig, x: jax.Array, positions: jax.Array, local: bool = False
+) -> jax.Array:
+  """Rotates queries or keys [B, L, H, K] by their positions [B, L]; other schemes: identity.
+
+  local: whether the layer is one of those that attend within a window.
+  """
   if config.position != 'rope':
     return x
-  half = x.shape[-1] // 2
-  frequencies = config.rope_theta ** (-jnp.arange(half) / half)
+  frequencies = rope_frequencies(config, local).astype(np.float32)
   angles = positions[..., None, None] * frequencies
   sin, cos = jnp.sin(angles), jnp.cos(angles)
   a, b = jnp.split(x.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def rope_frequencies(config: TransformerConfig, local: bool = False) -> np.ndarray:
+  """Radians per position of each pair, float64 [K / 2], as scaled by `rope_scaling`.
+
+  linear: all divided by the factor (Chen et al. 2023, section 2.3). llama3: those whose wavelength
+  exceeds the trained length divided, short ones kept, linear in the frequency between (Grattafiori
+  et al. 2024, section 3.4.3, and the released code). Local layers with a base of their own see no
+  distance that was not trained, and are not scaled (as of Gemma 3).
+  """
+  half = config.head_size // 2
+  own = local and config.local_rope_theta is not None
+  frequencies = (config.local_rope_theta if own else config.rope_theta) ** (-np.arange(half) / half)
+  if own or config.rope_scaling == 'none':
+    return frequencies
+  divided = frequencies / config.rope_factor
+  if config.rope_scaling == 'linear':
+    return divided
+  turns = config.rope_original_length * frequencies / (2 * math.pi)
+  low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+  kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+  return kept * frequencies + (1 - kept) * divided
 
 
 def relative_bucket(

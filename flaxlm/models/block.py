@@ -16,21 +16,28 @@ from flaxlm.layers.norm import Norm
 class Context:
   """What every layer of a stack sees besides the residual stream.
 
-  mask: bool [B or 1, 1, Lq, Lk]; bias: float32 [B or 1, H, Lq, Lk] or None; positions: [B, Lq];
-  memory: encoder output [B, Lm, D] with memory_mask [B, 1, Lq, Lm], or None.
+  mask: bool [B or 1, 1, Lq, Lk]; local_mask: that of local layers, or None; bias: float32
+  [B or 1, H, Lq, Lk] or None; positions: [B, Lq]; memory: encoder output [B, Lm, D] with
+  memory_mask [B, 1, Lq, Lm], or None.
   """
 
   mask: jax.Array
   bias: jax.Array | None
   positions: jax.Array
+  local_mask: jax.Array | None = None
   memory: jax.Array | None = None
   memory_mask: jax.Array | None = None
 
 
 class Block(nn.Module):
-  """Self-attention, attention to `context.memory` where there is one, MLP."""
+  """Self-attention, attention to `context.memory` where there is one, MLP.
+
+  local: attends within the config's window; bare: has no norm before its self-attention.
+  """
 
   config: TransformerConfig
+  local: bool = False
+  bare: bool = False
 
   @nn.compact
   def __call__(
@@ -40,7 +47,8 @@ class Block(nn.Module):
     c = self.config
 
     def sublayer(name: str, x: jax.Array, function) -> tuple[jax.Array, Cache | None]:
-      norm = Norm(c, name=f'{name}_norm')
+      bare = self.bare and name == 'attention'
+      norm = (lambda x: x) if bare else Norm(c, name=f'{name}_norm')
       y, result = function(norm(x) if c.norm_placement == 'pre' else x)
       y = dropout(self, y, c.dropout_rate, deterministic)
       y = self._drop_path(y, depth, deterministic)
@@ -49,9 +57,9 @@ class Block(nn.Module):
     x, cache = sublayer(
       'attention',
       x,
-      lambda y: Attention(c, name='attention')(
+      lambda y: Attention(c, self.local, name='attention')(
         y,
-        mask=context.mask,
+        mask=context.local_mask if self.local else context.mask,
         bias=context.bias,
         positions=context.positions,
         deterministic=deterministic,

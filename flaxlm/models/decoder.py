@@ -52,12 +52,16 @@ def self_context(
 ) -> Context:
   """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache."""
   if cache is None:
-    places = jnp.arange(positions.shape[1])
+    queries = keys = jnp.arange(positions.shape[1])
     mask = masks.segments(segment_ids, segment_ids) & masks.causal(positions.shape[1])
-    return Context(mask=mask, bias=position.bias(places, places), positions=positions)
-  slots = cache.key.shape[2]
+  else:
+    slots = cache.key.shape[2]
+    queries, keys = positions, jnp.arange(slots)[None]
+    mask = masks.cached(positions, slots)
+  window = position.config.window
   return Context(
-    mask=masks.cached(positions, slots),
-    bias=position.bias(positions, jnp.arange(slots)[None]),
+    mask=mask,
+    local_mask=None if window is None else mask & masks.near(queries, keys, window),
+    bias=position.bias(queries, keys),
     positions=positions,
   )

@@ -47,8 +47,11 @@ def self_context(
 ) -> Context:
   """Mask and bias of self-attention within the segments of a row [B, L]."""
   places = jnp.arange(positions.shape[1])
+  mask = masks.segments(segment_ids, segment_ids)
+  window = position.config.window
   return Context(
-    mask=masks.segments(segment_ids, segment_ids),
+    mask=mask,
+    local_mask=None if window is None else mask & masks.near(places, places, window),
     bias=position.bias(places, places),
     positions=positions,
   )

@@ -44,7 +44,7 @@ class VocabHead(nn.Module):
     else:
       init = nn.with_logical_partitioning(initializers.kernel(c, c.emb_dim), ('vocab', 'embed'))
       table = self.param('table', init, (c.table_size, c.emb_dim))
-    return VocabOutput(x, table, bias, c.vocab_size)
+    return VocabOutput(x, table, bias, c.vocab_size, c.logit_softcap)
 
 
 class ClassHead(nn.Module):

@@ -1,6 +1,6 @@
 """The layers of one stack: parameters stacked over layers, run unrolled or as one compiled loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +15,18 @@ POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# What a layer without a norm before its attention lacks.
+BARE = 'attention_norm'
+# (x, (parameters, index, cache) of a layer) -> (x, the layer's new cache)
+Layer = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class Stack(nn.Module):
   """`num_layers` blocks. The leaf `layers` holds each parameter with a leading axis of layers.
+
+  Leaves that layer 0 lacks stand beside it in `layers_from_1`, with one slot less. Local and global
+  layers alternate as the config says, which is known when the program is compiled: no layer
+  computes a mask that it does not need.
 
   Layer i initialises from fold_in(key, i) and draws dropout from fold_in(key, i), so that neither
   depends on how the layers are run, and how they run never changes a checkpoint.
@@ -32,44 +40,101 @@ class Stack(nn.Module):
     self, x: jax.Array, context: Context, deterministic: bool, cache: Cache | None = None
   ) -> tuple[jax.Array, Cache | None]:
     """x: [B, L, D]; cache: keys and values with a leading axis of layers, or None."""
-    block = Block(self.config, parent=None)
-    layers = self._parameters(block, x, context)
+    c = self.config
+    layers, later = self._parameters(x, context)
     key = None if deterministic else self.make_rng('dropout')
 
-    def apply(x, layer):
-      params, index, cache = layer
-      rngs = {} if key is None else {'dropout': jax.random.fold_in(key, index)}
-      depth = (index + 1) / self.num_layers
-      return block.apply({'params': params}, x, context, depth, deterministic, cache, rngs=rngs)
+    def layer(i: int, scanned: bool) -> Layer:
+      """How layer i, and any other with its place in the pattern, is run."""
+      block = Block(c, c.is_local(i), c.bare_first_layer and i == 0, parent=None)
 
-    if self.config.remat != 'none':
-      apply = jax.checkpoint(
-        apply, policy=POLICIES[self.config.remat], prevent_cse=not self.config.scan_layers
-      )
-    run = jax.lax.scan if self.config.scan_layers else _unrolled
-    return run(apply, x, (layers, jnp.arange(self.num_layers), cache))
+      def apply(x, layer):
+        params, index, cache = layer
+        rngs = {} if key is None else {'dropout': jax.random.fold_in(key, index)}
+        depth = (index + 1) / self.num_layers
+        return block.apply({'params': params}, x, context, depth, deterministic, cache, rngs=rngs)
 
-  def _parameters(self, block: Block, x: jax.Array, context: Context) -> Any:
+      if c.remat == 'none':
+        return apply
+      return jax.checkpoint(apply, policy=POLICIES[c.remat], prevent_cse=not scanned)
+
+    stacked = layers, jnp.arange(self.num_layers), cache
+    outputs = []
+    start = int(c.bare_first_layer)
+    if start:
+      first, stacked = _split(stacked, 1)
+      x, output = _unrolled([layer(0, False)], x, first)
+      outputs.append(output)
+    if start and later:
+      stacked = ({**stacked[0], **later}, *stacked[1:])
+    places = range(start, start + c.pattern)
+    periods = (self.num_layers - start) // c.pattern if c.scan_layers else 0
+    if periods:
+      scanned, stacked = _split(stacked, periods * c.pattern)
+      x, output = _scanned([layer(i, True) for i in places], x, scanned)
+      outputs.append(output)
+    if start + periods * c.pattern < self.num_layers:
+      x, output = _unrolled([layer(i, False) for i in places], x, stacked)
+      outputs.append(output)
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+  def _parameters(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
+    """Leaves of all layers, and those that all but layer 0 have."""
+    bare = self.config.bare_first_layer
+    later = bare and self.num_layers > 1
     if not self.is_initializing():
-      return self.get_variable('params', 'layers')
+      return self.get_variable('params', 'layers'), (
+        self.get_variable('params', 'layers_from_1') if later else {}
+      )
+    block = Block(self.config, parent=None)
 
-    def init(key):
-      keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.num_layers))
+    def init(key, layers):
+      keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(layers)
       stacked = jax.vmap(
         lambda k: block.init(k, x, context, jnp.ones(()), True, None)['params']
       )(keys)  # fmt: skip
       add_axis = lambda leaf: leaf.add_axis(0, {nn.PARTITION_NAME: 'layers'})
       return jax.tree.map(add_axis, stacked, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
 
-    return self.param('layers', init)
+    def common(key):
+      found = init(key, jnp.arange(self.num_layers))
+      return {name: leaf for name, leaf in found.items() if not bare or name != BARE}
+
+    rest = lambda key: {BARE: init(key, jnp.arange(1, self.num_layers))[BARE]}
+    return self.param('layers', common), self.param('layers_from_1', rest) if later else {}
 
 
-def _unrolled(apply: Callable, x: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:
-  """lax.scan as a Python loop. Splitting (not indexing) makes the gradient one concatenation."""
+def _split(stacked: Any, at: int) -> tuple[Any, Any]:
+  """The first `at` layers and the others. Splitting (not slicing) spares the gradient an addition.
+
+  A part that would be empty is not made.
+  """
+  leaves, treedef = jax.tree.flatten(stacked)
+  if at == leaves[0].shape[0]:
+    return stacked, None
+  pairs = [jnp.split(leaf, [at]) for leaf in leaves]
+  return tuple(jax.tree.unflatten(treedef, part) for part in zip(*pairs, strict=True))
+
+
+def _scanned(period: Sequence[Layer], x: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:
+  """Whole periods as one compiled loop: layer i is run by period[i % len(period)]."""
+  size = len(period)
+  group = lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:])
+  x, outputs = jax.lax.scan(
+    lambda x, layers: _unrolled(period, x, layers), x, jax.tree.map(group, stacked)
+  )
+  return x, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
+
+
+def _unrolled(period: Sequence[Layer], x: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:
+  """As `_scanned`, in a Python loop, of any number of layers.
+
+  Splitting (not indexing) makes the gradient one concatenation.
+  """
   leaves, treedef = jax.tree.flatten(stacked)
   columns = [[part[0] for part in jnp.split(leaf, leaf.shape[0])] for leaf in leaves]
   outputs = []
-  for layer in zip(*columns, strict=True):
-    x, output = apply(x, jax.tree.unflatten(treedef, layer))
+  for i, layer in enumerate(zip(*columns, strict=True)):
+    x, output = period[i % len(period)](x, jax.tree.unflatten(treedef, layer))
     outputs.append(output)
   return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)

@@ -36,28 +36,28 @@ def token_metrics(
   output.hidden: [B, T, D]; targets int32 and weights float32: [B, T].
   """
   total, (nll, correct) = _cross_entropy(
-    output.vocab_size, config.label_smoothing, config.z_loss,
+    output.vocab_size, output.softcap, config.label_smoothing, config.z_loss,
     output.hidden, output.table, output.bias, targets, weights,
   )  # fmt: skip
   weight = weights.sum()
   return total, Mean(nll, weight), Mean(correct, weight)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _cross_entropy(vocab_size, smoothing, z_loss, hidden, table, bias, targets, weights):
-  chunk = partial(_chunk, vocab_size, smoothing, z_loss, table, bias, False)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _cross_entropy(vocab_size, softcap, smoothing, z_loss, hidden, table, bias, targets, weights):
+  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, table, bias, False)
   (total, nll, correct), _ = _over_chunks(chunk, table, hidden, targets, weights)
   return total, (nll, correct)
 
 
-def _forward(vocab_size, smoothing, z_loss, hidden, table, bias, targets, weights):
-  chunk = partial(_chunk, vocab_size, smoothing, z_loss, table, bias, True)
+def _forward(vocab_size, softcap, smoothing, z_loss, hidden, table, bias, targets, weights):
+  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, table, bias, True)
   sums, d_hidden = _over_chunks(chunk, table, hidden, targets, weights)
   total, nll, correct, d_table, d_bias = sums
   return (total, (nll, correct)), (d_hidden, d_table, d_bias, table[:0], bias, targets, weights)
 
 
-def _backward(vocab_size, smoothing, z_loss, saved, cotangents):
+def _backward(vocab_size, softcap, smoothing, z_loss, saved, cotangents):
   # The objective is a sum, so one scalar scales what the forward pass already computed.
   d_hidden, d_table, d_bias, table, bias, _, weights = saved
   scale = cotangents[0]
@@ -97,7 +97,9 @@ def _over_chunks(chunk, table, hidden, targets, weights):
   return sums, d_hidden
 
 
-def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, targets, weights):
+def _chunk(
+  vocab_size, softcap, smoothing, z_loss, table, bias, with_gradient, hidden, targets, weights
+):
   """Sums over one chunk [B, t]; with_gradient: also those of the summed loss."""
   compute = table.astype(hidden.dtype)
   flat = hidden.reshape(-1, hidden.shape[-1])
@@ -105,6 +107,9 @@ def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, ta
   targets, weights = targets.reshape(-1), weights.reshape(-1)
   if bias is not None:
     logits = logits + bias.astype(jnp.float32)
+  if softcap:
+    bounded = jnp.tanh(logits / softcap)
+    logits = softcap * bounded
   column = jnp.arange(table.shape[0])
   valid = column < vocab_size
   if vocab_size < table.shape[0]:
@@ -133,6 +138,8 @@ def _chunk(vocab_size, smoothing, z_loss, table, bias, with_gradient, hidden, ta
   if smoothing:
     d_logits = d_logits - smoothing / vocab_size * valid
   d_logits = d_logits * weights[..., None]
+  if softcap:
+    d_logits = d_logits * (1 - bounded**2)
   d_bias = None if bias is None else d_logits.sum(0)
   d_logits = d_logits.astype(hidden.dtype)
   d_hidden = (d_logits @ compute).reshape(hidden.shape)

@@ -8,7 +8,8 @@ import jax
 
 from flaxlm.errors import UserError, nearest
 
-STACK = 'layers'  # leaves below a node of this name are stacked: axis 0 is the layer
+# Leaves below a node of this name are stacked: axis 0 is the layer, from the one that is named.
+STACK = re.compile(r'layers(?:_from_(\d+))?')
 
 
 def leaf_paths(tree: Any) -> dict[str, Any]:
@@ -21,13 +22,18 @@ def virtual_paths(path: str, leaf: Any) -> list[str]:
   """The paths that patterns see: one for each layer of a stacked leaf, else the path itself.
 
   'trunk/layers/mlp/kernel' of shape [2, ...] gives 'trunk/layers/0/mlp/kernel' and
-  'trunk/layers/1/mlp/kernel'.
+  'trunk/layers/1/mlp/kernel'; 'trunk/layers_from_1/mlp/kernel' gives 'trunk/layers/1/mlp/kernel'
+  and 'trunk/layers/2/mlp/kernel'.
   """
   parts = path.split('/')
-  if STACK not in parts[:-1] or not leaf.shape:
+  at, found = next(
+    ((i, m) for i, p in enumerate(parts[:-1]) if (m := STACK.fullmatch(p))), (0, None)
+  )
+  if not found or not leaf.shape:
     return [path]
-  at = parts.index(STACK) + 1
-  return ['/'.join([*parts[:at], str(i), *parts[at:]]) for i in range(leaf.shape[0])]
+  first = int(found[1] or 0)
+  layers = range(first, first + leaf.shape[0])
+  return ['/'.join([*parts[:at], 'layers', str(i), *parts[at + 1 :]]) for i in layers]
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Position schemes: relative ones depend on differences only; values against independent code."""
 
+import dataclasses
 import math
 
 import jax
@@ -84,3 +85,73 @@ def test_sinusoids():
   got = module.apply({}, jnp.zeros((1, 4, 8)), jnp.arange(4)[None], method='embed')[0]
   angles = np.arange(4)[:, None] / 1e4 ** (np.arange(4) / 4)
   np.testing.assert_allclose(got, np.concatenate([np.sin(angles), np.cos(angles)], -1), atol=1e-6)
+
+
+def test_llama3_scaling_by_hand():
+  """One pair at a time: short wavelengths as they are, long ones divided, and a slope between."""
+  config = TransformerConfig(
+    position='rope', num_heads=1, emb_dim=64, rope_theta=5e5, rope_scaling='llama3',
+    rope_factor=4.0, rope_low_freq_factor=1.5, rope_high_freq_factor=3.0, rope_original_length=100,
+  )  # fmt: skip
+  got = position.rope_frequencies(config)
+  between = 0
+  for i in range(32):
+    plain = 5e5 ** (-i / 32)
+    wavelength = 2 * math.pi / plain
+    want = plain if wavelength < 100 / 3 else plain / 4
+    if 100 / 3 <= wavelength <= 100 / 1.5:
+      share = (100 / wavelength - 1.5) / (3 - 1.5)
+      want = share * plain + (1 - share) * plain / 4
+      between += 1
+    assert math.isclose(got[i], want, rel_tol=1e-12)
+  assert between
+
+
+def test_linear_scaling_divides_positions():
+  config = TransformerConfig(position='rope', num_heads=2, emb_dim=16)
+  scaled = dataclasses.replace(config, rope_scaling='linear', rope_factor=4.0)
+  x = jax.random.normal(jax.random.key(0), (1, 6, 2, 8))
+  places = 4 * jnp.arange(6)[None]
+  want = position.rotate(config, x, places // 4)
+  np.testing.assert_allclose(position.rotate(scaled, x, places), want, atol=1e-5)
+  # A local layer with a base of its own is not scaled.
+  both = dataclasses.replace(scaled, window=2, local_rope_theta=1e4)
+  local = position.rotate(both, x, places, local=True)
+  np.testing.assert_array_equal(local, position.rotate(config, x, places))
+  np.testing.assert_array_equal(
+    position.rotate(both, x, places, local=False), position.rotate(scaled, x, places)
+  )
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  'scaling',
+  [
+    {'rope_type': 'linear', 'factor': 3.0},
+    {
+      'rope_type': 'llama3',
+      'factor': 8.0,
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      'original_max_position_embeddings': 8192,
+    },
+  ],
+)
+def test_scaling_against_transformers(scaling):
+  transformers = pytest.importorskip('transformers')
+  from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+  theirs = transformers.LlamaConfig(
+    hidden_size=256, num_attention_heads=2, rope_parameters=scaling | {'rope_theta': 5e5}
+  )
+  want, factor = ROPE_INIT_FUNCTIONS[scaling['rope_type']](theirs, 'cpu')
+  ours = TransformerConfig(
+    position='rope',
+    num_heads=2,
+    emb_dim=256,
+    rope_theta=5e5,
+    rope_scaling=scaling['rope_type'],
+    rope_factor=scaling['factor'],
+  )
+  assert factor == 1.0
+  np.testing.assert_allclose(position.rope_frequencies(ours), want, rtol=1e-5)

@@ -11,9 +11,10 @@ from flaxlm.types import VocabOutput
 VOCAB, ROWS, WIDTH = 11, 16, 5
 
 
-def plain(hidden, table, bias, targets, weights, smoothing, z_loss):
+def plain(hidden, table, bias, targets, weights, smoothing, z_loss, cap=0.0):
   """Loss summed over tokens by the definition, differentiable, in whatever dtype it is given."""
   logits = (hidden @ table.T + bias)[..., :VOCAB]
+  logits = cap * jnp.tanh(logits / cap) if cap else logits
   log_z = jax.scipy.special.logsumexp(logits, axis=-1)
   log_p = logits - log_z[..., None]
   wanted = jax.nn.one_hot(targets, VOCAB, dtype=logits.dtype) * (1 - smoothing) + smoothing / VOCAB
@@ -21,8 +22,11 @@ def plain(hidden, table, bias, targets, weights, smoothing, z_loss):
 
 
 @pytest.mark.parametrize('chunk', [10**9, 100])
-@pytest.mark.parametrize('smoothing, z_loss', [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
-def test_value_and_gradient(monkeypatch, chunk, smoothing, z_loss):
+@pytest.mark.parametrize(
+  'smoothing, z_loss, cap',
+  [(0.0, 0.0, 0.0), (0.1, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.2, 1e-3, 0.0), (0.2, 1e-3, 1.5)],
+)
+def test_value_and_gradient(monkeypatch, chunk, smoothing, z_loss, cap):
   monkeypatch.setattr(losses, 'CHUNK_LOGITS', chunk)
   rng = np.random.default_rng(0)
   hidden, table = rng.normal(size=(3, 7, WIDTH)), rng.normal(size=(ROWS, WIDTH))
@@ -32,17 +36,17 @@ def test_value_and_gradient(monkeypatch, chunk, smoothing, z_loss):
   config = losses.VocabLossConfig(label_smoothing=smoothing, z_loss=z_loss)
 
   def chunked(hidden, table, bias):
-    output = VocabOutput(hidden, table, bias, VOCAB)
+    output = VocabOutput(hidden, table, bias, VOCAB, cap)
     total, loss, _ = losses.token_metrics(config, output, targets, weights)
     return 3.0 * total, loss  # a cotangent that is not 1
 
   f32 = lambda *arrays: [jnp.asarray(a, jnp.float32) for a in arrays]
   grads, loss = jax.grad(chunked, (0, 1, 2), has_aux=True)(*f32(hidden, table, bias))
   with jax.enable_x64(True):
-    total = lambda *a: 3.0 * plain(*a, targets, weights, smoothing, z_loss)
+    total = lambda *a: 3.0 * plain(*a, targets, weights, smoothing, z_loss, cap)
     want = jax.grad(total, (0, 1, 2))(hidden, table, bias)
-    want_loss = plain(hidden, table, bias, targets, weights, 0.0, 0.0)
-    want_total = plain(hidden, table, bias, targets, weights, smoothing, z_loss)
+    want_loss = plain(hidden, table, bias, targets, weights, 0.0, 0.0, cap)
+    want_total = plain(hidden, table, bias, targets, weights, smoothing, z_loss, cap)
   for got, reference in zip(grads, want, strict=True):
     np.testing.assert_allclose(got, reference, atol=1e-5)
   np.testing.assert_allclose(loss.total, want_loss, rtol=1e-5)
