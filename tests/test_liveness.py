@@ -30,6 +30,7 @@ PLACES = (
   'bert.py:mini',
   't5.py:mini',
   't5.py:v1_1_mini',
+  'modernbert.py:mini',
   'classify.py:encoder',
   'classify.py:decoder',
   'classify.py:encoder_decoder',
@@ -42,6 +43,8 @@ SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
 VALUES = {
   'model.num_decoder_layers': ['2'],
   'model.relative_max_distance': ['16'],
+  'model.window': ['2'],
+  'model.global_every': ['0'],
   'optimizer.decay_exclude': [''],
   'data.train': ['{}/other.txt', '{}/rows.tsv'],
   'data.validation': ['{}/other.txt', '{}/rows.tsv'],
@@ -52,8 +55,11 @@ VALUES = {
   'tokenizer.train_megabytes': ['0.02'],
   'task.labels': ['good,bad'],
 }
-# What the recipes lack for a field to show: a corpus that has columns.
-FIRST = {'data.text_column': (('data.train', '{}/rows.tsv'),)}
+# What the recipes lack for a field to show: a corpus that has columns, a layer that is local.
+FIRST = {
+  'data.text_column': (('data.train', '{}/rows.tsv'),),
+  'model.local_rope_theta': (('model.num_layers', '2'),),
+}
 # Fields that act outside of batches and programs, and the test that shows how.
 ELSEWHERE = {
   'data.test': 'test_the_test_set_is_among_the_evaluation_sets',

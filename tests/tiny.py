@@ -18,6 +18,7 @@ SIZES = {
   'model': {'num_layers': 2, 'emb_dim': 16, 'num_heads': 2, 'max_length': LENGTH},
   'optimizer': {'learning_rate': 1e-3, 'warmup_steps': 4},
   'evaluation': {'batch_size': None},
+  'data': {'max_length': None},
 }
 
 
@@ -67,6 +68,10 @@ def load(place, folder, changes=()):
     config[node].update(sizes)
   if config.model.mlp_dim:
     config.model.mlp_dim = 24
+  if config.model.num_kv_heads:
+    config.model.num_kv_heads = 1
+  if config.model.window:
+    config.model.window = 4
   if config.model.head_dim:
     config.model.head_dim = 8
   if config.tokenizer.name == 'sentencepiece':
