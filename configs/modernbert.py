@@ -24,7 +24,7 @@ def get_config(variant):
   config = tree.new(model='encoder', objective='masked_lm')
   layers, width, mlp_width, learning_rate, rows = VARIANTS[variant]
   config.global_batch_size = rows
-  config.objective.next_sentence = False
+  config.objective.pairs = 'none'
   config.objective.mask_rate = 0.3
   config.model.num_layers = layers
   config.model.emb_dim = width

@@ -23,7 +23,7 @@ VARIANTS = {
 def get_config(variant):
   config = tree.new(model='encoder', objective='masked_lm')
   layers, width, learning_rate, warmup = VARIANTS[variant]
-  config.objective.next_sentence = False
+  config.objective.pairs = 'none'
   config.model.num_layers = layers
   config.model.emb_dim = width
   config.model.num_heads = width // 64
