@@ -9,6 +9,7 @@ it is read. Programs are compared as they are lowered, without what no result de
 import dataclasses
 import functools
 import hashlib
+import json
 import threading
 
 import jax
@@ -52,12 +53,14 @@ VALUES = {
   'data.label_column': ['topic'],
   'data.max_rows': ['40'],
   'tokenizer.path': ['{}/tokenizer'],
+  'tokenizer.add': ['mask'],
   'tokenizer.train_megabytes': ['0.02'],
   'task.labels': ['good,bad'],
 }
 # What the recipes lack for a field to show: a corpus that has columns, a layer that is local.
 FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
+  'tokenizer.add': (('tokenizer.path', '{}/published'),),
   'model.local_rope_theta': (('model.num_layers', '2'),),
 }
 # Fields that act outside of batches and programs, and the test that shows how.
@@ -100,6 +103,11 @@ def folder(tmp_path_factory):
   folder = tiny.write_corpus(tmp_path_factory.mktemp('liveness'))
   config = schema.TokenizerConfig(name='characters', sentinels=20)
   tokenizers.train(config, [(folder / 'other.txt').read_text()]).save(folder / 'tokenizer')
+  (folder / 'published').mkdir()
+  letters = ['<|endoftext|>', '\u0120', '.', *map(chr, range(65, 91)), *map(chr, range(97, 123))]
+  vocab = {letter: id for id, letter in enumerate(letters)}
+  (folder / 'published' / 'vocab.json').write_text(json.dumps(vocab))
+  (folder / 'published' / 'merges.txt').write_text('#version: 0.2\n')
   return folder
 
 
@@ -196,7 +204,7 @@ def bases(key, cls, rules, folder):
   found = []
   first = tuple((name, text.format(folder)) for name, text in FIRST.get(key, ()))
   for place in PLACES:
-    config = tiny.load(place, folder, SMALL)
+    config = tiny.load(place, folder, SMALL + first)
     if type(getattr(config, key.partition('.')[0])) is cls:
       changes = siblings(config, key, rules)
       found += [] if changes is None else [(place, first + changes)]

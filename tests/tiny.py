@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from flaxlm.config import overrides, recipe, tree
+from flaxlm.data import tokenizer_training
 from flaxlm.training.experiment import build
 from flaxlm.training.paths import leaf_paths, nested
 
@@ -74,7 +75,7 @@ def load(place, folder, changes=()):
     config.model.window = 4
   if config.model.head_dim:
     config.model.head_dim = 8
-  if config.tokenizer.name == 'sentencepiece':
+  if config.tokenizer.name in tokenizer_training.PIECES:
     config.tokenizer.vocab_size = 360 + config.tokenizer.sentinels
     config.tokenizer.train_megabytes = 1.0
   if config.total_steps:

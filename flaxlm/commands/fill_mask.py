@@ -60,7 +60,7 @@ def _predict(experiment: Any, params: Any, text: str) -> list[tuple[int, np.ndar
   from flaxlm.data import packing
 
   tokenizer, objective = experiment.tokenizer, experiment.objective
-  if tokenizer.spec['name'] == 'sentencepiece':
+  if tokenizer.pieces_hold_spaces:
     # Its tokens carry the space before them, so that the mask stands for it too.
     text = text.replace(' ' + MASK, MASK)
   tokens = tokenizer.encode_marked(text, {MASK: tokenizer.mask_id})

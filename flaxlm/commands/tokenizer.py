@@ -29,12 +29,13 @@ def main(argv: Sequence[str]) -> None:
   terminal.phase('data', args.input)
   from flaxlm.data import holdout
   from flaxlm.data import tokenizer as tokenizers
+  from flaxlm.data.tokenizer_training import spread_sample
 
   documents = holdout.everything(config.data)
   terminal.phase('data', f'training a {config.tokenizer.name} tokenizer on {args.input}')
   tokenizer = tokenizers.train(config.tokenizer, documents.texts())
   tokenizer.save(args.output)
-  sample = tokenizers.spread_sample(documents.texts(), 1_000_000)
+  sample = spread_sample(documents.texts(), 1_000_000)
   ids = [tokenizer.encode(text) for text in sample]
   num_bytes = sum(len(text.encode()) for text in sample)
   tokens = sum(map(len, ids))

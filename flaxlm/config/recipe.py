@@ -137,6 +137,7 @@ def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool) -> None:
   except UserError as error:
     raise UserError(f'config.init_from: {error}') from error
   config.tokenizer.path = str(epath.Path(workdir) / 'tokenizer')
+  config.tokenizer.add = ()  # It has what the run added.
   taken = ['tokenizer']
   if model:
     taken.insert(0, f'model ({config.model.name})')

@@ -5,10 +5,10 @@ import dataclasses
 from flaxlm.config.field import SET, Named, field
 from flaxlm.errors import UserError
 
-TEXT_KINDS = ('sentencepiece', 'characters', 'bytes')
+TEXT_KINDS = ('sentencepiece', 'wordpiece', 'byte_bpe', 'characters', 'bytes')
 STARTED_FROM = {'config.init_from': (SET,)}
 RUNNING_TEXT = {'config.task.name': ('',)}
-TRAINED_PIECES = {'name': ('sentencepiece',), 'path': ('',)}
+TRAINED_PIECES = {'name': ('sentencepiece', 'wordpiece', 'byte_bpe'), 'path': ('',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,15 @@ class TokenizerConfig:
   """Which tokenizer; one without a path is trained on the training text and kept by its hash."""
 
   name: str = field('sentencepiece', 'kind of tokenizer', choices=TEXT_KINDS, when={'path': ('',)})
-  path: str = field('', 'a trained tokenizer: a .model file or a directory that holds one')
+  path: str = field(
+    '', 'a trained tokenizer: a folder that flaxlm or Hugging Face wrote, or a vocabulary file'
+  )
+  add: tuple[str, ...] = field(
+    (),
+    'roles that the vocabulary of `path` lacks and that get new ids after its own: pad, eos, unk, '
+    'bos, cls, sep, mask, or sentinels',
+    when={'path': (SET,)},
+  )
   vocab_size: int = field(
     8192, 'pieces to train, special tokens included', low=64, when=TRAINED_PIECES
   )
@@ -84,11 +92,11 @@ class TokenizerConfig:
     'unigram',
     'SentencePiece algorithm',
     choices=('unigram', 'bpe'),
-    when=TRAINED_PIECES,
+    when={'name': ('sentencepiece',), 'path': ('',)},
   )
   lowercase: bool = field(False, 'fold case before tokenising', when=TRAINED_PIECES)
   sentinels: int = field(
-    100, 'reserved <extra_id_N> pieces; what flaxlm saved keeps its own number', low=0
+    100, 'reserved <extra_id_N> pieces; a vocabulary of `path` keeps its own number', low=0
   )
   train_megabytes: float = field(
     10.0, 'text to train on, spread over the corpus', above=0.0, when=TRAINED_PIECES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from flaxlm.config.schema import Config, DataConfig, TokenizerConfig
-from flaxlm.data import holdout, tokenizer
+from flaxlm.data import holdout, tokenizer, tokenizer_codecs, tokenizer_training
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
@@ -18,6 +18,8 @@ TEXT = (
 CONFIGS = {
   'unigram': TokenizerConfig(vocab_size=420, sentinels=10),
   'bpe': TokenizerConfig(vocab_size=420, sentinels=10, model_type='bpe'),
+  'wordpiece': TokenizerConfig(name='wordpiece', vocab_size=120, sentinels=10),
+  'byte_bpe': TokenizerConfig(name='byte_bpe', vocab_size=340, sentinels=10),
   'characters': TokenizerConfig(name='characters', sentinels=10),
   'bytes': TokenizerConfig(name='bytes', sentinels=10),
 }
@@ -49,7 +51,8 @@ def test_words_begin_where_the_white_space_before_them_does(made):
   starts = made.starts_word[ids]
   starts[0] = True
   words = [made.decode(part) for part in np.split(ids, np.flatnonzero(starts)[1:])]
-  assert [word.strip() for word in words] == ['The', 'dog.', 'It', 'was', 'the', 'fox']
+  end = ['dog', '.'] if made.spec['name'] == 'wordpiece' else ['dog.']
+  assert [word.strip() for word in words] == ['The', *end, 'It', 'was', 'the', 'fox']
   assert made.starts_word.shape == (made.vocab_size,) and made.starts_word[:17].all()
 
 
@@ -61,16 +64,20 @@ def test_a_character_of_a_script_without_spaces_begins_a_word():
 
 def test_round_trip(made):
   for text in [TEXT, '', ' ', '\n', '  two  spaces ', 'a\n\nb', ' lead']:
-    characters = made.spec['name'] == 'characters'
-    expected = ''.join(c if c in TEXT else '\ufffd' for c in text) if characters else text
+    expected = text
+    if made.spec['name'] == 'characters':
+      expected = ''.join(c if c in TEXT else '\ufffd' for c in text)
     ids = made.encode(text)
     assert ids.dtype == np.int32 and ids.ndim == 1
-    assert made.decode(ids) == expected
+    if made.spec['name'] == 'wordpiece':  # It knows of words, not of the space between them.
+      assert made.decode(ids).split() == expected.replace(';', ' ;').split()
+    else:
+      assert made.decode(ids) == expected
 
 
-@hypothesis.given(st.text(max_size=40).filter(lambda text: tokenizer.SPACE not in text))
+@hypothesis.given(st.text(max_size=40).filter(lambda text: tokenizer_codecs.SPACE not in text))
 @hypothesis.settings(max_examples=200, deadline=None)
-@pytest.mark.parametrize('kind', ['unigram', 'bytes'])
+@pytest.mark.parametrize('kind', ['unigram', 'byte_bpe', 'bytes'])
 def test_any_text_round_trips_without_special_tokens(kind, text):
   made = _made(kind)
   ids = made.encode(text)
@@ -93,6 +100,57 @@ def test_names_of_special_tokens_in_text_are_text(made):
   assert not made.special_ids & ids
 
 
+def test_no_text_yields_a_special_token_beside_others(made):
+  for name in made._special_names.values():
+    for text in (name, f'a{name}b', f'a {name}', name.lower(), name[1:], f'\0{name}', name * 2):
+      ids = made.encode(text).tolist()
+      assert not (made.special_ids - {made.unk_id}) & set(ids), (name, text)
+      assert ids == made.encode_with_offsets(text)[0].tolist()
+
+
+TEXTS = [
+  TEXT,
+  'The dog \U0001f600\U0001f600 over\u200bthe   fox.',
+  ' \ttabs\x07and\x00controls\n\n',
+  'D\xe9j\xe0 vu, d\xe9ja\u0300!',
+  '\u65e5\u672c dog\u0130\u03a3',
+  '',
+]
+
+
+@pytest.mark.parametrize('text', TEXTS)
+def test_offsets_lead_back_into_the_text(made, text):
+  ids, offsets = made.encode_with_offsets(text)
+  np.testing.assert_array_equal(ids, made.encode(text))
+  assert len(offsets) == len(ids)
+  starts = [start for start, _ in offsets]
+  assert starts == sorted(starts)
+  seen = np.zeros(len(text), bool)
+  for id, (start, end) in zip(ids.tolist(), offsets, strict=True):
+    assert 0 <= start <= end <= len(text)
+    seen[start:end] = True
+    piece = text[start:end]
+    assert piece == piece.strip() or not piece.strip()
+    shown = made.decode([id]).strip()
+    if id != made.unk_id and '\ufffd' not in shown and not shown.startswith('##'):
+      assert piece.strip() == shown
+    if shown.startswith('##'):
+      assert piece == shown[2:]
+  missed = [c for c, s in zip(text, seen, strict=True) if not s]
+  assert not set(missed) - set(' \t\n\x00\x07\u200b')
+
+
+@hypothesis.given(st.text(max_size=20))
+@hypothesis.settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize('kind', list(CONFIGS))
+def test_offsets_of_any_text(kind, text):
+  made = _made(kind)
+  ids, offsets = made.encode_with_offsets(text)
+  np.testing.assert_array_equal(ids, made.encode(text))
+  assert len(offsets) == len(ids)
+  assert all(0 <= start <= end <= len(text) for start, end in offsets)
+
+
 def test_special_tokens_are_dropped_or_shown(made):
   ids = [made.bos_id, *made.encode('The'), made.mask_id, *made.encode('dog'), made.eos_id]
   assert made.decode(ids, keep_special=True).replace(' ', '') == '<s>The[MASK]dog</s>'
@@ -111,6 +169,8 @@ def test_saved_and_loaded(made, tmp_path):
   loaded = Tokenizer.load(str(tmp_path / 't'))
   assert loaded.fingerprint == made.fingerprint
   np.testing.assert_array_equal(loaded.encode(TEXT), made.encode(TEXT))
+  assert loaded.decode(loaded.encode(TEXT)) == made.decode(made.encode(TEXT))
+  assert loaded.special_ids == made.special_ids and loaded.sentinel_ids == made.sentinel_ids
 
 
 def test_a_changed_file_is_noticed(tmp_path):
@@ -128,7 +188,7 @@ def test_training_is_deterministic():
     assert tokenizer.train(config, [TEXT * 5]).fingerprint == _made(kind).fingerprint
 
 
-@pytest.mark.parametrize('kind', ['unigram', 'bpe'])
+@pytest.mark.parametrize('kind', ['unigram', 'bpe', 'wordpiece', 'byte_bpe'])
 def test_pieces_are_learned(kind):
   """A trained vocabulary needs far fewer tokens than bytes."""
   words = TEXT.split()
@@ -145,57 +205,46 @@ def test_characters_are_those_of_the_training_text():
   assert made.decode(made.encode('d§')) == 'd\ufffd'
 
 
-def test_lowercase():
-  made = tokenizer.train(dataclasses.replace(CONFIGS['unigram'], lowercase=True), [TEXT * 5])
+@pytest.mark.parametrize('kind', ['unigram', 'wordpiece', 'byte_bpe'])
+def test_lowercase(kind):
+  made = tokenizer.train(dataclasses.replace(CONFIGS[kind], lowercase=True), [TEXT * 5])
   np.testing.assert_array_equal(made.encode('The DOG'), made.encode('the dog'))
   assert made.decode(made.encode('The DOG')) == 'the dog'
 
 
-def test_a_model_made_elsewhere_gets_the_special_tokens_it_lacks(tmp_path):
-  import sentencepiece
-
-  with open(tmp_path / 'm.model', 'wb') as file:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter([TEXT] * 5), model_writer=file, vocab_size=36, minloglevel=2
-    )
-  made = Tokenizer.load(str(tmp_path / 'm.model'), sentinels=3)
-  own = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'm.model'))
-  assert (made.unk_id, made.bos_id, made.eos_id) == (own.unk_id(), own.bos_id(), own.eos_id())
-  assert {made.pad_id, made.cls_id, made.sep_id, made.mask_id, *made.sentinel_ids} == set(
-    range(36, 43)
-  )
-  assert made.vocab_size == 43
-  np.testing.assert_array_equal(made.encode('the dog'), own.encode('the dog'))
-  assert made.decode([*made.encode('the'), made.mask_id], keep_special=True) == 'the[MASK]'
-
-
-def test_vocab_size_that_does_not_fit(tmp_path):
+def test_vocab_size_that_does_not_fit():
   with pytest.raises(UserError, match=r'config\.tokenizer\.vocab_size: 64 is too small.*\d'):
     tokenizer.train(TokenizerConfig(vocab_size=64), [TEXT])
   assert tokenizer.train(TokenizerConfig(vocab_size=5000), [TEXT]).vocab_size < 1000
-  with pytest.raises(UserError, match='tokenizer.json'):
-    Tokenizer.load(str(tmp_path))
-  (tmp_path / 'x.model').write_bytes(b'no model')
-  with pytest.raises(UserError, match='not a SentencePiece model'):
-    Tokenizer.load(str(tmp_path / 'x.model'))
+  for name, size in (('wordpiece', 120), ('byte_bpe', 300)):
+    config = TokenizerConfig(name=name, vocab_size=size)
+    with pytest.raises(UserError, match=rf'vocab_size: {size} is too small.*the least is') as error:
+      tokenizer.train(config, [TEXT])
+    least = int(str(error.value).rpartition(' ')[2])
+    made = tokenizer.train(dataclasses.replace(config, vocab_size=least), [TEXT])
+    assert made.vocab_size == least and made.unk_id not in made.encode('the dog')
+    with pytest.raises(UserError, match='vocab_size'):
+      tokenizer.train(dataclasses.replace(config, vocab_size=least - 1), [TEXT])
+    with pytest.raises(UserError, match='no text'):
+      tokenizer.train(config, [])
 
 
 def test_the_sample_is_spread_over_the_corpus():
   texts = [f'{i:06d} ' * 20 for i in range(5000)]
-  sample = tokenizer.spread_sample(iter(texts), 70_000)
+  sample = tokenizer_training.spread_sample(iter(texts), 70_000)
   size = sum(map(len, sample))
   assert 35_000 <= size <= 70_000
   found = np.array([int(text[:6]) for text in sample])
   steps = np.diff(found)
   assert (steps == steps[0]).all() and steps[0] > 1
   assert found[0] == 0 and found[-1] >= 5000 - steps[0]
-  assert tokenizer.spread_sample(iter(texts[:10]), 70_000) == texts[:10]
+  assert tokenizer_training.spread_sample(iter(texts[:10]), 70_000) == texts[:10]
 
 
 def test_long_documents_are_used_whole():
   """SentencePiece leaves out long sentences, so that a book would train nothing."""
   text = 'wort ' * 4000 + '\u65e5\u672c' * 4000
-  chunks = tokenizer.spread_sample([text], 10**9)
+  chunks = tokenizer_training.spread_sample([text], 10**9)
   assert max(len(chunk.encode()) for chunk in chunks) <= 4000
   assert ''.join(chunks).replace(' ', '') == text.replace(' ', '')
 

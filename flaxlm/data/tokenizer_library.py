@@ -1,0 +1,193 @@
+"""WordPiece, byte-level BPE and whatever a tokenizer.json says, through the `tokenizers` library.
+
+Special tokens are taken out of the library's hands: it knows them by names that no text holds, so
+that text never yields one, and every id stays what it was.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from flaxlm.data.tokenizer_codecs import SPACE, Offsets, begins_word
+from flaxlm.errors import UserError
+
+CONTINUES = '##'  # How WordPiece writes a piece that does not begin a word.
+
+
+class Library:
+  """A tokenizer of the library.
+
+  spec['special'] names the special tokens of a published vocabulary; one that was trained here
+  begins with `names`.
+  """
+
+  special_ids = None
+
+  def __init__(self, spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]):
+    hidden = set(spec.get('special', names))
+    hidden -= {spec.get('unk', '<unk>')}
+    try:
+      if spec['name'] == 'wordpiece':
+        self._tokenizer = wordpiece(vocabulary(files['vocab.txt']), spec, hidden)
+      elif spec['name'] == 'byte_bpe':
+        self._tokenizer = byte_bpe(files['vocab.json'], files['merges.txt'], spec, hidden)
+      else:
+        self._tokenizer = whole(json.loads(files['published.json']), hidden)
+    except Exception as error:  # The library raises bare Exception for what it cannot read.
+      if isinstance(error, UserError):
+        raise
+      raise UserError(
+        f'config.tokenizer.path: {spec["name"]} files cannot be read: {error}'
+      ) from None
+    state = json.loads(self._tokenizer.to_str())
+    kinds = _kinds(state)
+    self._byte_level = 'ByteLevel' in kinds
+    self._prefix = state['model'].get('continuing_subword_prefix') or ''
+    self._wordpiece = state['model']['type'] == 'WordPiece'
+    self.pieces_hold_spaces = not self._wordpiece
+    ids = self._tokenizer.get_vocab(with_added_tokens=True)
+    self.vocab_size = max(ids.values(), default=-1) + 1
+    self._names = {id: name for name, id in ids.items()}
+    self._rest = self._tokenizer
+    if spec.get('prefix_space'):
+      self._rest = byte_bpe(
+        files['vocab.json'], files['merges.txt'], {**spec, 'prefix_space': False}, hidden
+      )
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(encoding.ids, np.int32) for encoding in found]
+
+  def encode_rest(self, text: str) -> np.ndarray:
+    return np.array(self._rest.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def encode_with_offsets(self, text: str) -> tuple[np.ndarray, Offsets]:
+    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    return np.array(encoding.ids, np.int32), encoding.offsets
+
+  def decode(self, ids: list[int], first: bool) -> str:
+    text = self._tokenizer.decode(ids, skip_special_tokens=False)
+    if first or self._byte_level or text.startswith(' '):
+      return text
+    name = self._names.get(ids[0], '')
+    begins = not name.startswith(CONTINUES) if self._wordpiece else name.startswith(SPACE)
+    return ' ' + text if begins else text
+
+  def piece(self, id: int) -> str:
+    name = self._names.get(id, f'<{id}>')
+    if not self._byte_level or any(c not in _byte_of() for c in name):
+      return name
+    content = bytes(_byte_of()[c] for c in name)
+    try:
+      text = content.decode()
+    except UnicodeDecodeError:  # Part of a character.
+      return ''.join(f'<0x{byte:02X}>' for byte in content)
+    return SPACE + text[1:] if text.startswith(' ') else text
+
+  def starts_word(self) -> np.ndarray:
+    if self._wordpiece:
+      names = (self._names.get(id, '') for id in range(self.vocab_size))
+      return np.array([not name.startswith(self._prefix) for name in names])
+    pieces = (self.piece(id).replace(SPACE, ' ') for id in range(self.vocab_size))
+    return np.array([begins_word(piece) for piece in pieces])
+
+
+def vocabulary(content: bytes) -> dict[str, int]:
+  """Pieces of a vocab.txt, one a line, by id."""
+  lines = content.decode().split('\n')
+  if lines and not lines[-1]:
+    lines.pop()
+  return {line.rstrip('\r'): id for id, line in enumerate(lines)}
+
+
+def wordpiece(
+  ids: Mapping[str, int], spec: Mapping[str, Any], hidden: set[str] = frozenset()
+) -> tokenizers.Tokenizer:
+  """BERT's tokenizer (Devlin et al. 2019): clean, split at spaces, punctuation and Han, cut."""
+  unk = spec.get('unk', '<unk>')
+  if unk not in ids:
+    raise UserError('config.tokenizer.path: vocab.txt has no [UNK], which WordPiece needs')
+  ids = {hide(name) if name in hidden else name: id for name, id in ids.items()}
+  made = tokenizers.Tokenizer(
+    models.WordPiece(
+      ids, unk_token=unk, max_input_chars_per_word=100, continuing_subword_prefix=CONTINUES
+    )
+  )
+  made.normalizer = normalizers.BertNormalizer(
+    clean_text=True,
+    handle_chinese_chars=spec.get('chinese', True),
+    strip_accents=spec.get('accents'),
+    lowercase=spec['lowercase'],
+  )
+  made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  made.decoder = decoders.WordPiece(prefix=CONTINUES, cleanup=True)
+  return made
+
+
+def byte_bpe(
+  vocab: bytes, merges: bytes, spec: Mapping[str, Any], hidden: set[str] = frozenset()
+) -> tokenizers.Tokenizer:
+  """GPT-2's tokenizer (Radford et al. 2019): words with their space, merged from bytes."""
+  ids = {hide(name) if name in hidden else name: id for name, id in json.loads(vocab).items()}
+  lines = merges.decode().split('\n')
+  pairs = [tuple(line.rstrip('\r').split(' ')) for line in lines if line.strip()]
+  if lines and lines[0].startswith('#version'):
+    pairs.pop(0)
+  if any(len(pair) != 2 for pair in pairs):
+    bad = next(pair for pair in pairs if len(pair) != 2)
+    raise UserError(f'config.tokenizer.path: merges.txt: {" ".join(bad)!r} is not two pieces')
+  made = tokenizers.Tokenizer(models.BPE(ids, pairs))
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spec.get('prefix_space', False))
+  made.decoder = decoders.ByteLevel()
+  if spec['lowercase']:
+    made.normalizer = normalizers.Lowercase()
+  return made
+
+
+def whole(state: dict[str, Any], hidden: set[str] = frozenset()) -> tokenizers.Tokenizer:
+  """What a tokenizer.json describes, without its truncation, padding and template."""
+  state = state | {'truncation': None, 'padding': None, 'post_processor': None}
+  model = dict(state['model'])
+  if isinstance(model['vocab'], dict):
+    names = {name: hide(name) if name in hidden else name for name in model['vocab']}
+    model['vocab'] = {names[name]: id for name, id in model['vocab'].items()}
+  else:
+    model['vocab'] = [
+      [hide(name) if name in hidden else name, score] for name, score in model['vocab']
+    ]
+  added = [
+    token | {'content': hide(token['content'])} if token['content'] in hidden else token
+    for token in state.get('added_tokens', [])
+  ]
+  made = tokenizers.Tokenizer.from_str(json.dumps(state | {'model': model, 'added_tokens': added}))
+  made.encode_special_tokens = True  # As text, not as themselves.
+  return made
+
+
+def hide(name: str) -> str:
+  """A name for a special token that no text holds."""
+  return f'\0{name}\0'
+
+
+def _kinds(node: Any) -> set[str]:
+  """The types of all normalizers, pre-tokenizers and decoders of a tokenizer.json."""
+  if isinstance(node, list):
+    return set().union(*map(_kinds, node)) if node else set()
+  if not isinstance(node, dict):
+    return set()
+  parts = (value for key, value in node.items() if key not in ('model', 'added_tokens'))
+  return set().union({node['type']} if 'type' in node else set(), *map(_kinds, parts))
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+  """Byte-level BPE writes every byte as one visible character: those, with their bytes."""
+  visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in visible]
+  found = {chr(byte): byte for byte in visible}
+  return found | {chr(256 + i): byte for i, byte in enumerate(others)}
