@@ -3,40 +3,44 @@
   python train.py --config=configs/t5.py:mini --workdir=runs/t5-mini \
       --config.data.train=corpus.txt
 
-Variants: `mini` (4 + 4 layers, 256 wide) for two cores and a corpus of some 50 MB; `small`, `base`
-and `large` as published (Raffel et al. 2020, sections 2.1 and 3.1); `v1_1_mini` ... `v1_1_large`
-are T5 1.1, with a gated GELU, an output table of its own and no dropout in pretraining
+Variants: `mini` (4 + 4 layers, 256 wide) for two cores and a corpus of some 50 MB; `small` ...
+`11b` as published (Raffel et al. 2020, sections 2.1, 3.1 and 3.7); `v1_1_mini` ... `v1_1_xxl` are
+T5 1.1, with a gated GELU, an output table of its own and no dropout in pretraining
 (github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md). The
 published optimizer is Adafactor; here it is AdamW without decay, with T5's inverse square root
-schedule for the published sizes.
+schedule for the published sizes. Their tables have 32,128 rows, as released.
 """
 
 from flaxlm.config import tree
 
-# layers of each stack, width, MLP width, heads of 64
+# layers of each stack, width, MLP width, heads, size of a head
 T5_1_0 = {
-  'mini': (4, 256, 1024, 4),
-  'small': (6, 512, 2048, 8),
-  'base': (12, 768, 3072, 12),
-  'large': (24, 1024, 4096, 16),
+  'mini': (4, 256, 1024, 4, 64),
+  'small': (6, 512, 2048, 8, 64),
+  'base': (12, 768, 3072, 12, 64),
+  'large': (24, 1024, 4096, 16, 64),
+  '3b': (24, 1024, 16384, 32, 128),
+  '11b': (24, 1024, 65536, 128, 128),
 }
 T5_1_1 = {
-  'v1_1_mini': (4, 256, 688, 4),
-  'v1_1_small': (8, 512, 1024, 6),
-  'v1_1_base': (12, 768, 2048, 12),
-  'v1_1_large': (24, 1024, 2816, 16),
+  'v1_1_mini': (4, 256, 688, 4, 64),
+  'v1_1_small': (8, 512, 1024, 6, 64),
+  'v1_1_base': (12, 768, 2048, 12, 64),
+  'v1_1_large': (24, 1024, 2816, 16, 64),
+  'v1_1_xl': (24, 2048, 5120, 32, 64),
+  'v1_1_xxl': (24, 4096, 10240, 64, 64),
 }
 VARIANTS = {**T5_1_0, **T5_1_1}
 
 
 def get_config(variant):
   config = tree.new(model='encoder_decoder', objective='span_corruption')
-  layers, width, mlp_width, heads = VARIANTS[variant]
+  layers, width, mlp_width, heads, head_dim = VARIANTS[variant]
   config.model.num_layers = layers
   config.model.emb_dim = width
   config.model.mlp_dim = mlp_width
   config.model.num_heads = heads
-  config.model.head_dim = 64
+  config.model.head_dim = head_dim
   config.model.norm = 'rmsnorm'
   config.model.norm_eps = 1e-6
   config.model.use_bias = False
@@ -73,7 +77,7 @@ def get_config(variant):
       config.model.dropout_rate = 0.1
       config.model.embedding_dropout_rate = 0.1
       config.model.attention_dropout_rate = 0.1
-    config.tokenizer.vocab_size = 32100
+    config.tokenizer.vocab_size = 32128
     config.tokenizer.train_megabytes = 100.0
     config.optimizer.schedule = 'rsqrt'
     config.optimizer.warmup_steps = 10_000

@@ -169,7 +169,8 @@ def dead_pattern(config):
 # Published sizes that differ from others in widths, or in what a third recipe shows too; of those
 # that differ in more, each kind is always tested.
 LONG = {
-  't5.py:small', 't5.py:base', 't5.py:large', 't5.py:v1_1_mini', 'roberta.py:base',
+  't5.py:small', 't5.py:base', 't5.py:large', 't5.py:3b', 't5.py:11b', 't5.py:v1_1_mini',
+  't5.py:v1_1_xl', 't5.py:v1_1_xxl', 'roberta.py:base',
   'roberta.py:large', 'gpt3.py:mini', 'llama.py:2-7b', 'llama.py:2-13b', 'llama.py:2-70b',
   'llama.py:3-8b', 'llama.py:3-70b', 'modernbert.py:mini',
 }  # fmt: skip

@@ -69,6 +69,11 @@ def read(path: str, variant: str = '') -> cd.ConfigDict:
   return config_dict
 
 
+def variants(path: str) -> list[str]:
+  """Names of a recipe's variants, of which the first is the default; empty if it has none."""
+  return _variants(_execute(path))
+
+
 def _variants(module: types.ModuleType) -> list[str]:
   return list(getattr(module, 'VARIANTS', ()))
 

@@ -1,0 +1,130 @@
+"""Lists the models of configs/ with their parameters, FLOPs and memory.
+
+  python -m flaxlm presets
+  python -m flaxlm presets --json
+
+NAME.py:VARIANT is what --config=configs/NAME.py:VARIANT trains. `parameters` are those of the model
+with the head of its objective, `trunk_parameters` those without; rows that pad a vocabulary table
+count as none. `flops_per_token` are those of a training step, forward and backward, at the recipe's
+row length. `parameter_bytes` and `optimizer_bytes` (the moments of AdamW) are what a run holds
+before activations, over all devices. Nothing is trained or read: shapes are worked out.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+import flaxlm
+from flaxlm import commandline, terminal
+
+CONFIGS = epath.Path(flaxlm.__file__).parent.parent / 'configs'
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Numbers of one variant of a recipe; see the command's help."""
+
+  name: str
+  trunk_parameters: int
+  parameters: int
+  flops_per_token: float
+  parameter_bytes: int
+  optimizer_bytes: int
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__)
+  parser.add_argument('--json', action='store_true', help='a JSON list of objects')
+  args = parser.parse(argv)
+  if args.json:
+    print(json.dumps([dataclasses.asdict(measure(name)) for name in names()], indent=2))
+    return
+  row = '{:24} {:>8} {:>11} {:>12} {:>9} {:>10}'.format
+  print(row('recipe', 'trunk', 'with head', 'FLOPs/token', 'GiB', '+ AdamW'), flush=True)
+  for name in names():
+    p = measure(name)
+    sizes = [terminal.count(n) for n in (p.trunk_parameters, p.parameters, p.flops_per_token)]
+    memory = [f'{n / 2**30:,.2f}' for n in (p.parameter_bytes, p.optimizer_bytes)]
+    print(row(name, *sizes, *memory), flush=True)
+
+
+def names() -> Iterator[str]:
+  """'NAME.py:VARIANT' of every recipe that pretrains and offers sizes."""
+  from flaxlm.config import recipe
+
+  for file in sorted(CONFIGS.glob('*.py')):
+    for variant in recipe.variants(str(file)):
+      # What a recipe leaves out of a checkpoint tells that it fine-tunes the models of others.
+      if not recipe.read(str(file), variant).restore.skip:
+        yield f'{file.name}:{variant}'
+
+
+def measure(name: str) -> Preset:
+  """The preset of a name that `names` gave."""
+  import flax.linen as nn
+  import jax
+  import numpy as np
+
+  from flaxlm.config import recipe, tree
+  from flaxlm.models.flops import train_step_flops
+  from flaxlm.training.optimizer import make_optimizer
+
+  config = tree.from_config_dict(recipe.read(*recipe.split(str(CONFIGS / name))))
+  # How layers are run changes no shape, and one traced layer is traced faster than many.
+  sizes = {'vocab_size': config.tokenizer.vocab_size, 'scan_layers': True}
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+  params, batch = _shapes(config)
+  optimizer = make_optimizer(config.optimizer, 1)[0]
+  moments = jax.eval_shape(optimizer.init, nn.unbox(params))
+  # A head that ties its table to the trunk's has no leaf, and none at all without a dense layer.
+  head = params.get('head', {})
+  transform = 'dense' in str(jax.tree.structure(head))
+  length = sum(shape[1] for key, shape in batch.items() if key.endswith('segment_ids'))
+  num_bytes = lambda t: sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(t))
+  trunk = _count(params['trunk'], config.model)
+  return Preset(
+    name=name,
+    trunk_parameters=trunk,
+    parameters=trunk + _count(head, config.model),
+    flops_per_token=train_step_flops(config.model, batch, transform) / length,
+    parameter_bytes=num_bytes(params),
+    optimizer_bytes=num_bytes(moments),
+  )
+
+
+def _shapes(config: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
+  """Shapes of the parameters, boxed with their logical axes, and of a batch of one row."""
+  import jax
+
+  from flaxlm.config.tree import load_module
+  from flaxlm.data import packing
+  from flaxlm.data.tokenizer import Tokenizer
+  from flaxlm.models.model import Model
+  from flaxlm.training.experiment import objective_class
+
+  # Objectives ask a tokenizer for its special tokens; the vocabulary is that of the config.
+  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': config.tokenizer.sentinels})
+  objective = objective_class(config)(config, tokenizer)
+  batch = packing.pack_rows([[]], objective.streams)
+  trunk = load_module('flaxlm.models', config.model.name).Trunk(config.model)
+  model = Model(trunk, objective.head(config.model))
+  params = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
+  return params, {key: value.shape for key, value in batch.items()}
+
+
+def _count(boxed: Any, config: Any) -> int:
+  """Elements of the leaves, without rows that pad an axis of the vocabulary."""
+  import flax.linen as nn
+  import jax
+
+  total = 0
+  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
+  for leaf in jax.tree.leaves(boxed, is_leaf=is_box):
+    size = 1
+    for axis, name in zip(leaf.value.shape, leaf.names, strict=True):
+      size *= config.vocab_size if name == 'vocab' else axis
+    total += size
+  return total
