@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 def count(number: float) -> str:
   """A large number in three digits: 950, 41.2k, 1.30M."""
-  for size, letter in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+  for size, letter in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if abs(number) >= size:
       return f'{number / size:.3g}{letter}'
   return f'{number:.3g}'
