@@ -5,9 +5,8 @@
 
 Variants: `mini` (4 layers, 256 wide) for two cores and a corpus of some 50 MB; `base` and `large`
 as published (Liu et al. 2019, sections 2, 4 and table 9), which want accelerators. Masks are drawn
-anew each epoch, there is no next-sentence prediction, and rows are filled with full sentences. The
-position table of the released models has two rows more than a row has tokens (fairseq numbers
-positions from 2), and theirs of token types a single row.
+anew each epoch, there is no next-sentence prediction, and rows are filled with full sentences. As
+released, positions are counted from row 2 of their table, and there is one row of token types.
 """
 
 from flaxlm.config import tree
@@ -55,8 +54,8 @@ def get_config(variant):
     config.total_steps = 500_000
     config.global_batch_size = 8192
     config.precision = 'bfloat16'
-    config.data.max_length = 512
-    config.model.max_length = 514
+    config.model.max_length = 512
+    config.model.position_offset = 2
     config.model.dropout_rate = 0.1
     config.model.embedding_dropout_rate = 0.1
     config.model.attention_dropout_rate = 0.1

@@ -64,6 +64,12 @@ class TransformerConfig(Named):
   )
 
   position: str = field('learned', 'position scheme', choices=POSITIONS)
+  position_offset: int = field(
+    0,
+    'rows of the learned table before that of position 0, which nothing reads; 2 in RoBERTa, BART',
+    low=0,
+    when={'position': ('learned',)},
+  )
   rope_theta: float = field(1e4, 'base of the RoPE wavelengths', above=1.0, when=ROPE)
   local_rope_theta: float | None = field(
     None,

@@ -40,8 +40,8 @@ class Learned(PositionEncoding):
   def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
     c = self.config
     init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
-    table = self.param('table', init, (c.max_length, c.emb_dim))
-    return x + table.astype(x.dtype)[positions]
+    table = self.param('table', init, (c.position_offset + c.max_length, c.emb_dim))
+    return x + table.astype(x.dtype)[c.position_offset + positions]
 
 
 class Sinusoidal(PositionEncoding):

@@ -155,3 +155,12 @@ def test_scaling_against_transformers(scaling):
   )
   assert factor == 1.0
   np.testing.assert_allclose(position.rope_frequencies(ours), want, rtol=1e-5)
+
+
+def test_a_learned_table_may_begin_before_position_0():
+  config = TransformerConfig(emb_dim=4, num_heads=1, max_length=3, position_offset=2)
+  module = position.scheme(config, True, None)
+  table = np.arange(20.0, dtype=np.float32).reshape(5, 4)
+  positions = jnp.array([[0, 2, 1]])
+  got = module.apply({'params': {'table': table}}, jnp.ones((1, 3, 4)), positions, method='embed')
+  np.testing.assert_array_equal(got[0], 1 + table[[2, 4, 3]])
