@@ -46,6 +46,25 @@ def test_how_far_a_token_reaches(family, global_every, scan_layers):
   np.testing.assert_array_equal(reach(config, params, family), want)
 
 
+@pytest.mark.parametrize('family', ['encoder', 'decoder'])
+def test_each_kind_of_layer_turns_by_its_own_base(family):
+  """One layer, local or global, as one whose only base is its own."""
+  rows = [[document(family, 1, 20)]]
+  found = lambda params, **changes: hidden(
+    model_of(config_of(family, position='rope', num_layers=1, window=WINDOW, **changes)),
+    params,
+    family,
+    rows,
+  )[0, :20]
+  _, params = setup(family, position='rope', num_layers=1)
+  both = dict(rope_theta=1e4, local_rope_theta=50.0)
+  local, one = found(params, **both), found(params, rope_theta=50.0)
+  np.testing.assert_array_equal(local, one)
+  everywhere = found(params, global_every=2, **both)
+  np.testing.assert_array_equal(everywhere, found(params, global_every=2, rope_theta=1e4))
+  assert np.abs(everywhere - found(params, global_every=2, rope_theta=50.0)).max() > 1e-3
+
+
 def by_hand(config, params, batch):
   """The trunk as a loop over blocks, each with the leaves whose virtual path names its layer."""
   trunk = params['trunk']
