@@ -5,7 +5,9 @@ that text never yields one, and every id stays what it was.
 """
 
 import functools
+import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from flaxlm.data.tokenizer_codecs import SPACE, Offsets, begins_word
 from flaxlm.errors import UserError
 
+# Where text may be cut without changing its pieces. BERT cuts at spaces before anything else; GPT-2
+# takes one space to the word behind it, and keeps the others together.
+WORDS = {'wordpiece': re.compile(' '), 'byte_bpe': re.compile(r'(?<=\S)(?= \S)')}
+MAX_KNOWN = 1 << 19  # Words whose ids are kept, about 200 MB.
 CONTINUES = '##'  # How WordPiece writes a piece that does not begin a word.
 
 
@@ -53,15 +59,34 @@ class Library:
     ids = self._tokenizer.get_vocab(with_added_tokens=True)
     self.vocab_size = max(ids.values(), default=-1) + 1
     self._names = {id: name for name, id in ids.items()}
-    self._rest = self._tokenizer
-    if spec.get('prefix_space'):
+    self._rest, self._prefix_space = self._tokenizer, spec.get('prefix_space', False)
+    if self._prefix_space:
       self._rest = byte_bpe(
         files['vocab.json'], files['merges.txt'], {**spec, 'prefix_space': False}, hidden
       )
+    self._words = WORDS.get(spec['name'])
+    self._known: dict[str, list[int]] = {}
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-    found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, np.int32) for encoding in found]
+    if self._words is None:
+      found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+      return [np.array(encoding.ids, np.int32) for encoding in found]
+    if self._prefix_space:
+      texts = [text if not text or text.startswith(' ') else ' ' + text for text in texts]
+    return self._encode_by_words(texts)
+
+  def _encode_by_words(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Each word is cut once and then known: several times as fast as the library on real text."""
+    split = [self._words.split(text) for text in texts]
+    new = list({word for words in split for word in words if word not in self._known})
+    if len(self._known) + len(new) > MAX_KNOWN:
+      self._known.clear()
+      new = list({word for words in split for word in words})
+    found = self._rest.encode_batch_fast(new, add_special_tokens=False)
+    self._known |= {word: encoding.ids for word, encoding in zip(new, found, strict=True)}
+    chain = itertools.chain.from_iterable
+    ids = (list(chain(map(self._known.__getitem__, words))) for words in split)
+    return [np.array(found, np.int32) for found in ids]
 
   def encode_rest(self, text: str) -> np.ndarray:
     return np.array(self._rest.encode(text, add_special_tokens=False).ids, np.int32)

@@ -140,8 +140,12 @@ def test_offsets_lead_back_into_the_text(made, text):
   assert not set(missed) - set(' \t\n\x00\x07\u200b')
 
 
-@hypothesis.given(st.text(max_size=20))
-@hypothesis.settings(max_examples=100, deadline=None)
+# Also what lies between words: it decides where words may be cut apart before they are encoded.
+BETWEEN = st.text(alphabet=" \t\n\r\x0b\x1c\x85\xa0\u3000\u200b\u0301'sdog.,!9\u4e2d", max_size=20)
+
+
+@hypothesis.given(st.one_of(st.text(max_size=20), BETWEEN))
+@hypothesis.settings(max_examples=200, deadline=None)
 @pytest.mark.parametrize('kind', list(CONFIGS))
 def test_offsets_of_any_text(kind, text):
   made = _made(kind)

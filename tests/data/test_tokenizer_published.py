@@ -152,6 +152,18 @@ def test_roberta(tmp_path):
   assert (made.cls_id, made.sep_id) == (made.bos_id, made.eos_id)
 
 
+def test_a_space_is_put_before_the_text_where_the_folder_says_so(tmp_path):
+  (write_gpt2(tmp_path) / 'tokenizer_config.json').write_text('{"add_prefix_space": true}')
+  made = Tokenizer.load(tmp_path)
+  for text in ('fox', ' fox', 'the fox', '', '\tfox', '  fox'):
+    ids = made.encode(text)
+    np.testing.assert_array_equal(ids, made.encode_with_offsets(text)[0])
+    assert made.decode(ids) == text if text.startswith(' ') or not text else ' ' + text
+  marked = made.encode_marked('the<>fox', {'<>': 7}).tolist()
+  assert made.decode(marked[: marked.index(7)]) == ' the'
+  assert made.decode(marked[marked.index(7) + 1 :]) == 'fox'
+
+
 def test_growth_is_explicit(tmp_path):
   plain = Tokenizer.load(write_gpt2(tmp_path))
   grown = Tokenizer.load(tmp_path, ('mask', 'sentinels', 'pad'), sentinels=3)
