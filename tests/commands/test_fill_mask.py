@@ -21,7 +21,10 @@ class Echo:
     return {'mlm': VocabOutput(hidden, jnp.eye(400), None, 400)}, None
 
 
-@pytest.mark.parametrize('name, before', [('bytes', ' '), ('sentencepiece', 'was')])
+@pytest.mark.parametrize(
+  'name, before',
+  [('bytes', ' '), ('sentencepiece', 'was'), ('wordpiece', 'was'), ('byte_bpe', 'was')],
+)
 def test_the_mask_stands_behind_what_it_replaces(name, before):
   texts = ['the film was long and the plot was thin'] * 20
   config = TokenizerConfig(name=name, vocab_size=300, sentinels=0)
