@@ -209,6 +209,19 @@ def test_characters_are_those_of_the_training_text():
   assert made.decode(made.encode('d§')) == 'd\ufffd'
 
 
+@hypothesis.given(st.text(alphabet=' \t\n\x1c\xa0ab.', max_size=12))
+@hypothesis.settings(max_examples=500, deadline=None)
+def test_words_are_cut_apart_only_where_nothing_is_merged(text):
+  """Runs of white space are pieces of this vocabulary, whole."""
+  if 'spaces' not in _kept:
+    texts = ['a  \t  b\n\n   b \t\t a.\n    a\n \n \xa0 b' * 50]
+    _kept['spaces'] = tokenizer.train(
+      TokenizerConfig(name='byte_bpe', vocab_size=320, sentinels=0), texts
+    )
+  made = _kept['spaces']
+  np.testing.assert_array_equal(made.encode(text), made.encode_with_offsets(text)[0])
+
+
 @pytest.mark.parametrize('kind', ['unigram', 'wordpiece', 'byte_bpe'])
 def test_lowercase(kind):
   made = tokenizer.train(dataclasses.replace(CONFIGS[kind], lowercase=True), [TEXT * 5])
