@@ -74,13 +74,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
   for name in declared:
     ids.setdefault(name, 1 + max(ids.values()))
   special |= {token['content'] for token in added.values() if token.get('special')}
-  special |= set(declared) | {name for names in NAMES.values() for name in names if name in ids}
-  special |= {name for name in ids if _SENTINEL.fullmatch(name)}
-  roles = _roles(settings, ids, special)
-  if (
-    kind == 'byte_bpe'
-  ):  # Bytes know no unknown; RoBERTa's <|endoftext|> is one token among others.
-    special -= {'<|endoftext|>'} - set(roles.values())
+  special |= set(declared) | {name for name in ids if _SENTINEL.fullmatch(name)}
+  roles = _roles(settings, ids)
+  special |= set(roles.values())
   ordinary = [name for name in ids if name not in base and name not in special]
   if ordinary and kind != 'tokenizer_json':
     raise UserError(
@@ -193,12 +189,12 @@ def _declared(settings: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(name for name in map(_content, tokens) if name))
 
 
-def _roles(settings: Mapping[str, Any], ids: Mapping[str, int], special: set[str]) -> dict:
+def _roles(settings: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, str]:
   """Names of the tokens of roles: as declared, else by their usual names."""
   roles = {}
   for role in ROLES:
     declared = _content(settings.get(f'{role}_token'))
-    usual = next((name for name in NAMES[role] if name in special and name in ids), None)
+    usual = next((name for name in NAMES[role] if name in ids), None)
     if declared or usual:
       roles[role] = declared or usual
   if roles.get('unk') in (roles.get('eos'), roles.get('bos')):
@@ -243,7 +239,8 @@ def _sentencepiece(spec: dict, files: Mapping[str, bytes], settings: Mapping[str
   special = {p for i, p in enumerate(pieces) if model.is_control(i) or model.is_unknown(i)}
   albert = {'[CLS]', '[SEP]', '[MASK]'} <= special and not special & {'<s>', '</s>'}
   xlnet = {'<cls>', '<sep>', '<mask>', '<eod>'} <= special
-  spec['lowercase'] = (albert or xlnet) and settings.get('do_lower_case', not _cased(pieces))
+  folded = settings.get('do_lower_case', albert and not _cased(pieces))
+  spec['lowercase'] = (albert or xlnet) and folded
   spec['accents'] = (albert or xlnet) and not settings.get('keep_accents', False)
   spec['plain'] = albert or xlnet
   return {piece: i for i, piece in enumerate(pieces)}, special

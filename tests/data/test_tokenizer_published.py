@@ -150,6 +150,7 @@ def test_roberta(tmp_path):
   found = [made.bos_id, made.pad_id, made.eos_id, made.unk_id, made.mask_id]
   assert found == [first, first + 1, first + 2, first + 3, first + 5]
   assert (made.cls_id, made.sep_id) == (made.bos_id, made.eos_id)
+  assert made.special_ids == set(found)  # Not GPT-2's, which is one token among others here.
 
 
 def test_a_space_is_put_before_the_text_where_the_folder_says_so(tmp_path):
@@ -215,6 +216,21 @@ def test_albert_and_xlnet_prepare_text(tmp_path):
   found = ''.join(''.join(text[start:end] for start, end in offsets).split())
   # Both letters of the ligature are pieces of their own, and stand where it does.
   assert found.replace('\u0301', '') == "TH\xc9dog''\u0130x\ufb01\ufb01"
+
+
+def test_xlnet(tmp_path):
+  special = ['<cls>', '<sep>', '<pad>', '<mask>', '<eod>']
+  options = dict(pad_id=-1, unk_id=0, bos_id=1, eos_id=2, control_symbols=special)
+  write_t5(tmp_path, user_defined_symbols=['<eop>', '.'], **options)
+  made = Tokenizer.load(tmp_path)
+  found = (made.unk_id, made.bos_id, made.eos_id, made.cls_id, made.sep_id, made.pad_id)
+  assert (*found, made.mask_id) == tuple(range(7))
+  assert 8 in made.encode('fox<eop>dog') and made.spec['plain'] and not made.spec['lowercase']
+  declared = json.dumps({'additional_special_tokens': ['<eop>', '<eod>']})
+  (tmp_path / 'special_tokens_map.json').write_text(declared)
+  made = Tokenizer.load(tmp_path)
+  assert 8 in made.special_ids and 8 not in made.encode('fox<eop>dog')
+  np.testing.assert_array_equal(made.encode(' the\xa0 d\xf3g'), made.encode('the dog'))
 
 
 def test_a_user_defined_symbol_with_a_role_is_out_of_reach(tmp_path):
