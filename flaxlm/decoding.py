@@ -75,6 +75,7 @@ def generate(
   sampling: Sampling,
   eos_id: int | None,
   encoder_inputs: Sequence[np.ndarray] | None = None,
+  prefix: bool = False,
 ) -> list[np.ndarray]:
   """Continues each prompt.
 
@@ -85,6 +86,7 @@ def generate(
     sampling: how tokens are chosen. Row i draws from fold_in(key(seed), i), whatever the others do.
     eos_id: token that ends a row; None: only the length does.
     encoder_inputs: token ids [m >= 1] for each row, of an encoder-decoder.
+    prefix: the tokens of a prompt see each other in both directions (prefix language models).
 
   Returns:
     New token ids of each row, EOS not included. A row that outgrows model.max_length goes on from
@@ -105,7 +107,9 @@ def generate(
     steps = max(room[i] for i in rows)
     sources = None if encoder_inputs is None else [encoder_inputs[i] for i in rows]
     keys = _row_keys(sampling.seed, rows, [len(results[i]) for i in rows])
-    new = _run(model, params, [contexts[i] for i in rows], sources, keys, steps, sampling, eos_id)
+    new = _run(
+      model, params, [contexts[i] for i in rows], sources, keys, steps, sampling, eos_id, prefix
+    )
     for i, tokens in zip(rows, new, strict=True):
       tokens = tokens[: left[i]]
       ends = np.flatnonzero(tokens == eos_id) if eos_id is not None else []
@@ -126,7 +130,7 @@ def _row_keys(seed: int, rows: Sequence[int], drawn: Sequence[int]) -> Array:
   return jax.vmap(fold)(jnp.asarray(rows), jnp.asarray(drawn))
 
 
-def _run(model, params, contexts, sources, keys, steps, sampling, eos_id) -> np.ndarray:
+def _run(model, params, contexts, sources, keys, steps, sampling, eos_id, prefix) -> np.ndarray:
   """`steps` new tokens for each row: int32 [B, steps]; undefined after EOS."""
   config = model.trunk.config
   prompts, lengths = _padded(contexts, min(config.max_length, _bucket(max(map(len, contexts)))))
@@ -138,7 +142,7 @@ def _run(model, params, contexts, sources, keys, steps, sampling, eos_id) -> np.
     memory = _encode(model, params, inputs, segments)
   sampling = dataclasses.replace(sampling, max_new_tokens=0, seed=0)  # not of the program
   tokens = _decode(
-    model, sampling, slots, eos_id, params, prompts, lengths, keys, steps, memory, segments
+    model, sampling, slots, eos_id, prefix, params, prompts, lengths, keys, steps, memory, segments
   )
   return np.asarray(tokens)[:, :steps]
 
@@ -175,10 +179,16 @@ def empty_cache(config: TransformerConfig, layers: int, batch: int, slots: int) 
   return Cache(jnp.zeros(shape, config.precision), jnp.zeros(shape, config.precision))
 
 
-def cached_call(model, params, inputs, positions, cache, memory, segment_ids) -> tuple[Any, Cache]:
-  """(VocabOutput of new tokens [B, n] at `positions`, the cache with them)."""
+def cached_call(
+  model, params, inputs, positions, cache, memory, segment_ids, prefix=None
+) -> tuple[Any, Cache]:
+  """(VocabOutput of new tokens [B, n] at `positions`, the cache with them).
+
+  prefix: marks [B, n] of new tokens that all of them see, or None.
+  """
   if memory is None:
     batch = {'inputs': inputs, 'positions': positions}
+    batch |= {} if prefix is None else {'prefix': prefix}
     outputs, output = model.apply({'params': params}, batch, cache=cache)
     return outputs, output.cache
   batch = {
@@ -191,9 +201,9 @@ def cached_call(model, params, inputs, positions, cache, memory, segment_ids) ->
   return outputs, output.cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _decode(
-  model, sampling, slots, eos_id, params, prompts, lengths, keys, steps, memory, segment_ids
+  model, sampling, slots, eos_id, prefix, params, prompts, lengths, keys, steps, memory, segment_ids
 ) -> Array:
   """Prefills the prompts [B, P] and adds up to `steps` tokens to each row: int32 [B, slots]."""
   config = model.trunk.config
@@ -201,7 +211,8 @@ def _decode(
   rows = jnp.arange(prompts.shape[0])
   cache = empty_cache(config, layers, prompts.shape[0], slots)
   positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  output, cache = cached_call(model, params, prompts, positions, cache, memory, segment_ids)
+  marks = (positions < lengths[:, None]).astype(jnp.int32) if prefix else None
+  output, cache = cached_call(model, params, prompts, positions, cache, memory, segment_ids, marks)
   last = output.replace(hidden=output.hidden[rows, lengths - 1])
   draw = lambda scores, t: choose(
     scores, sampling, jax.vmap(jax.random.fold_in, (0, None))(keys, t)

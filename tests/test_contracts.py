@@ -121,6 +121,9 @@ def test_objective(name):
   if cls.packing == 'first_fit':
     assert parameters(cls.items) == ['examples'] and parameters(cls.lengths) == ['item']
     assert parameters(cls.predict) == ['outputs', 'batch']
+    assert 'text' in cls.needs
+  if hasattr(cls, 'prompt'):
+    assert parameters(cls.prompt) == ['text']
   heads = [c for c in own_classes(module) if c.__name__.endswith('Head')]
   for head in heads:
     assert parameters(head.__call__) == ['output', 'batch', 'deterministic']
@@ -135,6 +138,7 @@ def test_task(name):
   assert parameters(cls) == ['config']
   assert parameters(cls.parse) == ['row', 'where', '[labelled]']
   assert parameters(cls.discover) == ['examples']
+  assert parameters(cls.texts) == ['example'] and 'text' in cls.gives
   for method in (cls.metrics, cls.details, cls.records):
     assert parameters(method) == ['predictions', 'examples']
 

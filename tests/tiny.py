@@ -33,7 +33,7 @@ def places():
 
 
 def write_corpus(folder):
-  """text.txt, other.txt: documents between blank lines; rows.tsv: text, label, other, topic."""
+  """text.txt, other.txt: documents between blank lines; rows.tsv: text and four more columns."""
   rng = np.random.default_rng(0)
   letters = np.array(list('abcdefghilmnoprstu'))
   lexicon = [''.join(rng.choice(letters, rng.integers(2, 8))) for _ in range(300)]
@@ -48,10 +48,10 @@ def write_corpus(folder):
   for name in ('text.txt', 'other.txt'):
     documents = ['\n'.join(text(9) for _ in range(rng.integers(1, 6))) for _ in range(DOCUMENTS)]
     (folder / name).write_text('\n\n'.join(documents) + '\n')
-  rows = ['text\tlabel\tother\ttopic']
+  rows = ['text\tlabel\tother\ttopic\ttarget']
   for _ in range(DOCUMENTS):
     label, topic = rng.choice(['good', 'bad']), rng.choice(['x', 'y', 'z'])
-    rows.append(f'{text(rng.integers(2, 9))}\t{label}\t{text(4)}\t{topic}')
+    rows.append(f'{text(rng.integers(2, 9))}\t{label}\t{text(4)}\t{topic}\t{label} {topic}')
   (folder / 'rows.tsv').write_text('\n'.join(rows) + '\n')
   return folder
 

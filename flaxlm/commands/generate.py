@@ -21,22 +21,26 @@ def main(argv: Sequence[str]) -> None:
   args = _parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
   from flaxlm import decoding
-  from flaxlm.models.family import family_of
   from flaxlm.training.experiment import open_model
 
   experiment, params, _ = open_model(args.workdir, args.checkpoint)
   name = experiment.config.objective.name
-  family = family_of(experiment.config.model.name)
-  if name not in ('causal_lm', 'span_corruption'):
+  if not hasattr(experiment.objective, 'prompt'):
     raise UserError(f'{args.workdir} was trained with the objective {name!r}: it does not generate')
   texts = [text for text in args.prompt or [''] for _ in range(args.num_samples)]
   tokenizer = experiment.tokenizer
-  prompts, sources, eos_id = _inputs(experiment, family, texts)
+  given = [experiment.objective.prompt(text) for text in texts]
+  prompts, sources = [prompt.inputs for prompt in given], None
+  if given[0].encoder_inputs is not None:
+    sources = [prompt.encoder_inputs for prompt in given]
+    _check_lengths(texts, sources, experiment.config.max_length)
   sampling = decoding.Sampling(
     args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed
   )
   terminal.phase('decode', f'{len(prompts)} texts')
-  results = decoding.generate(experiment.model, params, prompts, sampling, eos_id, sources)
+  results = decoding.generate(
+    experiment.model, params, prompts, sampling, given[0].eos_id, sources, given[0].prefix
+  )
   terminal.close()
   for text, prompt, tokens in zip(texts, prompts, results, strict=True):
     if sources is None:
@@ -78,22 +82,9 @@ def _parse(argv: Sequence[str]) -> Any:
   return args
 
 
-def _inputs(
-  experiment: Any, family: str, texts: Sequence[str]
-) -> tuple[list[np.ndarray], list[np.ndarray] | None, int | None]:
-  """(decoder prompts, encoder inputs or None, the token that ends a text or None)."""
-  tokenizer = experiment.tokenizer
-  if family == 'encoder_decoder':
-    marks = {f'<extra_id_{i}>': id for i, id in enumerate(tokenizer.sentinel_ids)}
-    longest = experiment.config.max_length - 1
-    sources = [tokenizer.encode_marked(text, marks) for text in texts]
-    for text, ids in zip(texts, sources, strict=True):
-      if len(ids) > longest:
-        raise UserError(f'--prompt: {text[:30]!r}... has {len(ids)} tokens, at most {longest} fit')
-    sources = [np.append(ids, tokenizer.eos_id) for ids in sources]
-    return [np.array([tokenizer.bos_id])] * len(texts), sources, tokenizer.eos_id
-  if experiment.config.objective.boundaries:
-    prompts = [np.append(tokenizer.bos_id, tokenizer.encode(text)) for text in texts]
-    return prompts, None, tokenizer.eos_id
-  # Trained without BOS: a line end is the nearest thing to a beginning.
-  return [tokenizer.encode(text or '\n') for text in texts], None, None
+def _check_lengths(texts: Sequence[str], sources: Sequence[np.ndarray], longest: int) -> None:
+  """UserError for a text that is longer than the rows the encoder was trained on."""
+  for text, ids in zip(texts, sources, strict=True):
+    if len(ids) > longest:
+      over = len(ids) - longest
+      raise UserError(f'--prompt: {text[:30]!r}... has {over} tokens more than fit')

@@ -38,7 +38,9 @@ class DataConfig:
     'text', 'column of the text: a name, or a number where there is no header'
   )
   label_column: str = field(
-    'label', 'column of the label: a name or a number', when={'config.task.name': (SET,)}
+    'label',
+    'column of the label: a name or a number',
+    when={'config.task.name': ('text_classification',)},
   )
   max_rows: int | None = field(
     None, 'read only the first so many documents or rows of train', low=1
@@ -50,7 +52,10 @@ class DataConfig:
     None,
     'tokens in a decoder row; what the objective needs for max_length if unset',
     low=4,
-    when=RUNNING_TEXT | {'config.model.name': ('encoder_decoder',)},
+    when={
+      'config.model.name': ('encoder_decoder',),
+      'config.objective.name': ('span_corruption', 'denoising', 'seq2seq', 'mixture'),
+    },
   )
   sampling: str = field(
     'epochs',

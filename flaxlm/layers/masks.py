@@ -22,6 +22,16 @@ def near(q_places: jax.Array, k_places: jax.Array, window: int) -> jax.Array:
   return (jnp.abs(distance) <= window)[..., None, :, :]
 
 
+def prefix(marks: jax.Array, positions: jax.Array, slots: int) -> jax.Array:
+  """[B, L] marks of tokens at `positions` [B, L] of `slots` places -> [B, 1, 1, slots].
+
+  A key whose mark is not 0 is seen by every query of its segment, also by those before it.
+  """
+  rows = jnp.arange(marks.shape[0])[:, None]
+  found = jnp.zeros((marks.shape[0], slots), bool).at[rows, positions].max(marks != 0)
+  return found[:, None, None]
+
+
 def cached(positions: jax.Array, slots: int) -> jax.Array:
   """[B, Lq] -> [B, 1, Lq, slots]: cache slots up to each query's position."""
   return (jnp.arange(slots) <= positions[:, :, None])[:, None]

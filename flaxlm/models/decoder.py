@@ -21,6 +21,7 @@ FAMILY = 'decoder'
 class Trunk(nn.Module):
   """inputs, positions, segment_ids [B, L] -> hidden [B, L, D].
 
+  Where the batch has `prefix` [B, L], tokens that it marks are seen by their whole segment.
   With a cache (keys and values [N, B, S, Hkv, K]) the batch holds only new tokens, whose positions
   say which slots they fill; segment_ids are not read then: a row is one sequence.
   """
@@ -37,7 +38,9 @@ class Trunk(nn.Module):
     x = Embedding(c, name='embedding')(
       table, position, batch['inputs'], batch['positions'], None, deterministic
     )
-    context = self_context(position, batch['positions'], batch.get('segment_ids'), cache)
+    context = self_context(
+      position, batch['positions'], batch.get('segment_ids'), cache, batch.get('prefix')
+    )
     x, cache = Stack(c, c.num_layers, name='stack')(x, context, deterministic, cache)
     if c.norm_placement == 'pre':
       x = Norm(c, name='final_norm')(x)
@@ -49,15 +52,24 @@ def self_context(
   positions: jax.Array,
   segment_ids: jax.Array | None,
   cache: Cache | None,
+  prefix: jax.Array | None = None,
 ) -> Context:
-  """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache."""
+  """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache.
+
+  prefix: marks [B, L] of tokens that their whole segment sees, or None.
+  """
   if cache is None:
     queries = keys = jnp.arange(positions.shape[1])
-    mask = masks.segments(segment_ids, segment_ids) & masks.causal(positions.shape[1])
+    order = masks.causal(positions.shape[1])
+    if prefix is not None:
+      order |= masks.prefix(prefix, jnp.broadcast_to(keys, prefix.shape), prefix.shape[1])
+    mask = masks.segments(segment_ids, segment_ids) & order
   else:
     slots = cache.key.shape[2]
     queries, keys = positions, jnp.arange(slots)[None]
     mask = masks.cached(positions, slots)
+    if prefix is not None:
+      mask |= masks.prefix(prefix, positions, slots)
   window = position.config.window
   return Context(
     mask=mask,

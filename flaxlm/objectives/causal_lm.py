@@ -13,7 +13,7 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken
+from flaxlm.objectives.next_token import NextToken, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +50,11 @@ class Objective(NextToken):
       tokens = np.concatenate([first, tokens, last]).astype(np.int32)
     weights = np.ones(len(tokens) - 1, np.float32)
     return {'inputs': tokens[:-1], 'targets': tokens[1:], 'target_weights': weights}
+
+  def prompt(self, text: str) -> Prompt:
+    """To continue a text; '' starts from nothing."""
+    t = self.tokenizer
+    if self.config.boundaries:
+      return Prompt(np.append(t.bos_id, t.encode(text)), eos_id=t.eos_id)
+    # Trained without BOS: a line end is the nearest thing to a beginning.
+    return Prompt(t.encode(text or '\n'))

@@ -46,6 +46,7 @@ class Objective:
 
   families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'first_fit'
+  needs = ('text', 'label')
   terms = ('loss',)
   perplexity = ''
   likelihood = False

@@ -147,6 +147,23 @@ def _chunk(
   return (*sums, d_table, d_bias), d_hidden
 
 
+def token_scores(output: VocabOutput, targets: Array) -> tuple[Array, Array]:
+  """(nll, whether the target is the likeliest token), float32 [B, T] each, of every target."""
+  chunk = partial(
+    _chunk, output.vocab_size, output.softcap, 0.0, 0.0, output.table, output.bias, False
+  )
+
+  def one(hidden, target):
+    (_, nll, correct), _ = chunk(hidden[None, None], target[None, None], jnp.ones((1, 1)))
+    return nll, correct
+
+  # As many tokens of each row at once as keep the logits to one chunk.
+  columns = jnp.moveaxis(output.hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
+  size = max(1, CHUNK_LOGITS // (targets.shape[0] * output.table.shape[0]))
+  scores = jax.lax.map(lambda xs: jax.vmap(one)(*xs), columns, batch_size=size)
+  return tuple(jnp.moveaxis(score, 0, 1) for score in scores)
+
+
 def class_metrics(logits: Array, targets: Array, weights: Array) -> tuple[Mean, Mean]:
   """(cross-entropy, accuracy) of float32 logits [..., C] against targets [...]."""
   log_p = jax.nn.log_softmax(logits)

@@ -1,11 +1,29 @@
 """What objectives share that predict every token of a sequence from those before it."""
 
+import dataclasses
+
 import flax.linen as nn
+import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.models.heads import VocabHead
 from flaxlm.objectives import losses
 from flaxlm.types import Array, Batch, Mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """What decoding begins with to go on from a text, or to answer it.
+
+  inputs: ids [n >= 1] that the decoder reads first; encoder_inputs: ids [m >= 1] of an
+  encoder-decoder; eos_id: the token that ends a text, None if there is none; prefix: whether the
+  tokens of `inputs` see each other in both directions.
+  """
+
+  inputs: np.ndarray
+  encoder_inputs: np.ndarray | None = None
+  eos_id: int | None = None
+  prefix: bool = False
 
 
 class NextToken:

@@ -17,7 +17,7 @@ from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken
+from flaxlm.objectives.next_token import NextToken, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,12 @@ class Objective(NextToken):
       'targets': targets,
       'target_weights': np.ones(len(targets), np.float32),
     }
+
+  def prompt(self, text: str) -> Prompt:
+    """To fill the gaps of a text, written <extra_id_0>, <extra_id_1>, ..."""
+    t = self.tokenizer
+    marks = {f'<extra_id_{i}>': id for i, id in enumerate(t.sentinel_ids)}
+    return Prompt(self._bos, np.append(t.encode_marked(text, marks), t.eos_id), t.eos_id)
 
   def corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n >= 2] -> (encoder inputs, targets), both int32 and ending with EOS."""

@@ -30,6 +30,8 @@ class Task:
   numbers, and `probabilities` float [N, C] over `config.task.labels`.
   """
 
+  gives = ('text', 'label')
+
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
     self.labels = tuple(config.task.labels)
@@ -54,6 +56,10 @@ class Task:
     if self.labels and label not in self.labels:
       raise UserError(f'{where}: unknown label {label!r}{nearest(label, self.labels)}')
     return example | {'label': label}
+
+  def texts(self, example: Example) -> list[str]:
+    """What a tokenizer learns from."""
+    return [example['text']]
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Fields of `config.task` that the training examples decide where they are unset.

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from flaxlm import sharding, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
-from flaxlm.data import cache, holdout, packing, pipeline, source
+from flaxlm.data import cache, holdout, packing, pipeline
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
@@ -182,6 +182,14 @@ def check_parts(config: Config) -> None:
     names = tree.named_files('flaxlm.tasks')
     wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
     raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
+  if labelled:
+    task = tree.load_module('flaxlm.tasks', config.task.name).Task
+    missing = [key for key in getattr(cls, 'needs', ()) if key not in task.gives]
+    if missing:
+      raise UserError(
+        f'config.task.name: {config.objective.name!r} learns from the {missing[0]} of a row, which '
+        f'{config.task.name!r} does not give'
+      )
 
 
 def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
@@ -192,8 +200,8 @@ def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
     return for_corpus(config, None)
   if config.task.name:
     rows = holdout.rows(config.data)['train']
-    column = config.data.text_column
-    texts = [source.column(row, column, where, 'text_column') for where, row in rows]
+    task = _task(config)
+    texts = [text for where, row in rows for text in task.texts(task.parse(row, where))]
     identity = {'rows': cache.key(texts)}
     return for_corpus(
       config, holdout.Documents(config.data.train, len(texts), identity, lambda: iter(texts))

@@ -1,0 +1,41 @@
+"""Text to text: learns to write a target for each source, from labelled rows.
+
+  python train.py --config=configs/text_to_text.py --workdir=runs/answers \
+      --config.init_from=runs/t5-mini --config.data.train=train.jsonl \
+      --config.data.text_column=question --config.task.target_column=answer
+  python eval.py --workdir=runs/answers
+  python -m flaxlm generate --workdir=runs/answers --prompt='...' --temperature=0
+
+Rows are read from jsonl, csv, tsv or parquet. Variants: `encoder_decoder` (the encoder reads the
+source, the decoder writes the target; --config.objective.marks=bart after denoising) and `decoder`
+(prompt and completion in one row, loss on the completion). With `init_from`, the tokenizer is that
+of the checkpoint, and without a variant so is the model. Without it the model is trained from
+scratch, in the size `mini` of configs/t5.py or configs/gpt2.py.
+
+Evaluation reports loss, perplexity, token accuracy and exact match, and writes each row's scores.
+"""
+
+from configs import gpt2, t5
+from flaxlm.config import tree
+
+VARIANTS = {'encoder_decoder': (t5, 'seq2seq'), 'decoder': (gpt2, 'completion')}
+
+
+def get_config(variant):
+  recipe, objective = VARIANTS[variant]
+  config = tree.new(model=variant, objective=objective, task='text_to_text')
+  pretraining = recipe.get_config('mini')
+  with config.unlocked():
+    config.model = pretraining.model
+    config.tokenizer = pretraining.tokenizer
+  config.num_epochs = 3.0
+  config.global_batch_size = 16
+  config.optimizer.learning_rate = 3e-4
+  config.optimizer.schedule = 'linear'
+  config.optimizer.end_ratio = 0.0
+  config.optimizer.b2 = 0.98
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.warmup_steps = 20
+  config.evaluation.every_steps = 100
+  config.checkpoint.every_steps = 100
+  return config

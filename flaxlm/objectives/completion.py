@@ -1,0 +1,62 @@
+"""Causal modelling of completions: a decoder reads BOS prompt completion EOS, and learns the end.
+
+The loss is on the tokens of the completion and on EOS only (instruction tuning; Radford et al.
+2018, section 3.3, lay out tasks for a decoder in this way).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.data.packing import Stream
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.objectives import losses
+from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.supervised import Supervised
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(losses.VocabLossConfig):
+  """Causal modelling of completions."""
+
+
+class Objective(Supervised):
+  """The loss is the mean over all tokens of completions."""
+
+  families = ('decoder',)
+
+  def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
+    self.config = config.objective
+    self.tokenizer = tokenizer
+    self.length = config.max_length
+    keys = ('inputs', 'targets', 'target_weights', 'example_ids')
+    self.streams = {'inputs': Stream(self.length, keys, prefix='')}
+
+  def cut(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of a prompt that is too long the end stays, in what the completion leaves: at least half."""
+    room = self.length - 1  # BOS; EOS is no input.
+    source = source[max(len(source) - max(room - len(target), room - room // 2), 0) :]
+    return source, target[: room - len(source)]
+
+  def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
+    return {'inputs': 1 + len(item['source']) + len(self.ended(item)) - 1}
+
+  def features(self, item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """inputs, targets, target_weights, example_ids [n]."""
+    target = self.ended(item)
+    tokens = np.concatenate([[self.tokenizer.bos_id], item['source'], target]).astype(np.int32)
+    n = len(tokens) - 1
+    return {
+      'inputs': tokens[:-1],
+      'targets': tokens[1:],
+      'target_weights': (np.arange(n) >= n - len(target)).astype(np.float32),
+      'example_ids': np.full(n, item['id'], np.int32),
+    }
+
+  def prompt(self, text: str) -> Prompt:
+    """To complete a text."""
+    t = self.tokenizer
+    return Prompt(np.append(t.bos_id, t.encode(text)), eos_id=t.eos_id)

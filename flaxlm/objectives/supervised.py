@@ -1,0 +1,60 @@
+"""What objectives share that learn to write a target text for a source text, from labelled rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flaxlm import terminal
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.objectives import losses
+from flaxlm.objectives.next_token import NextToken
+from flaxlm.types import Array, Batch
+
+
+class Supervised(NextToken):
+  """The loss is the mean over all target tokens, each given the true ones before it.
+
+  Subclasses have `cut`, and put example_ids [T], the example's number at each target, beside the
+  targets.
+  """
+
+  packing = 'first_fit'
+  needs = ('text', 'target')
+  likelihood = False
+  tokenizer: Tokenizer
+
+  def cut(
+    self, source: np.ndarray, target: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
+    """Source and target without what does not fit a row."""
+    raise NotImplementedError
+
+  def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tokenised examples: source and target, cut to fit a row, and the example's number."""
+    sources = self.tokenizer.encode_batch([example['text'] for example in examples])
+    targets = self.tokenizer.encode_batch([example['target'] for example in examples])
+    items, cut = [], 0
+    for number, whole in enumerate(zip(sources, targets, strict=True)):
+      source, target = self.cut(*whole)
+      cut += len(source) + len(target) < len(whole[0]) + len(whole[1])
+      items.append({'source': source, 'target': target, 'id': number})
+      items[-1]['whole'] = len(target) == len(whole[1])
+    if cut:
+      terminal.warn(f'{cut} of {len(items)} rows are longer than config.data allows, and are cut')
+    return items
+
+  def ended(self, item: Mapping[str, Any]) -> np.ndarray:
+    """The target tokens of an item, with EOS unless they were cut: int32 [t]."""
+    end = [self.tokenizer.eos_id] if item['whole'] else []
+    return np.concatenate([item['target'], end]).astype(np.int32)
+
+  def predict(self, outputs: Any, batch: Batch) -> dict[str, Array]:
+    """Of each target [B, T]: nll, correct (the likeliest token is right), example_ids, weights."""
+    nll, correct = losses.token_scores(outputs, batch['targets'])
+    return {
+      'nll': nll,
+      'correct': correct,
+      'example_ids': batch['example_ids'],
+      'weights': batch['target_weights'],
+    }

@@ -1,0 +1,98 @@
+"""Text to text: a column of source texts (prompts) and one of target texts (completions)."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flaxlm.config.field import Named, field
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.errors import UserError, nearest
+
+Example = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Named):
+  """Text to text."""
+
+  target_column: str = field('target', 'column of the target text: a name or a number')
+  prefix: str = field('', 'text put before every source, such as `summarize: ` (T5)')
+
+
+class Task:
+  """How a row is read, and what is reported of the predictions.
+
+  Predictions are arrays over all N target tokens, those of an example one after another:
+  `example_ids` int [N], `nll` and `correct` float [N].
+  """
+
+  gives = ('text', 'target')
+
+  def __init__(self, config: ExperimentConfig):
+    self._source = config.data.text_column
+    self._target = config.task.target_column
+    self._prefix = config.task.prefix
+
+  def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
+    """{'text', 'target'} of a row; the text begins with the prefix.
+
+    Args:
+      row: column -> text.
+      where: 'FILE:LINE', for messages.
+      labelled: a target is needed in any case: it is scored, not written.
+
+    Raises:
+      UserError: for a missing column or an empty target.
+    """
+    for name, key in ((self._source, 'data.text_column'), (self._target, 'task.target_column')):
+      if name not in row:
+        hint = '' if labelled else '; to write texts, use python -m flaxlm generate'
+        hint = f'; set config.{key}{hint}'
+        raise UserError(f'{where}: no column {name!r}{nearest(name, row)}{hint}')
+    target = str(row[self._target])
+    if not target:
+      raise UserError(f'{where}: the target in column {self._target!r} is empty')
+    return {'text': self._prefix + str(row[self._source]), 'target': target}
+
+  def texts(self, example: Example) -> list[str]:
+    """What a tokenizer learns from."""
+    return [example['text'], example['target']]
+
+  def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
+    """Nothing is left to the training examples."""
+    return {}
+
+  def metrics(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, float]:
+    """exact_match: the share of targets of which every token, the end included, is the likeliest.
+
+    Given the true tokens before it each time; that is when greedy decoding writes the target.
+    """
+    return {'exact_match': float(np.mean([exact for _, _, exact in self._scored(predictions)]))}
+
+  def details(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, Any]:
+    """Nothing besides the numbers."""
+    return {}
+
+  def records(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> Iterator[dict[str, Any]]:
+    """One JSON-able object for each example: text, target, its loss a token, exact match."""
+    for number, loss, exact in self._scored(predictions):
+      yield examples[number] | {'loss': round(loss, 6), 'exact_match': exact}
+
+  def _scored(self, predictions: Mapping[str, np.ndarray]) -> Iterator[tuple[int, float, bool]]:
+    """(number, mean loss of its tokens, whether all are right) of each example."""
+    numbers, starts = np.unique(predictions['example_ids'], return_index=True)
+    parts = zip(
+      np.split(predictions['nll'], starts[1:]),
+      np.split(predictions['correct'], starts[1:]),
+      strict=True,
+    )
+    for number, (nll, correct) in zip(numbers, parts, strict=True):
+      yield int(number), float(nll.mean()), bool(correct.all())
