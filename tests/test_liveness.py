@@ -37,6 +37,7 @@ PLACES = (
   'classify.py:encoder_decoder',
   'text_to_text.py:decoder',
   'text_to_text.py:encoder_decoder',
+  'mixture.py',
 )
 # One layer shows as much as two, in half the time; the schedule's shape shows after the warm-up.
 SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
@@ -60,6 +61,9 @@ VALUES = {
   'task.labels': ['good,bad'],
   'task.target_column': ['other'],
   'task.prefix': ['the '],
+  'objective.members': ['x=span_corruption,r=span_corruption'],
+  'objective.weights': ['0.3,0.7'],
+  'objective.settings': ['x.noise_density=0.3'],
 }
 # What the recipes lack for a field to show: a corpus that has columns, a layer that is local.
 FIRST = {

@@ -17,6 +17,7 @@ from flaxlm.data.order import EpochOrder
 from flaxlm.errors import UserError
 
 TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
+WHOLE_ROW = 2**63  # The number, of no item, under which a row draws for itself.
 
 
 class ItemRng:
@@ -84,10 +85,14 @@ class _Rows:
     return range(self._process * size, (self._process + 1) * size)
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
-    found = (
-      self.objective.features(item, rng.at(epoch, row, number)) for number, item in enumerate(items)
-    )
+    maker = self._maker(rng, epoch, row)
+    found = (maker.features(item, rng.at(epoch, row, number)) for number, item in enumerate(items))
     return [features for features in found if features is not None]
+
+  def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
+    """What makes the features of a row: the objective, or what it draws for the row."""
+    of_row = getattr(self.objective, 'of_row', None)
+    return of_row(rng.at(epoch, row, WHOLE_ROW)) if of_row else self.objective
 
 
 class Pipeline(_Rows):
@@ -122,8 +127,9 @@ class Pipeline(_Rows):
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
       else:
+        maker = self._maker(rng, step, b)
         generator = rng.at(step, b, 0)
-        features = (self.objective.features(p, generator) for p in self.windows.draw(generator))
+        features = (maker.features(p, generator) for p in self.windows.draw(generator))
         rows.append([f for f in features if f is not None])
     return packing.pack_rows(rows, self.objective.streams)
 

@@ -169,7 +169,7 @@ def test_differing_fields():
   ('overrides', 'message'),
   [
     ([('restore.skip', 'a')], 'config.init_from=a value'),
-    ([('data.label_column', 'a')], 'config.task.name=a value'),
+    ([('data.label_column', 'a')], 'config.task.name=text_classification'),
     ([('data.max_target_length', '8')], 'config.model.name=encoder_decoder'),
     (
       [('optimizer.decay_exclude', 'table'), ('optimizer.weight_decay', '0')],

@@ -123,6 +123,8 @@ def test_decoding_reads_a_prompt_as_prefix(trained):
     outputs = model.apply({'params': params}, batch | {'prefix': marks})[0]
     best = np.asarray(decoding.logits(outputs)).argmax(-1)[0]
     np.testing.assert_array_equal(best[len(prompt) - 1 : -1], tokens)
+  if model.trunk.config.window:
+    return  # It hides most of the prompt, so that the tokens may be the same.
   causal = decoding.generate(model, params, prompts, sampling, None)
   assert any((a != b).any() for a, b in zip(new, causal, strict=True))
 
