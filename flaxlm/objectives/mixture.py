@@ -55,6 +55,7 @@ class Objective:
 
   families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'concatenate'
+  perplexity = ''  # That of the members, once they are known.
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
