@@ -176,7 +176,7 @@ LONG = {
   't5.py:small', 't5.py:base', 't5.py:large', 't5.py:3b', 't5.py:11b', 't5.py:v1_1_mini',
   't5.py:v1_1_xl', 't5.py:v1_1_xxl', 'roberta.py:base',
   'roberta.py:large', 'gpt3.py:mini', 'llama.py:2-7b', 'llama.py:2-13b', 'llama.py:2-70b',
-  'llama.py:3-8b', 'llama.py:3-70b', 'modernbert.py:mini',
+  'llama.py:3-8b', 'llama.py:3-70b', 'modernbert.py:mini', 'bart.py:large', 'transformer.py:big',
 }  # fmt: skip
 RECIPES = [
   pytest.param(place, marks=pytest.mark.full) if place in LONG else place for place in tiny.places()

@@ -52,14 +52,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def names() -> Iterator[str]:
-  """'NAME.py:VARIANT' of every recipe that pretrains and offers sizes."""
+  """'NAME.py:VARIANT' of every recipe that offers sizes."""
   from flaxlm.config import recipe
+  from flaxlm.models.family import FAMILIES
 
   for file in sorted(CONFIGS.glob('*.py')):
-    for variant in recipe.variants(str(file)):
-      # What a recipe leaves out of a checkpoint tells that it fine-tunes the models of others.
-      if not recipe.read(str(file), variant).restore.skip:
-        yield f'{file.name}:{variant}'
+    # A variant that is called as a family takes the model of another recipe.
+    found = [name for name in recipe.variants(str(file)) if name not in FAMILIES]
+    yield from (f'{file.name}:{variant}' for variant in found)
 
 
 def measure(name: str) -> Preset:

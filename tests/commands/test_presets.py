@@ -26,6 +26,8 @@ PUBLISHED = {
   'llama.py:3.2-3b': (3_212_749_824, 3_212_749_824),
   'modernbert.py:base': (149_655_232, 149_014_272),
   'modernbert.py:large': (395_881_664, 394_781_696),
+  'bart.py:base': (139_420_416, 139_420_416),
+  'bart.py:large': (406_291_456, 406_291_456),
   't5.py:small': (60_506_624, 60_506_624),
   't5.py:base': (222_903_552, 222_903_552),
   't5.py:large': (737_668_096, 737_668_096),
@@ -55,6 +57,13 @@ def test_gpt3_has_the_published_sizes(size):
   assert presets.measure(f'gpt3.py:{size}').parameters == pytest.approx(GPT3[size], rel=0.02)
 
 
+# Vaswani et al. 2017, table 3: 65 and 213 million, with a vocabulary of `about` 37,000.
+@pytest.mark.parametrize(('size', 'millions'), [('base', 65), ('big', 213)])
+def test_the_transformer_has_the_published_sizes(size, millions):
+  found = presets.measure(f'transformer.py:{size}').parameters
+  assert found == pytest.approx(millions * 1e6, rel=0.04)
+
+
 def test_every_published_size_is_held_to_a_number():
   """The others are for two cores, or belong to other tests."""
   known = {*PUBLISHED, *(f'gpt3.py:{size}' for size in GPT3), *SMALL}
@@ -64,7 +73,7 @@ def test_every_published_size_is_held_to_a_number():
   assert 'classify.py:encoder' not in found
 
 
-SMALL = ('bert.py:tiny', 'bert.py:small')
+SMALL = ('bert.py:tiny', 'bert.py:small', 'transformer.py:base', 'transformer.py:big')
 
 
 def test_operations_and_bytes():
@@ -98,6 +107,12 @@ def theirs():
   roberta = dict(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
   llama3 = dict(vocab_size=128_256, num_key_value_heads=8)
   small = dict(tie_word_embeddings=True, intermediate_size=8192)
+  bart = {
+    f'{stack}_{key}': value
+    for stack in ('encoder', 'decoder')
+    for key, value in dict(layers=6, attention_heads=12, ffn_dim=3072).items()
+  }
+  bart |= dict(vocab_size=50265, d_model=768)
   modern = dict(hidden_size=1024, intermediate_size=2624, num_hidden_layers=28)
   return {
     'bert.py:base': (t.BertForPreTraining, t.BertConfig()),
@@ -116,6 +131,8 @@ def theirs():
       t.ModernBertForMaskedLM,
       t.ModernBertConfig(**modern, num_attention_heads=16),
     ),
+    'bart.py:base': (t.BartForConditionalGeneration, t.BartConfig(**bart)),
+    'bart.py:large': (t.BartForConditionalGeneration, t.BartConfig(vocab_size=50265)),
     't5.py:small': (t.T5ForConditionalGeneration, t.T5Config()),
   }
 
