@@ -31,6 +31,7 @@ def get_config(variant):
   config.model.embedding_norm = True
   config.model.activation = 'gelu'
   config.model.position = 'learned'
+  config.model.position_offset = 2
   config.model.init = 'bert'
   config.model.init_std = 0.02
   config.tokenizer.model_type = 'bpe'
@@ -56,7 +57,6 @@ def get_config(variant):
     config.precision = 'bfloat16'
     config.data.max_length = 512
     config.model.max_length = 1024
-    config.model.position_offset = 2
     config.model.dropout_rate = 0.1
     config.model.embedding_dropout_rate = 0.1
     config.model.attention_dropout_rate = 0.1

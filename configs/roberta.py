@@ -27,6 +27,7 @@ def get_config(variant):
   config.model.emb_dim = width
   config.model.num_heads = width // 64
   config.model.token_types = 1
+  config.model.position_offset = 2
   config.model.norm_placement = 'post'
   config.model.norm_eps = 1e-5
   config.model.embedding_norm = True
@@ -55,7 +56,6 @@ def get_config(variant):
     config.global_batch_size = 8192
     config.precision = 'bfloat16'
     config.model.max_length = 512
-    config.model.position_offset = 2
     config.model.dropout_rate = 0.1
     config.model.embedding_dropout_rate = 0.1
     config.model.attention_dropout_rate = 0.1
