@@ -9,7 +9,7 @@ that table do not give the parameters that it states: 24 heads of the 1.3B model
 16 here, and the width 5140 of the 13B model, here 5120.
 
 Every second layer attends to what is near, the others to everything (section 2.1). How near is not
-published: here 256 tokens. --config.model.window=None makes all layers dense. The optimizer is that
+published: here 256 tokens. --config.model.window=none makes all layers dense. The optimizer is that
 of appendix B.
 """
 
