@@ -34,7 +34,7 @@ def get_config(variant):
   config.model.position_offset = 2
   config.model.init = 'bert'
   config.model.init_std = 0.02
-  config.tokenizer.model_type = 'bpe'
+  config.tokenizer.name = 'byte_bpe'
   config.tokenizer.sentinels = 0
   config.optimizer.learning_rate = learning_rate
   config.optimizer.schedule = 'linear'

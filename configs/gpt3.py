@@ -63,7 +63,7 @@ def get_config(variant):
     config.model.window = 256
     config.model.scan_layers = True
     config.model.remat = 'full'
-    config.tokenizer.model_type = 'bpe'
+    config.tokenizer.name = 'byte_bpe'
     config.tokenizer.vocab_size = 50257
     config.tokenizer.train_megabytes = 100.0
     config.optimizer.warmup_steps = round(375e6 / (rows * ROW))

@@ -43,7 +43,7 @@ def get_config(variant):
   config.model.global_every = 3
   config.model.init = 'gpt2'
   config.model.init_std = 0.02
-  config.tokenizer.model_type = 'bpe'
+  config.tokenizer.name = 'byte_bpe'
   config.tokenizer.sentinels = 0
   config.optimizer.learning_rate = learning_rate
   config.optimizer.b2 = 0.98
