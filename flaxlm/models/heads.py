@@ -48,11 +48,15 @@ class VocabHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-  """pooled [B, T, D] -> float32 logits [B, T, classes], through BERT's tanh pooler if `pooler`."""
+  """pooled [B, T, D] -> float32 logits [B, T, classes], through BERT's tanh pooler if `pooler`.
+
+  bias: of the last layer; public decoders (GPT-2, Llama) have none.
+  """
 
   config: TransformerConfig
   classes: int
   pooler: bool
+  bias: bool = True
 
   @nn.compact
   def __call__(self, pooled: jax.Array, deterministic: bool) -> jax.Array:
@@ -65,7 +69,6 @@ class ClassHead(nn.Module):
       )
       x = jnp.tanh(x)
     x = dropout(self, x, c.dropout_rate, deterministic)
-    logits = Dense((c.emb_dim,), (self.classes,), ('embed',), ('classes',), init, True, name='out')(
-      x
-    )
-    return logits.astype(jnp.float32)
+    axes = ('embed',), ('classes',)
+    out = Dense((c.emb_dim,), (self.classes,), *axes, init, self.bias, name='out')
+    return out(x).astype(jnp.float32)

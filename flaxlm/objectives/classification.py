@@ -117,7 +117,7 @@ class Objective:
     return features
 
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model, len(self.labels), self.pooling, self.family == 'encoder')
+    return Head(model, len(self.labels), self.pooling, self.family)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
     return {'loss': batch['target_weights'].sum()}
@@ -142,7 +142,7 @@ class Head(nn.Module):
   config: TransformerConfig
   classes: int
   pooling: str
-  pooler: bool
+  family: str
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
@@ -155,5 +155,11 @@ class Head(nn.Module):
       pooled = members @ output.hidden / members.sum(-1, keepdims=True)
     else:
       pooled = gather(output.hidden, positions)
-    head = ClassHead(self.config, self.classes, self.pooler, name='classes')
+    head = ClassHead(
+      self.config,
+      self.classes,
+      pooler=self.family == 'encoder',
+      bias=self.family != 'decoder',
+      name='classes',
+    )
     return head(pooled, deterministic)

@@ -130,8 +130,15 @@ def restore_tree(
 
   Raises:
     Damaged: if a leaf cannot be read or its digest differs.
+    UserError: if the checkpoint was written without it.
   """
   path = _absolute(directory) / str(step) / 'state'
+  for leaf in leaf_paths(abstract):
+    if leaf not in meta['digest']:
+      raise UserError(
+        f'{directory}/{step} has no {leaf}: it holds part of a run, such as the weights alone of an '
+        'imported model; start from it in another workdir, by --config.init_from'
+      )
   partial = isinstance(abstract, dict)
   if partial:
     handler, restore = (

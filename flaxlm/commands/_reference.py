@@ -1,0 +1,104 @@
+"""The check of a converted model: outputs equal to those of the original, or at least finite."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from flaxlm import decoding, terminal
+from flaxlm.errors import UserError
+from flaxlm.interop import files
+from flaxlm.types import VocabOutput
+
+FILE = 'reference.safetensors'
+# Of the largest output: what float32 products of another order may differ by, in a deep model.
+TOLERANCE = 1e-3
+
+
+def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
+  """Runs the model once.
+
+  Args:
+    public: an `interop.convert.Public`.
+    model: the Model, whose head may lack its parameters if the class is a trunk.
+    params: its parameters.
+    folder: of the original; FILE there holds its inputs and outputs.
+
+  Raises:
+    UserError: for outputs that are not finite, or not those of the original.
+  """
+  reference = {}
+  if (folder / FILE).exists():
+    tensors = files.Tensors(folder, FILE)
+    reference = {name: tensors.read(name) for name in tensors.shapes}
+    if 'input_ids' not in reference:
+      raise UserError(f'{folder / FILE}: it has no input_ids')
+  else:
+    length = min(16, public.model.max_length)
+    ids = np.random.default_rng(0).integers(0, public.model.vocab_size, (2, length))
+    reference = {'input_ids': ids}
+  found = outputs(public, model, params, batch_of(public, reference))
+  if not np.isfinite(found).all():
+    raise UserError(f'{folder}: the converted model gives outputs that are not finite')
+  name = 'last_hidden_state' if public.head.trunk_only else 'logits'
+  if name not in reference:
+    if (folder / FILE).exists():
+      raise UserError(f'{folder / FILE}: it has no {name}')
+    return
+  expected = reference[name]
+  if expected.shape != found.shape:
+    raise UserError(f'{folder / FILE}: {name} {list(expected.shape)} is not {list(found.shape)}')
+  real = np.ones(found.shape[:2]) if found.ndim == 3 else np.ones(found.shape[:1])
+  if 'attention_mask' in reference and found.shape[:2] == reference['attention_mask'].shape:
+    real = reference['attention_mask']
+  difference = np.abs(found - expected)[real != 0].max() / np.abs(expected[real != 0]).max()
+  if not difference <= TOLERANCE:
+    raise UserError(
+      f'{folder / FILE}: the converted model differs from the original by {difference:.1e} of its '
+      f'largest {name}'
+    )
+  terminal.say(f'{name} agree with {FILE} to {difference:.1e} of the largest')
+
+
+def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """A batch of the inputs that the original takes: [B, L] each, every row one sequence."""
+  ids = arrays['input_ids'].astype(np.int32)
+  segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
+  if public.model.name == 'encoder_decoder':
+    targets = arrays.get('decoder_input_ids', ids).astype(np.int32)
+    return _stream('encoder_', ids, segments) | _stream('decoder_', targets, np.ones_like(targets))
+  batch = _stream('', ids, segments)
+  batch['target_positions'] = batch['positions']
+  first = np.zeros((len(ids), 1), np.int32)
+  if public.head.objective == 'classification':
+    last = (segments.sum(-1, keepdims=True) - 1).astype(np.int32)
+    batch['target_positions'] = last if public.model.name == 'decoder' else first
+  if public.model.name == 'encoder':
+    batch['nsp_positions'] = first
+    if public.model.token_types:
+      types = arrays.get('token_type_ids', np.zeros_like(ids))
+      batch['token_type_ids'] = types.astype(np.int32)
+  return batch
+
+
+def _stream(prefix: str, ids: np.ndarray, segments: np.ndarray) -> dict[str, np.ndarray]:
+  positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+  return {
+    f'{prefix}inputs': ids,
+    f'{prefix}positions': positions,
+    f'{prefix}segment_ids': segments,
+  }
+
+
+def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Logits [B, L, V] or [B, classes]; hidden states [B, L, D] of a trunk alone."""
+  if public.head.trunk_only:
+    run = jax.jit(lambda params: model.trunk.apply({'params': params['trunk']}, batch).hidden)
+    return np.asarray(run(params))
+  result, _ = jax.jit(model.apply)({'params': params}, batch)
+  result = result['mlm'] if isinstance(result, dict) else result
+  if isinstance(result, VocabOutput):
+    return np.asarray(decoding.logits(result))
+  return np.asarray(result[:, 0])

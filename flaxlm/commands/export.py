@@ -1,0 +1,125 @@
+"""Writes a run as a Hugging Face folder: config.json, model.safetensors, tokenizer files.
+
+  python -m flaxlm export --workdir=runs/sst2 --to=exported/sst2
+
+The class is that of the import, or the one whose head the objective has; --architecture=BertModel
+writes a trunk without its head. An imported run gives back the tensors it was made of, byte for
+byte; another one is written in float32, or in --dtype.
+"""
+
+import json
+from collections.abc import Sequence
+from os.path import expanduser
+from typing import Any
+
+from etils import epath
+
+from flaxlm import commandline, terminal
+from flaxlm.errors import UserError
+
+DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
+# Names that a public folder has for files of a tokenizer here.
+NAMES = {'published.json': 'tokenizer.json', 'tokenizer.model': 'spiece.model'}
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__)
+  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
+  parser.add_argument('--to', required=True, type=expanduser, help='folder to write; new')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
+  parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
+  parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
+  args = parser.parse(argv)
+  target = epath.Path(args.to)
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UserError(f'--to: {target} is there already; name a new folder')
+  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  from flaxlm.data import cache
+  from flaxlm.interop import convert, files
+
+  workdir = epath.Path(args.workdir)
+  config, leaves, step = _read(workdir, args.checkpoint)
+  public, manifest = _public(workdir / 'hf', config, args.architecture)
+  source, kept = manifest.get('tensors', {}), {}
+  if args.dtype:
+    source = {name: [DTYPES[args.dtype], shape] for name, (_, shape) in source.items()}
+  if manifest.get('kept'):
+    held = files.Tensors(workdir / 'hf', convert.KEPT)
+    kept = {name: held.read(name) for name in held.shapes}
+  tensors = convert.save(public, leaves, source, kept, DTYPES[args.dtype or 'float32'])
+  if target.exists():
+    target.rmdir()
+  with cache.staged(target) as temporary:
+    metadata = manifest.get('metadata') or {'format': 'pt'}
+    files.write(temporary / files.WEIGHTS, tensors.items(), metadata)
+    text = json.dumps(public.config_json, indent=2, sort_keys=True)
+    (temporary / convert.CONFIG).write_text(text + '\n')
+    _copy_tokenizer(workdir, temporary, bool(manifest))
+  terminal.close()
+  print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
+
+
+def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int]:
+  """(config, parameter by path, step) of a checkpoint, on one device."""
+  import jax
+  import numpy as np
+
+  from flaxlm.config import tree
+  from flaxlm.training import checkpoint
+
+  directory = workdir / 'checkpoints'
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+  def read(step: int, meta: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    stored = checkpoint.stored_params(directory, step)
+    wanted = {
+      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+      for path, leaf in stored.items()
+    }
+    leaves = checkpoint.restore_params(directory, step, wanted, meta)
+    return tree.from_dict(meta['config']), {p: np.asarray(leaf) for p, leaf in leaves.items()}
+
+  step = checkpoint.find(directory, which)
+  if which == 'latest':
+    step, _, found, _ = checkpoint.newest(directory, read)
+    return *found, step
+  try:
+    return *read(step, checkpoint.read_meta(directory, step)), step
+  except checkpoint.Damaged as error:
+    raise UserError(f'{directory}/{step}: damaged: {error}') from None
+
+
+def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict[str, Any]]:
+  """(the class to write, the manifest of the import; empty where it was another class or none)."""
+  import dataclasses
+
+  from flaxlm.interop import convert, files
+
+  if (kept / convert.MANIFEST).exists():
+    manifest = files.read_json(kept / convert.MANIFEST)
+    if architecture in ('', manifest['architecture']):
+      config_json = files.read_json(kept / convert.CONFIG)
+      return convert.describe(config_json, manifest['tensors']), manifest
+  options = {
+    item.name: getattr(config.objective, item.name) for item in dataclasses.fields(config.objective)
+  }
+  labels = tuple(config.task.labels) if config.task.name else ()
+  return (
+    convert.for_export(config.model, config.objective.name, options, labels, architecture),
+    {},
+  )
+
+
+def _copy_tokenizer(workdir: epath.Path, target: epath.Path, imported: bool) -> None:
+  """The tokenizer's files: those that were imported, or those of the run under public names."""
+  from flaxlm.data.tokenizer import Tokenizer
+  from flaxlm.interop import convert
+
+  if imported:
+    own = (convert.CONFIG, convert.MANIFEST, convert.KEPT)
+    found = {f.name: f for f in (workdir / 'hf').iterdir() if f.name not in own}
+    for name, file in found.items():
+      (target / name).write_bytes(file.read_bytes())
+    return
+  for name, content in Tokenizer.load(workdir / 'tokenizer').files.items():
+    (target / NAMES.get(name, name)).write_bytes(content)

@@ -1,0 +1,156 @@
+"""Reads a Hugging Face folder (config.json, model.safetensors, tokenizer) into a workdir.
+
+  python -m flaxlm import --from=DIR --workdir=runs/bert-base
+
+WORKDIR is then a run at step 0: start from it with --config.init_from=WORKDIR, or evaluate,
+generate or fill masks with it. What an export needs beside the weights lies in WORKDIR/hf.
+
+The converted model is run once. If DIR has reference.safetensors, with `input_ids` [B, L] (and
+`attention_mask`, `token_type_ids`, `decoder_input_ids`) and the `logits` that the original gives
+(or `last_hidden_state`, of a trunk alone), the outputs are compared; otherwise they must be finite.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from os.path import expanduser
+from typing import Any
+
+from etils import epath
+
+from flaxlm import commandline, terminal
+from flaxlm.errors import UserError
+
+# Files of a folder that are kept for an export beside config.json: those of its tokenizer.
+TOKENIZER_FILES = (
+  *('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json'),
+  *('vocab.txt', 'vocab.json', 'merges.txt', 'spiece.model', 'tokenizer.model'),
+  'generation_config.json',
+)
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = commandline.Parser(__doc__)
+  parser.add_argument('--from', dest='folder', required=True, type=expanduser, help='the folder')
+  parser.add_argument('--workdir', required=True, type=expanduser, help='where to write; new')
+  args = parser.parse(argv)
+  workdir, folder = epath.Path(args.workdir), epath.Path(args.folder)
+  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise UserError(f'--workdir: {workdir} is there already; name a new folder')
+  terminal.phase('init', f'reading {folder}')
+  from flaxlm.data import cache
+  from flaxlm.interop import convert
+
+  public, tensors = convert.open_folder(folder)
+  if workdir.exists():
+    workdir.rmdir()
+  with cache.staged(workdir) as temporary:
+    loaded = _convert(public, tensors, temporary, workdir)
+    _keep(public, tensors, loaded, temporary / 'hf')
+  terminal.close()
+  count = sum(leaf.size for leaf in loaded.leaves.values())
+  print(f'{public.architecture}: {len(tensors.shapes)} tensors, {count:,} parameters -> {workdir}')
+  for what, names in (
+    ('rebuilt on export', loaded.buffers),
+    ('kept for export', list(loaded.kept)),
+    ('not in the source, so not in the checkpoint', loaded.absent),
+  ):
+    if names:
+      print(f'  {what}: {", ".join([*names[:4], *["..."] * (len(names) > 4)])}')
+
+
+def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Path) -> Any:
+  """Writes config.json, tokenizer/ and checkpoints/; what became of the tensors."""
+  from flaxlm.commands import _reference
+  from flaxlm.config import tree
+  from flaxlm.interop import convert
+  from flaxlm.training import checkpoint
+  from flaxlm.training.experiment import build
+  from flaxlm.training.paths import leaf_paths, nested
+  from flaxlm.training.writers import write_json
+
+  _tokenizer(tensors.folder, public.model.vocab_size).save(temporary / 'tokenizer')
+  config = _config(public, temporary / 'tokenizer')
+  experiment = build(config, temporary, training=False, with_data=False)
+  wanted = leaf_paths(experiment.abstract_state.params)
+  terminal.phase('init', f'{len(tensors.shapes)} tensors')
+  loaded = convert.load(public, tensors, wanted)
+  params = nested({path: _placed(leaf, wanted[path]) for path, leaf in loaded.leaves.items()})
+  terminal.phase('init', 'checking the converted model')
+  _reference.check(public, experiment.model, params, tensors.folder)
+  config = dataclasses.replace(
+    experiment.config,
+    tokenizer=dataclasses.replace(config.tokenizer, path=str(workdir / 'tokenizer')),
+  )
+  write_json(temporary / 'config.json', tree.to_dict(config))
+  checkpoints = checkpoint.Checkpoints(temporary / 'checkpoints', config.checkpoint)
+  meta = {
+    'config': tree.to_dict(config),
+    'tokenizer': experiment.tokenizer.fingerprint,
+    'total_steps': experiment.total_steps,
+    'processes': 1,
+  }
+  checkpoints.save(0, {'params': params}, meta)
+  checkpoints.wait()
+  checkpoints.close()
+  return loaded
+
+
+def _placed(leaf: Any, wanted: Any) -> Any:
+  import jax
+
+  return jax.device_put(leaf, wanted.sharding)
+
+
+def _tokenizer(folder: epath.Path, vocab_size: int) -> Any:
+  """The folder's tokenizer, with as many ids as the model has rows."""
+  from flaxlm.data.tokenizer import Tokenizer
+
+  tokenizer = Tokenizer.load(folder)
+  if tokenizer.vocab_size > vocab_size:
+    raise UserError(
+      f'{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size} '
+      '(config.json: vocab_size); they do not belong together'
+    )
+  if tokenizer.vocab_size == vocab_size:
+    return tokenizer
+  # Rows of the table that no token has are part of the model: its softmax runs over them.
+  return Tokenizer({**tokenizer.spec, 'size': vocab_size}, tokenizer.files)
+
+
+def _config(public: Any, tokenizer: epath.Path) -> Any:
+  """The run's config: the defaults, but for model, objective, labels and tokenizer."""
+  from flaxlm.config import tree
+
+  task = 'text_classification' if public.labels else ''
+  config = tree.new(public.model.name, public.head.objective, task)
+  for name in config.model:
+    config.model[name] = getattr(public.model, name)
+  for name, value in public.head.options.items():
+    config.objective[name] = value
+  if task:
+    config.task.labels = public.labels
+  config.tokenizer.path = str(tokenizer)
+  config.total_steps = 1
+  return tree.from_config_dict(config)
+
+
+def _keep(public: Any, tensors: Any, loaded: Any, target: epath.Path) -> None:
+  """Writes what an export needs: config.json, manifest.json, kept.safetensors, tokenizer files."""
+  from flaxlm.interop import convert, files
+
+  target.mkdir()
+  for name in (convert.CONFIG, *TOKENIZER_FILES):
+    if (tensors.folder / name).exists():
+      (target / name).write_bytes((tensors.folder / name).read_bytes())
+  manifest = {
+    'architecture': public.architecture,
+    'metadata': tensors.metadata,
+    'tensors': {n: [tensors.dtypes[n], list(shape)] for n, shape in tensors.shapes.items()},
+    'rebuilt': loaded.buffers,
+    'kept': list(loaded.kept),
+    'absent': loaded.absent,
+  }
+  (target / convert.MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
+  if loaded.kept:
+    files.write(target / convert.KEPT, loaded.kept.items(), {})

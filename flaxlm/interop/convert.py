@@ -1,0 +1,189 @@
+"""A Hugging Face folder as flaxlm sees it, and back; the commands and the tests stand on this."""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.errors import UserError, nearest
+from flaxlm.interop import engine, mapping
+from flaxlm.interop.files import Tensors, read_json
+from flaxlm.interop.mapping import Head
+from flaxlm.interop.rules import Entry, Rule
+
+CONFIG = 'config.json'
+# What an import leaves in WORKDIR/hf beside config.json: names, dtypes and order of the tensors, and
+# those that no parameter holds.
+MANIFEST = 'manifest.json'
+KEPT = 'kept.safetensors'
+
+
+@dataclasses.dataclass(frozen=True)
+class Public:
+  """What a folder, or a workdir to be written as one, is in terms of its family.
+
+  prefix: of the trunk's tensors; labels: names of the classes, in the order of the head.
+  """
+
+  family: types.ModuleType
+  architecture: str
+  head: Head
+  model: TransformerConfig
+  config_json: Mapping[str, Any]
+  prefix: str
+  labels: tuple[str, ...]
+
+  @property
+  def entries(self) -> list[Entry]:
+    """The family's table for this model; without the heads, where the class has none."""
+    entries = self.family.table(self.model, self.head, self.prefix)
+    if not self.head.trunk_only:
+      return entries
+    heads = lambda e: isinstance(e, Rule) and not e.optional and e.paths[0].startswith('head/')
+    return [entry for entry in entries if not heads(entry)]
+
+  @property
+  def partial(self) -> str:
+    """Which parameters may have no tensor, for `engine.load`."""
+    return 'head/' if self.head.trunk_only else ''
+
+
+class Canonical:
+  """Tensors under the names of the family's table, whichever release wrote them."""
+
+  def __init__(self, source: Any, family: types.ModuleType):
+    self._source = source
+    self._names = {spelled(family, name): name for name in source.shapes}
+    self.dtypes = {name: source.dtypes[own] for name, own in self._names.items()}
+    self.shapes = {name: tuple(source.shapes[own]) for name, own in self._names.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    """One tensor, by its name in the table."""
+    return self._source.read(self._names[name])
+
+
+def spelled(family: types.ModuleType, name: str) -> str:
+  """The name in the family's table of a tensor's name in a file."""
+  for old, new in getattr(family, 'SPELLINGS', {}).items():
+    if name.endswith(old):
+      return name[: -len(old)] + new
+  return name
+
+
+def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
+  """What config.json and the names of the tensors say of a folder.
+
+  Raises:
+    UserError: names what is not supported.
+  """
+  family = mapping.family_of(config_json)
+  names = [spelled(family, name) for name in names]
+  if hasattr(family, 'settle'):
+    config_json = family.settle(config_json, names)
+  architecture, head = mapping.head_of(family, config_json)
+  vocab_size = config_json.get('vocab_size')
+  if not isinstance(vocab_size, int) or vocab_size < 1:
+    raise UserError(f'config.json: vocab_size={vocab_size!r} is no number of tokens')
+  model = mapping.model_config(family, config_json, vocab_size)
+  prefix = family.PREFIX if any(name.startswith(family.PREFIX) for name in names) else ''
+  labels = _labels(config_json) if head.objective == 'classification' else ()
+  return Public(family, architecture, head, model, config_json, prefix, labels)
+
+
+def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
+  problem = config_json.get('problem_type')
+  if problem not in (None, 'single_label_classification'):
+    raise UserError(f'config.json: problem_type={problem!r} is not supported, only one label a text')
+  names = config_json.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
+  try:
+    labels = tuple(names[key] for key in sorted(names, key=int))
+  except (TypeError, ValueError):
+    raise UserError(f'config.json: id2label={names!r} does not number the labels') from None
+  if len(set(labels)) < 2:
+    raise UserError(f'config.json: id2label={names!r}: a classifier needs two labels or more')
+  return labels
+
+
+def open_folder(folder: epath.PathLike) -> tuple[Public, Tensors]:
+  """A folder's description and its tensors, whose headers were read.
+
+  Raises:
+    UserError: for a folder that lacks either, is damaged or not supported.
+  """
+  folder = epath.Path(folder).expanduser()
+  tensors = Tensors(folder)
+  return describe(read_json(folder / CONFIG), tensors.shapes), tensors
+
+
+def load(public: Public, source: Any, leaves: Mapping[str, Any]) -> engine.Loaded:
+  """`engine.load` with the names of whichever release wrote the source."""
+  return engine.load(public.entries, Canonical(source, public.family), leaves, public.partial)
+
+
+def for_export(
+  model: TransformerConfig,
+  objective: str,
+  options: Mapping[str, Any],
+  labels: tuple[str, ...],
+  architecture: str = '',
+) -> Public:
+  """The public class that holds a model.
+
+  Args:
+    model: the trunk's config.
+    objective: its name.
+    options: the objective's fields.
+    labels: of the task.
+    architecture: which class; otherwise the first that fits.
+
+  Raises:
+    UserError: if none does, with the reason of the class that was asked for or came nearest.
+  """
+  reasons = []
+  all_names = []
+  for family in mapping.families().values():
+    for name, head in family.ARCHITECTURES.items():
+      all_names.append(name)
+      fits = head.objective == objective and all(options[k] == v for k, v in head.options.items())
+      if name != architecture and (architecture or not fits or head.trunk_only):
+        continue
+      if not fits and not head.trunk_only:
+        raise UserError(f'--architecture: a {name} has not the head of the objective {objective!r}')
+      try:
+        config_json = mapping.to_theirs(family, model)
+      except UserError as error:
+        reasons.append(f'{name}: {error}')
+        continue
+      config_json['architectures'] = [name]
+      if labels:
+        config_json['id2label'] = {str(i): label for i, label in enumerate(labels)}
+        config_json['label2id'] = {label: i for i, label in enumerate(labels)}
+      # A class that is a trunk and no more has no prefix.
+      prefix = '' if head.trunk_only else family.PREFIX
+      return Public(family, name, head, model, config_json, prefix, labels)
+  if architecture and architecture not in all_names:
+    raise UserError(f'--architecture: {architecture!r} is not known{nearest(architecture, all_names)}')
+  if not reasons:
+    raise UserError(f'no public architecture has the head of the objective {objective!r}')
+  raise UserError(f'no public architecture holds this model; {"; ".join(reasons)}')
+
+
+def save(
+  public: Public,
+  leaves: Mapping[str, np.ndarray],
+  source: Mapping[str, tuple[str, list[int]]],
+  kept: Mapping[str, np.ndarray],
+  dtype: str,
+) -> dict[str, np.ndarray]:
+  """`engine.save` under the names, and in the order, of the source that was imported, if any."""
+  names = {spelled(public.family, name): name for name in source}
+  known = {spelled(public.family, name): tuple(value) for name, value in source.items()}
+  if public.head.trunk_only:
+    paths = {path for entry in public.entries if isinstance(entry, Rule) for path in entry.paths}
+    leaves = {path: leaf for path, leaf in leaves.items() if path in paths}
+  tensors = engine.save(public.entries, leaves, known, kept, dtype)
+  return {names.get(name, name): tensor for name, tensor in tensors.items()}

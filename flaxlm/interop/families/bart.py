@@ -1,0 +1,104 @@
+"""BART (Lewis et al. 2020): post-norm encoder-decoder with learned positions."""
+
+from flaxlm.errors import UserError
+from flaxlm.interop import rules
+from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+
+MODEL = 'encoder_decoder'
+PREFIX = 'model.'
+ARCHITECTURES = {
+  'BartForConditionalGeneration': Head('span_corruption'),
+  'BartModel': Head('span_corruption', trunk_only=True),
+}
+FIXED = {
+  'norm': 'layernorm',
+  'norm_placement': 'post',
+  'norm_eps': 1e-5,
+  'embedding_norm': True,
+  'use_bias': True,
+  'position': 'learned',
+  'init': 'bert',
+}
+FIELDS = (
+  Field('d_model', 'emb_dim'),
+  Field('encoder_layers', 'num_layers'),
+  Field('decoder_layers', 'num_decoder_layers'),
+  Field('encoder_attention_heads', 'num_heads'),
+  Field('encoder_ffn_dim', 'mlp_dim'),
+  Field('max_position_embeddings', 'max_length', 1024),
+  Field('activation_function', 'activation', 'gelu', ACTIVATIONS),
+  Field('scale_embedding', 'scale_embeddings', False),
+  Field('dropout', 'dropout_rate', 0.1, also=('embedding_dropout_rate',)),
+  Field('attention_dropout', 'attention_dropout_rate', 0.0),
+  Field('init_std', 'init_std', 0.02),
+  Field('tie_word_embeddings', 'tie_embeddings', True),
+)
+REQUIRED = {
+  'is_encoder_decoder': (True,),
+  'normalize_before': (False,),
+  'add_final_layer_norm': (False,),
+  'normalize_embedding': (True,),
+  'add_bias_logits': (False,),
+  'static_position_embeddings': (False,),
+}
+# The rows of both position tables before the first position.
+SKIPPED = 2
+_SAME = ('attention_heads', 'ffn_dim')
+
+
+def special(config_json):
+  for name in _SAME:
+    ours, theirs = (config_json.get(f'{stack}_{name}') for stack in ('encoder', 'decoder'))
+    if ours != theirs:
+      raise UserError(
+        f'config.json: decoder_{name}={theirs!r} is not supported, only that of the encoder, {ours!r}'
+      )
+  return {}
+
+
+def unspecial(model):
+  return {
+    'decoder_attention_heads': model.num_heads,
+    'decoder_ffn_dim': model.mlp_size,
+    'num_hidden_layers': model.num_layers,
+  }
+
+
+def table(model, head, prefix):
+  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+  del head
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
+  if model.tie_embeddings:
+    copies += ('lm_head.weight',)
+  entries = [
+    rules.Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
+    rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+    rules.Buffer('final_logits_bias', rules.zeros),
+  ]
+  for stack in ('encoder', 'decoder'):
+    layer, here = f'{prefix}{stack}.layers.{{layer}}', f'trunk/{stack}/layers'
+    entries.append(
+      rules.Rule(
+        f'{prefix}{stack}.embed_positions.weight',
+        (f'trunk/{stack}_position/table',),
+        rules.Rows(SKIPPED),
+      )
+    )
+    entries += rules.norm(f'{prefix}{stack}.layernorm_embedding', f'trunk/{stack}_embedding/norm')
+    entries += _attention(f'{layer}.self_attn', f'{here}/attention')
+    if stack == 'decoder':
+      entries += _attention(f'{layer}.encoder_attn', f'{here}/cross_attention')
+    entries += rules.dense(f'{layer}.fc1', f'{here}/mlp/up')
+    entries += rules.dense(f'{layer}.fc2', f'{here}/mlp/down')
+    entries += rules.norm(f'{layer}.final_layer_norm', f'{here}/mlp_norm')
+  return entries
+
+
+def _attention(tensor, path):
+  """Entries of one attention sublayer and its norm."""
+  parts = {'q_proj': 'query', 'k_proj': 'key', 'v_proj': 'value', 'out_proj': 'out'}
+  entries = rules.norm(f'{tensor}_layer_norm', f'{path}_norm')
+  for theirs, ours in parts.items():
+    entries += rules.dense(f'{tensor}.{theirs}', f'{path}/{ours}', 2 if ours == 'out' else 1)
+  return entries

@@ -1,0 +1,110 @@
+"""BERT (Devlin et al. 2019): post-norm encoder; heads for masked words, next sentence, classes."""
+
+import dataclasses
+
+from flaxlm.interop import rules
+from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+
+MODEL = 'encoder'
+PREFIX = 'bert.'
+# The names of files that were converted from the first release.
+SPELLINGS = {'.gamma': '.weight', '.beta': '.bias'}
+ARCHITECTURES = {
+  'BertForPreTraining': Head('masked_lm', {'next_sentence': True}),
+  'BertForMaskedLM': Head('masked_lm', {'next_sentence': False}),
+  'BertForSequenceClassification': Head('classification'),
+  'BertModel': Head('masked_lm', {'next_sentence': True}, trunk_only=True),
+}
+FIXED = {
+  'norm': 'layernorm',
+  'norm_placement': 'post',
+  'embedding_norm': True,
+  'use_bias': True,
+  'position': 'learned',
+  'init': 'bert',
+}
+FIELDS = (
+  Field('hidden_size', 'emb_dim'),
+  Field('num_hidden_layers', 'num_layers'),
+  Field('num_attention_heads', 'num_heads'),
+  Field('intermediate_size', 'mlp_dim'),
+  Field('max_position_embeddings', 'max_length'),
+  Field('type_vocab_size', 'token_types', 2),
+  Field('layer_norm_eps', 'norm_eps', 1e-12),
+  Field('hidden_act', 'activation', 'gelu', ACTIVATIONS),
+  Field('hidden_dropout_prob', 'dropout_rate', 0.1, also=('embedding_dropout_rate',)),
+  Field('attention_probs_dropout_prob', 'attention_dropout_rate', 0.1),
+  Field('initializer_range', 'init_std', 0.02),
+  Field('tie_word_embeddings', 'tie_embeddings', True),
+)
+REQUIRED = {
+  'position_embedding_type': ('absolute', None),
+  'is_decoder': (False,),
+  'add_cross_attention': (False,),
+}
+
+
+def settle(config_json, names):
+  """config.json with what only the tensors say: files of the pretraining model may name one head."""
+  both = 'cls.seq_relationship.weight' in names
+  if both and config_json.get('architectures') == ['BertForMaskedLM']:
+    return {**config_json, 'architectures': ['BertForPreTraining']}
+  return config_json
+
+
+def table(model, head, prefix):
+  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  decoder = 'cls.predictions.decoder.weight'
+  tied = (decoder,) if model.tie_embeddings else ()
+  entries = encoder(prefix, vocabulary, tied, rules.Rows())
+  pooled = head.objective == 'masked_lm' and head.options['next_sentence']
+  pooler = 'head/nsp' if pooled else 'head/classes'
+  for rule in rules.dense(f'{prefix}pooler.dense', f'{pooler}/pooler'):
+    # A trunk may come with it or without.
+    entries.append(dataclasses.replace(rule, optional=head.trunk_only))
+    # A model of masked words only may come with the pooler of its pretraining.
+    entries.append(rules.Kept(rule.tensor))
+  entries += rules.dense('cls.seq_relationship', 'head/nsp/out')
+  entries += rules.dense('classifier', 'head/classes/out')
+  entries += rules.dense('cls.predictions.transform.dense', 'head/mlm/dense')
+  entries += rules.norm('cls.predictions.transform.LayerNorm', 'head/mlm/norm')
+  return entries + vocabulary_head('cls.predictions', model)
+
+
+def vocabulary_head(tensor, model):
+  """Entries of the table and the bias; untied, only the bias of the linear map is in use."""
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  bias, own = f'{tensor}.bias', f'{tensor}.decoder.bias'
+  if model.tie_embeddings:
+    return [rules.Rule(bias, ('head/mlm/bias',), vocabulary, copies=(own,))]
+  return [
+    rules.Rule(f'{tensor}.decoder.weight', ('head/mlm/table',), vocabulary),
+    rules.Rule(own, ('head/mlm/bias',), vocabulary),
+    rules.Kept(bias),
+  ]
+
+
+def encoder(prefix, vocabulary, tied, position_rows):
+  """Entries of the trunk."""
+  emb, layer = f'{prefix}embeddings', f'{prefix}encoder.layer.{{layer}}'
+  here = 'trunk/stack/layers'
+  return [
+    rules.Rule(f'{emb}.word_embeddings.weight', ('trunk/token/table',), vocabulary, copies=tied),
+    rules.Rule(
+      f'{emb}.position_embeddings.weight', ('trunk/position/table',), position_rows
+    ),
+    rules.Rule(
+      f'{emb}.token_type_embeddings.weight', ('trunk/embedding/token_types',), rules.Rows()
+    ),
+    *rules.norm(f'{emb}.LayerNorm', 'trunk/embedding/norm'),
+    *rules.dense(f'{layer}.attention.self.query', f'{here}/attention/query'),
+    *rules.dense(f'{layer}.attention.self.key', f'{here}/attention/key'),
+    *rules.dense(f'{layer}.attention.self.value', f'{here}/attention/value'),
+    *rules.dense(f'{layer}.attention.output.dense', f'{here}/attention/out', inputs=2),
+    *rules.norm(f'{layer}.attention.output.LayerNorm', f'{here}/attention_norm'),
+    *rules.dense(f'{layer}.intermediate.dense', f'{here}/mlp/up'),
+    *rules.dense(f'{layer}.output.dense', f'{here}/mlp/down'),
+    *rules.norm(f'{layer}.output.LayerNorm', f'{here}/mlp_norm'),
+    rules.Buffer(f'{emb}.position_ids', rules.positions),
+  ]

@@ -1,0 +1,50 @@
+"""RoBERTa (Liu et al. 2019): BERT's trunk, whose positions are counted from after the padding id."""
+
+from flaxlm.errors import UserError
+from flaxlm.interop import rules
+from flaxlm.interop.families import bert
+from flaxlm.interop.mapping import Field, Head
+
+MODEL = bert.MODEL
+PREFIX = 'roberta.'
+ARCHITECTURES = {
+  'RobertaForMaskedLM': Head('masked_lm', {'next_sentence': False}),
+  'RobertaForSequenceClassification': Head('classification'),
+  'RobertaModel': Head('masked_lm', {'next_sentence': False}, trunk_only=True),
+}
+FIXED = bert.FIXED
+FIELDS = (
+  *(field for field in bert.FIELDS if field.ours not in ('max_length', 'activation')),
+  # The vocabulary head has a gelu whatever the layers have, and flaxlm's has that of the layers.
+  Field('hidden_act', 'activation', 'gelu', {'gelu': 'gelu'}),
+)
+REQUIRED = {**bert.REQUIRED, 'pad_token_id': (1,)}
+# The rows of the position table before the first position: up to and including that of padding.
+SKIPPED = 2
+
+
+def special(config_json):
+  rows = config_json.get('max_position_embeddings', 512)
+  if rows <= SKIPPED:
+    raise UserError(f'config.json: max_position_embeddings={rows} leaves no position')
+  return {'max_length': rows - SKIPPED}
+
+
+def unspecial(model):
+  return {'max_position_embeddings': model.max_length + SKIPPED}
+
+
+def table(model, head, prefix):
+  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  decoder = 'lm_head.decoder.weight'
+  tied = (decoder,) if model.tie_embeddings else ()
+  entries = bert.encoder(prefix, vocabulary, tied, rules.Rows(SKIPPED))
+  entries += rules.dense('lm_head.dense', 'head/mlm/dense')
+  entries += rules.norm('lm_head.layer_norm', 'head/mlm/norm')
+  entries += bert.vocabulary_head('lm_head', model)
+  entries += rules.dense('classifier.dense', 'head/classes/pooler')
+  entries += rules.dense('classifier.out_proj', 'head/classes/out')
+  # No objective of flaxlm pools by it: the classifier has its own.
+  entries += [rules.Kept(f'{prefix}pooler.dense.{kind}') for kind in ('weight', 'bias')]
+  return entries

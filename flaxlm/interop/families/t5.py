@@ -1,0 +1,136 @@
+"""T5 1.0 and 1.1 (Raffel et al. 2020): encoder-decoder with a bias by distance."""
+
+from flaxlm.errors import UserError
+from flaxlm.interop import rules
+from flaxlm.interop.mapping import Field, Head
+
+MODEL = 'encoder_decoder'
+PREFIX = ''
+ARCHITECTURES = {
+  'T5ForConditionalGeneration': Head('span_corruption'),
+  'T5Model': Head('span_corruption', trunk_only=True),
+}
+FIXED = {
+  'norm': 'rmsnorm',
+  'norm_placement': 'pre',
+  'use_bias': False,
+  'position': 't5_bias',
+  'scale_attention': False,
+  'init': 't5',
+}
+FIELDS = (
+  Field('d_model', 'emb_dim'),
+  Field('num_layers', 'num_layers'),
+  Field('num_decoder_layers', 'num_decoder_layers', None),
+  Field('num_heads', 'num_heads'),
+  Field('d_kv', 'head_dim'),
+  Field('d_ff', 'mlp_dim'),
+  Field('relative_attention_num_buckets', 'relative_buckets', 32),
+  Field('relative_attention_max_distance', 'relative_max_distance', 128),
+  Field('layer_norm_epsilon', 'norm_eps', 1e-6),
+  Field(
+    'dropout_rate',
+    'dropout_rate',
+    0.1,
+    also=('embedding_dropout_rate', 'attention_dropout_rate'),
+  ),
+  # Any length is read; this is what it was trained on, and what files of old releases say.
+  Field('n_positions', 'max_length', 512),
+)
+REQUIRED = {'is_encoder_decoder': (True,)}
+# (activation, gated) of feed_forward_proj. Plain T5 says `gelu` and means the exact one, gated T5
+# says it and means the approximation by tanh.
+PROJECTIONS = {
+  'relu': ('relu', False),
+  'gated-gelu': ('gelu_tanh', True),
+  'gelu': ('gelu', False),
+  'gelu_new': ('gelu_tanh', False),
+  'silu': ('silu', False),
+  'gated-relu': ('relu', True),
+  'gated-silu': ('silu', True),
+}
+
+
+def special(config_json):
+  name = config_json.get('feed_forward_proj', 'relu')
+  if name not in PROJECTIONS:
+    raise UserError(
+      f'config.json: feed_forward_proj={name!r} is not supported; those that are: '
+      f'{", ".join(PROJECTIONS)}'
+    )
+  activation, gated = PROJECTIONS[name]
+  # Files of old releases say by `tie_word_embeddings` both whether tables are tied and whether
+  # logits are scaled; those of new ones always say that they are tied.
+  tied = config_json.get('tie_word_embeddings', True)
+  scaled = config_json.get('scale_decoder_outputs', tied)
+  values = {'activation': activation, 'gated_mlp': gated, 'tie_embeddings': tied}
+  return values | ({'scale_tied_logits': scaled} if tied else {})
+
+
+def unspecial(model):
+  found = [n for n, value in PROJECTIONS.items() if value == (model.activation, model.gated_mlp)]
+  if not found:
+    raise UserError(f'config.model.activation: T5 has no gated {model.activation!r}')
+  return {
+    'feed_forward_proj': found[0],
+    'tie_word_embeddings': model.tie_embeddings,
+    'scale_decoder_outputs': model.tie_embeddings and model.scale_tied_logits,
+  }
+
+
+def settle(config_json, tensors):
+  """config.json with what only the tensors say: new releases write `tied` whatever the tables are."""
+  head = 'lm_head.weight'
+  if head not in tensors or config_json.get('scale_decoder_outputs', True):
+    return config_json
+  return {**config_json, 'tie_word_embeddings': False}
+
+
+def table(model, head, prefix):
+  """Entries of a model with `head`; there is no prefix."""
+  del head, prefix
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  copies = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+  if model.tie_embeddings:
+    copies += ('lm_head.weight',)
+  entries = [
+    rules.Rule('shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
+    rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+    # The first release has this table in the cross-attention, and does not use it.
+    rules.Kept('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'),
+  ]
+  for stack, sublayers in (
+    ('encoder', ('SelfAttention', 'DenseReluDense')),
+    ('decoder', ('SelfAttention', 'EncDecAttention', 'DenseReluDense')),
+  ):
+    entries.append(
+      rules.Rule(
+        f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+        (f'trunk/{stack}_position/table',),
+        rules.Rows(),
+      )
+    )
+    entries += rules.norm(f'{stack}.final_layer_norm', f'trunk/{stack}_norm', bias=False)
+    for number, name in enumerate(sublayers):
+      tensor = f'{stack}.block.{{layer}}.layer.{number}'
+      entries += _sublayer(tensor, name, f'trunk/{stack}/layers', model.gated_mlp)
+  return entries
+
+
+def _sublayer(tensor, name, here, gated):
+  """Entries of one sublayer and its norm."""
+  path = {
+    'SelfAttention': 'attention',
+    'EncDecAttention': 'cross_attention',
+    'DenseReluDense': 'mlp',
+  }[name]
+  if path == 'mlp':
+    parts = {'wi_0': 'up', 'wi_1': 'gate'} if gated else {'wi': 'up'}
+    parts |= {'wo': 'down'}
+  else:
+    parts = {'q': 'query', 'k': 'key', 'v': 'value', 'o': 'out'}
+  entries = rules.norm(f'{tensor}.layer_norm', f'{here}/{path}_norm', bias=False)
+  for theirs, ours in parts.items():
+    inputs = 2 if ours == 'out' else 1
+    entries += rules.dense(f'{tensor}.{name}.{theirs}', f'{here}/{path}/{ours}', inputs, bias=False)
+  return entries

@@ -1,0 +1,109 @@
+"""Hugging Face folders: config.json, safetensors (also sharded), read lazily and written."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from flaxlm.errors import UserError
+
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+PICKLED = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'tf_model.h5', 'flax_model.msgpack')
+# Types whose every value a float32 leaf holds exactly, so that an export gives back the same bits.
+EXACT = ('F32', 'F16', 'BF16')
+NUMPY = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """The object in a JSON file; UserError that names file and line if there is none."""
+  try:
+    content = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f'{path}: there is no such file') from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}:{getattr(error, "lineno", 1)}: malformed JSON: {error}') from None
+  if not isinstance(content, dict):
+    raise UserError(f'{path}: expected a JSON object')
+  return content
+
+
+class Tensors:
+  """The tensors of a folder by name. Headers are read at once, a tensor when it is asked for.
+
+  Public: dtypes and shapes by name, in the order of the files; metadata of the (first) file.
+  """
+
+  def __init__(self, folder: epath.PathLike, file: str = ''):
+    """Opens a folder's weights, or one file of it.
+
+    Raises UserError for a folder without safetensors, and for a damaged or missing file.
+    """
+    self.folder = epath.Path(folder).expanduser()
+    self.dtypes: dict[str, str] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    self.metadata: dict[str, str] = {}
+    self._files: dict[str, Any] = {}
+    for file, expected in ({file: None} if file else self._listed()).items():
+      self._open(self.folder / file, expected)
+
+  def __contains__(self, name: str) -> bool:
+    return name in self.shapes
+
+  def __iter__(self):
+    return iter(self.shapes)
+
+  def read(self, name: str) -> np.ndarray:
+    """One tensor, in the dtype it is stored in."""
+    try:
+      return self._files[name].get_tensor(name)
+    except (safetensors.SafetensorError, OSError) as error:
+      raise UserError(f'{self.folder}: {name} cannot be read: {error}') from None
+
+  def _listed(self) -> dict[str, set[str] | None]:
+    """File -> the tensors that the index says it holds; None without an index."""
+    if not self.folder.is_dir():
+      raise UserError(f'{self.folder}: there is no such folder')
+    if (self.folder / WEIGHTS).exists():
+      return {WEIGHTS: None}
+    if (self.folder / INDEX).exists():
+      places = read_json(self.folder / INDEX).get('weight_map')
+      if not isinstance(places, dict):
+        raise UserError(f'{self.folder / INDEX}: it has no weight_map')
+      return {f: {n for n, at in places.items() if at == f} for f in sorted(set(places.values()))}
+    for name in PICKLED:
+      if (self.folder / name).exists():
+        raise UserError(
+          f'{self.folder / name}: only safetensors are read; convert it where it was trusted, by '
+          'AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR) of transformers, with the class '
+          'of its architecture'
+        )
+    raise UserError(f'{self.folder}: there is no {WEIGHTS}')
+
+  def _open(self, path: epath.Path, expected: set[str] | None) -> None:
+    try:
+      file = safetensors.safe_open(path, 'numpy')
+    except FileNotFoundError:
+      raise UserError(f'{path}: {INDEX} names it, but there is no such file') from None
+    except (safetensors.SafetensorError, OSError) as error:
+      raise UserError(f'{path}: not a whole safetensors file: {error}') from None
+    names = file.keys()
+    for name in sorted((expected or set()) ^ set(names) if expected is not None else ()):
+      raise UserError(f'{path}: {INDEX} and the file do not agree on {name}')
+    self.metadata = self.metadata or dict(file.metadata() or {})
+    for name in names:
+      part = file.get_slice(name)
+      self.dtypes[name], self.shapes[name] = part.get_dtype(), tuple(part.get_shape())
+      self._files[name] = file
+
+
+def write(
+  path: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]
+) -> None:
+  """Writes a safetensors file. transformers wants the metadata to say {'format': 'pt'}."""
+  content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors}
+  path.write_bytes(safetensors.numpy.save(content, metadata=dict(metadata)))

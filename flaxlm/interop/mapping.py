@@ -1,0 +1,181 @@
+"""config.json <-> the model's config, by a family's declaration.
+
+A family is a file of `interop/families`, named as its `model_type`, with
+
+  ARCHITECTURES   name in config.json -> Head: which objective of flaxlm it is
+  PREFIX          before the names of a trunk that stands in a model with a head
+  MODEL           the trunk: a file of flaxlm/models
+  FIXED           model fields that are the same in all of the family
+  FIELDS          the others, as `Field`
+  REQUIRED        config.json field -> the only values supported, the first being the default
+  special(config_json), unspecial(model)  what is not one field for one (optional)
+  table(model, head, prefix)  the entries (`interop/rules.py`)
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config import tree
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.errors import UserError, nearest
+
+PACKAGE = 'flaxlm.interop.families'
+# Fields that do not say what a model computes: how it is trained, initialised or run. `vocab_size`
+# and `precision` come from elsewhere.
+FREE = (
+  *('dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate', 'layer_drop_rate'),
+  *('init', 'init_std', 'remat', 'scan_layers', 'vocab_size', 'precision'),
+)
+_NONE = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field of config.json and what it is here.
+
+  default: where config.json lacks it; without one that is an error. values: theirs -> ours, else
+  the value itself; of several that mean the same, the first is written. also: further model fields
+  that take the same value.
+  """
+
+  theirs: str
+  ours: str
+  default: Any = _NONE
+  values: Mapping[Any, Any] | None = None
+  also: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """What a public class is in flaxlm: an objective, its options, and whether it is only a trunk."""
+
+  objective: str
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  trunk_only: bool = False
+
+
+GELU = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
+ACTIVATIONS = {**GELU, 'relu': 'relu', 'silu': 'silu', 'swish': 'silu'}
+
+
+def families() -> dict[str, types.ModuleType]:
+  """model_type -> the family's module."""
+  names = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__))
+  return {name: importlib.import_module(f'{PACKAGE}.{name}') for name in names}
+
+
+def family_of(config_json: Mapping[str, Any]) -> types.ModuleType:
+  """The family of a config.json; UserError names an unsupported `model_type`."""
+  known = families()
+  name = config_json.get('model_type')
+  if name not in known:
+    raise UserError(f'config.json: model_type={name!r} is not supported{nearest(str(name), known)}')
+  return known[name]
+
+
+def head_of(family: types.ModuleType, config_json: Mapping[str, Any]) -> tuple[str, Head]:
+  """(architecture, Head) of a config.json; UserError names one that is not supported."""
+  found = (config_json.get('architectures') or [None])[0]
+  if found not in family.ARCHITECTURES:
+    near = nearest(str(found), family.ARCHITECTURES)
+    raise UserError(f'config.json: architectures={found!r} is not supported{near}')
+  return found, family.ARCHITECTURES[found]
+
+
+def to_ours(family: types.ModuleType, config_json: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of the trunk's config.
+
+  Raises:
+    UserError: names the field of config.json, and its value, that is not supported.
+  """
+  for key, allowed in family.REQUIRED.items():
+    value = config_json.get(key, allowed[0])
+    if value not in allowed:
+      shown = ' or '.join(map(repr, allowed))
+      raise UserError(f'config.json: {key}={value!r} is not supported, only {shown}')
+  ours = dict(family.FIXED)
+  for field in family.FIELDS:
+    value = config_json.get(field.theirs, field.default)
+    if value is _NONE:
+      raise UserError(f'config.json: it has no {field.theirs}')
+    if field.values is not None:
+      if value not in field.values:
+        shown = ', '.join(map(repr, field.values))
+        raise UserError(
+          f'config.json: {field.theirs}={value!r} is not supported; those that are: {shown}'
+        )
+      value = field.values[value]
+    for name in (field.ours, *field.also):
+      ours[name] = value
+  if hasattr(family, 'special'):
+    ours |= family.special(config_json)
+  return ours
+
+
+def to_theirs(family: types.ModuleType, model: TransformerConfig) -> dict[str, Any]:
+  """Fields of config.json.
+
+  Raises:
+    UserError: names the field of the model's config that this family cannot express.
+  """
+  theirs = {'model_type': family.__name__.rpartition('.')[2], 'vocab_size': model.vocab_size}
+  theirs |= {key: allowed[0] for key, allowed in family.REQUIRED.items()}
+  for field in family.FIELDS:
+    value = resolved(model, field.ours)
+    if field.values is not None:
+      value = next((t for t, ours in field.values.items() if ours == value), _NONE)
+    if value is _NONE:
+      raise UserError(_cannot(family, field.ours, getattr(model, field.ours)))
+    theirs[field.theirs] = value
+  if hasattr(family, 'unspecial'):
+    theirs |= family.unspecial(model)
+  back = model_config(family, theirs, model.vocab_size)
+  if model.name != family.MODEL:
+    raise UserError(_cannot(family, 'name', model.name))
+  for item in dataclasses.fields(TransformerConfig):
+    if item.name in FREE or not _is_read(item.name, model):
+      continue
+    if resolved(back, item.name) != resolved(model, item.name):
+      raise UserError(_cannot(family, item.name, getattr(model, item.name)))
+  return theirs
+
+
+def _cannot(family: types.ModuleType, name: str, value: Any) -> str:
+  kind = family.__name__.rpartition('.')[2]
+  return f'config.model.{name}: the files of {kind} cannot express {value!r}'
+
+
+def _is_read(name: str, model: TransformerConfig) -> bool:
+  """Whether the field has a meaning under the other fields of the model."""
+  _, rules, _ = tree.fields(type(model))[name]
+  conditions = {k: v for k, v in (rules.when or {}).items() if not k.startswith('config.')}
+  return all(getattr(model, k) in allowed or allowed == ('(set)',) for k, allowed in conditions.items())
+
+
+def resolved(model: TransformerConfig, name: str) -> Any:
+  """A field, with what stands for an unset one."""
+  properties = {
+    'num_kv_heads': model.kv_heads,
+    'head_dim': model.head_size,
+    'mlp_dim': model.mlp_size,
+    'num_decoder_layers': model.decoder_layers,
+  }
+  return properties.get(name, getattr(model, name))
+
+
+def model_config(
+  family: types.ModuleType, config_json: Mapping[str, Any], vocab_size: int
+) -> TransformerConfig:
+  """The trunk's config of a config.json."""
+  values = to_ours(family, config_json)
+  node = tree.node_dict(tree.node_class('model', family.MODEL)).to_dict()
+  node |= values | {'name': family.MODEL, 'vocab_size': vocab_size}
+  cls = tree.node_class('model', family.MODEL)
+  try:
+    return tree._build(cls, node, 'model.')
+  except UserError as error:
+    raise UserError(f'config.json: {error}') from error
