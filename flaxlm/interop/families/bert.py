@@ -10,10 +10,10 @@ PREFIX = 'bert.'
 # The names of files that were converted from the first release.
 SPELLINGS = {'.gamma': '.weight', '.beta': '.bias'}
 ARCHITECTURES = {
-  'BertForPreTraining': Head('masked_lm', {'next_sentence': True}),
-  'BertForMaskedLM': Head('masked_lm', {'next_sentence': False}),
+  'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
+  'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
   'BertForSequenceClassification': Head('classification'),
-  'BertModel': Head('masked_lm', {'next_sentence': True}, trunk_only=True),
+  'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
 }
 FIXED = {
   'norm': 'layernorm',
@@ -58,7 +58,7 @@ def table(model, head, prefix):
   decoder = 'cls.predictions.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()
   entries = encoder(prefix, vocabulary, tied, rules.Rows())
-  pooled = head.objective == 'masked_lm' and head.options['next_sentence']
+  pooled = head.objective == 'masked_lm' and head.options['pairs'] == 'next_sentence'
   pooler = 'head/nsp' if pooled else 'head/classes'
   for rule in rules.dense(f'{prefix}pooler.dense', f'{pooler}/pooler'):
     # A trunk may come with it or without.

@@ -8,9 +8,9 @@ from flaxlm.interop.mapping import Field, Head
 MODEL = bert.MODEL
 PREFIX = 'roberta.'
 ARCHITECTURES = {
-  'RobertaForMaskedLM': Head('masked_lm', {'next_sentence': False}),
+  'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
   'RobertaForSequenceClassification': Head('classification'),
-  'RobertaModel': Head('masked_lm', {'next_sentence': False}, trunk_only=True),
+  'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 FIXED = bert.FIXED
 FIELDS = (

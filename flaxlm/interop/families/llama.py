@@ -1,0 +1,98 @@
+"""Llama (Touvron et al. 2023): pre-norm decoder with RMSNorm, RoPE, gated SiLU, grouped keys."""
+
+from flaxlm.errors import UserError
+from flaxlm.interop import rules
+from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+
+MODEL = 'decoder'
+PREFIX = 'model.'
+ARCHITECTURES = {
+  'LlamaForCausalLM': Head('causal_lm'),
+  'LlamaForSequenceClassification': Head('classification'),
+  'LlamaModel': Head('causal_lm', trunk_only=True),
+}
+FIXED = {
+  'norm': 'rmsnorm',
+  'norm_placement': 'pre',
+  'gated_mlp': True,
+  'use_bias': False,
+  'position': 'rope',
+  'init': 'gpt2',
+}
+FIELDS = (
+  Field('hidden_size', 'emb_dim'),
+  Field('num_hidden_layers', 'num_layers'),
+  Field('num_attention_heads', 'num_heads'),
+  Field('num_key_value_heads', 'num_kv_heads', None),
+  Field('head_dim', 'head_dim', None),
+  Field('intermediate_size', 'mlp_dim'),
+  Field('max_position_embeddings', 'max_length', 2048),
+  Field('rms_norm_eps', 'norm_eps', 1e-6),
+  Field('hidden_act', 'activation', 'silu', ACTIVATIONS),
+  Field('attention_dropout', 'attention_dropout_rate', 0.0),
+  Field('initializer_range', 'init_std', 0.02),
+  Field('tie_word_embeddings', 'tie_embeddings', False),
+)
+REQUIRED = {'attention_bias': (False,), 'mlp_bias': (False,)}
+# Further RoPE fields under each kind of scaling.
+SCALED = {
+  'factor': 'rope_factor',
+  'low_freq_factor': 'rope_low_freq_factor',
+  'high_freq_factor': 'rope_high_freq_factor',
+  'original_max_position_embeddings': 'rope_original_length',
+}
+SCALINGS = {'default': (), 'linear': tuple(SCALED)[:1], 'llama3': tuple(SCALED)}
+
+
+def special(config_json):
+  rope = dict(config_json.get('rope_parameters') or config_json.get('rope_scaling') or {})
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if kind not in SCALINGS:
+    raise UserError(
+      f'config.json: rope_type={kind!r} is not supported; those that are: {", ".join(SCALINGS)}'
+    )
+  theta = rope.get('rope_theta', config_json.get('rope_theta', 10_000.0))
+  values = {'rope_theta': theta, 'rope_scaling': 'none' if kind == 'default' else kind}
+  for name in SCALINGS[kind]:
+    if name not in rope:
+      raise UserError(f'config.json: rope_type={kind!r} needs {name}')
+    values[SCALED[name]] = rope[name]
+  return values
+
+
+def unspecial(model):
+  kind = 'default' if model.rope_scaling == 'none' else model.rope_scaling
+  rope = {'rope_type': kind, 'rope_theta': model.rope_theta}
+  return {
+    'rope_parameters': rope | {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}
+  }
+
+
+def table(model, head, prefix):
+  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+  del head
+  vocabulary = rules.Vocabulary(model.vocab_size)
+  here, layer = 'trunk/stack/layers', f'{prefix}layers.{{layer}}'
+  tied = ('lm_head.weight',) if model.tie_embeddings else ()
+  entries = [
+    rules.Rule(f'{prefix}embed_tokens.weight', ('trunk/token/table',), vocabulary, copies=tied),
+    *rules.norm(f'{layer}.input_layernorm', f'{here}/attention_norm', bias=False),
+    *rules.norm(f'{layer}.post_attention_layernorm', f'{here}/mlp_norm', bias=False),
+    *rules.norm(f'{prefix}norm', 'trunk/final_norm', bias=False),
+    rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+    *rules.dense('score', 'head/classes/out', bias=False),
+    # Files of early releases hold the wavelengths, which follow from config.json.
+    rules.Kept(f'{layer}.self_attn.rotary_emb.inv_freq'),
+  ]
+  for theirs, ours in (
+    ('self_attn.q_proj', 'attention/query'),
+    ('self_attn.k_proj', 'attention/key'),
+    ('self_attn.v_proj', 'attention/value'),
+    ('self_attn.o_proj', 'attention/out'),
+    ('mlp.gate_proj', 'mlp/up'),
+    ('mlp.up_proj', 'mlp/gate'),
+    ('mlp.down_proj', 'mlp/down'),
+  ):
+    inputs = 2 if ours == 'attention/out' else 1
+    entries += rules.dense(f'{layer}.{theirs}', f'{here}/{ours}', inputs, bias=False)
+  return entries
