@@ -112,10 +112,11 @@ def _tokenizer(folder: epath.Path, vocab_size: int) -> Any:
       f'{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size} '
       '(config.json: vocab_size); they do not belong together'
     )
-  if tokenizer.vocab_size == vocab_size:
-    return tokenizer
+  spec = tokenizer.published_spec()
   # Rows of the table that no token has are part of the model: its softmax runs over them.
-  return Tokenizer({**tokenizer.spec, 'size': vocab_size}, tokenizer.files)
+  unused = {f'<unused_{i}>': i for i in range(tokenizer.vocab_size, vocab_size)}
+  spec = spec | {'size': vocab_size, 'special': spec['special'] | unused}
+  return Tokenizer(spec, tokenizer.files)
 
 
 def _config(public: Any, tokenizer: epath.Path) -> Any:
