@@ -248,10 +248,10 @@ def from_dict(tree: Mapping[str, Any]) -> schema.Config:
 
   A field that is absent has its default, so that a run of an older version can be opened.
   """
-  return _build(schema.Config, tree, '')
+  return build_node(schema.Config, tree, '')
 
 
-def _build(cls: type, tree: Any, path: str) -> Any:
+def build_node(cls: type, tree: Any, path: str) -> Any:
   """One node and what is below it. `path` is '' or the dotted key of the node, with a dot."""
   if not isinstance(tree, Mapping):
     raise UserError(f'config.{path[:-1]}: expected a node with fields, got {tree!r}')
@@ -266,7 +266,7 @@ def _build(cls: type, tree: Any, path: str) -> Any:
       child_class = type(default)
       if not path and name in PACKAGES and isinstance(child, Mapping):
         child_class = node_class(name, child.get('name', ''))
-      values[name] = _build(child_class, child, f'{path}{name}.')
+      values[name] = build_node(child_class, child, f'{path}{name}.')
     elif name in tree:
       # A derived field at its default stands for `not yet known` and may lie outside its range.
       exempt = rules.derived and tree[name] == default

@@ -16,8 +16,8 @@ from flaxlm.interop.mapping import Head
 from flaxlm.interop.rules import Entry, Rule
 
 CONFIG = 'config.json'
-# What an import leaves in WORKDIR/hf beside config.json: names, dtypes and order of the tensors, and
-# those that no parameter holds.
+# What an import leaves in WORKDIR/hf beside config.json: names, dtypes and order of the tensors;
+# and those that no parameter holds.
 MANIFEST = 'manifest.json'
 KEPT = 'kept.safetensors'
 
@@ -97,7 +97,9 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
 def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
   problem = config_json.get('problem_type')
   if problem not in (None, 'single_label_classification'):
-    raise UserError(f'config.json: problem_type={problem!r} is not supported, only one label a text')
+    raise UserError(
+      f'config.json: problem_type={problem!r} is not supported, only one label a text'
+    )
   names = config_json.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
   try:
     labels = tuple(names[key] for key in sorted(names, key=int))
@@ -166,7 +168,9 @@ def for_export(
       prefix = '' if head.trunk_only else family.PREFIX
       return Public(family, name, head, model, config_json, prefix, labels)
   if architecture and architecture not in all_names:
-    raise UserError(f'--architecture: {architecture!r} is not known{nearest(architecture, all_names)}')
+    raise UserError(
+      f'--architecture: {architecture!r} is not known{nearest(architecture, all_names)}'
+    )
   if not reasons:
     raise UserError(f'no public architecture has the head of the objective {objective!r}')
   raise UserError(f'no public architecture holds this model; {"; ".join(reasons)}')

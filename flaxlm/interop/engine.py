@@ -176,7 +176,9 @@ def _other_tensors(
     tensor = source.read(name)
     if isinstance(entry, Buffer):
       if not np.array_equal(tensor, entry.values(tensor.shape).astype(tensor.dtype)):
-        raise UserError(f'{name}: the model has no such parameter, and it is not the usual constant')
+        raise UserError(
+          f'{name}: the model has no such parameter, and it is not the usual constant'
+        )
       found.buffers.append(name)
     else:
       found.kept[name] = tensor

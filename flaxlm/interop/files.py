@@ -48,8 +48,8 @@ class Tensors:
     self.shapes: dict[str, tuple[int, ...]] = {}
     self.metadata: dict[str, str] = {}
     self._files: dict[str, Any] = {}
-    for file, expected in ({file: None} if file else self._listed()).items():
-      self._open(self.folder / file, expected)
+    for name, expected in ({file: None} if file else self._listed()).items():
+      self._open(self.folder / name, expected)
 
   def __contains__(self, name: str) -> bool:
     return name in self.shapes

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxlm.config import tree
+from flaxlm.config.field import SET
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
 
@@ -153,7 +154,8 @@ def _is_read(name: str, model: TransformerConfig) -> bool:
   """Whether the field has a meaning under the other fields of the model."""
   _, rules, _ = tree.fields(type(model))[name]
   conditions = {k: v for k, v in (rules.when or {}).items() if not k.startswith('config.')}
-  return all(getattr(model, k) in allowed or allowed == ('(set)',) for k, allowed in conditions.items())
+  met = lambda value, allowed: bool(value) if allowed == (SET,) else value in allowed
+  return all(met(getattr(model, key), allowed) for key, allowed in conditions.items())
 
 
 def resolved(model: TransformerConfig, name: str) -> Any:
@@ -176,6 +178,6 @@ def model_config(
   node |= values | {'name': family.MODEL, 'vocab_size': vocab_size}
   cls = tree.node_class('model', family.MODEL)
   try:
-    return tree._build(cls, node, 'model.')
+    return tree.build_node(cls, node, 'model.')
   except UserError as error:
     raise UserError(f'config.json: {error}') from error

@@ -38,7 +38,7 @@ class Plain:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel(Plain):
-  """A matrix: `inputs` leading axes of the parameter are contracted; torch's Linear has them last."""
+  """A matrix: the first `inputs` axes of the parameter are contracted; torch has them last."""
 
   inputs: int = 1
   transposed: bool = True

@@ -136,7 +136,7 @@ def restore_tree(
   for leaf in leaf_paths(abstract):
     if leaf not in meta['digest']:
       raise UserError(
-        f'{directory}/{step} has no {leaf}: it holds part of a run, such as the weights alone of an '
+        f'{directory}/{step} has no {leaf}: it holds part of a run, such as the weights of an '
         'imported model; start from it in another workdir, by --config.init_from'
       )
   partial = isinstance(abstract, dict)

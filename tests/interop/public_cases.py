@@ -63,7 +63,9 @@ class Case:
     """The model, its parameters random, in evaluation mode."""
     torch.manual_seed(seed)
     cls = getattr(transformers, self.cls)
-    config = cls.config_class(**self.config, **({'tie_word_embeddings': False} if self.untied else {}))
+    config = cls.config_class(
+      **self.config, **({'tie_word_embeddings': False} if self.untied else {})
+    )
     model = cls(config)
     if self.untied and self.cls.startswith('T5'):
       # As in files of T5 1.1; the library ties what a config asks to keep apart.

@@ -8,14 +8,13 @@ pytest.importorskip('transformers')
 
 import jax
 import jax.numpy as jnp
+import public_cases as cases
+import public_models as public
 
 from flaxlm import decoding
 from flaxlm.commands import _reference
 from flaxlm.interop import convert
 from flaxlm.objectives import losses
-import public_cases as cases
-import public_models as public
-
 
 pytestmark = pytest.mark.full
 HEADS = [name for name in cases.CASES if not name.endswith('-trunk')]
@@ -143,9 +142,7 @@ def test_decoding_with_a_cache(name):
     segments = batch['encoder_segment_ids']
   cache = decoding.empty_cache(described.model, layers, len(tokens), tokens.shape[1])
   step = jax.jit(
-    lambda cache, token, at: decoding.cached_call(
-      model, params, token, at, cache, memory, segments
-    )
+    lambda cache, token, at: decoding.cached_call(model, params, token, at, cache, memory, segments)
   )
   found = []
   for t in range(tokens.shape[1]):

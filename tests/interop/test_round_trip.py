@@ -1,4 +1,4 @@
-"""Import, then export, gives the tensors of the file byte for byte; what does not fit is refused."""
+"""Import, then export, gives the file's tensors byte for byte; what does not fit is refused."""
 
 import json
 
@@ -75,7 +75,9 @@ def test_shards(tmp_path):
   assert len(list(tmp_path.glob('model-*.safetensors'))) > 2
   described, tensors, found = load(tmp_path, case)
   again = exported(described, tensors, found)
-  assert {n: a.tobytes() for n, a in again.items()} == {n: b for n, (_, _, b) in raw(tmp_path).items()}
+  assert {n: a.tobytes() for n, a in again.items()} == {
+    n: b for n, (_, _, b) in raw(tmp_path).items()
+  }
   missing = sorted(tmp_path.glob('model-*.safetensors'))[1]
   missing.unlink()
   with pytest.raises(UserError, match=f'{missing.name}: .*there is no such file'):
@@ -105,9 +107,7 @@ def test_files_of_old_releases(tmp_path):
 
   rewrite(tmp_path, old)
   config = json.loads((tmp_path / 'config.json').read_text())
-  (tmp_path / 'config.json').write_text(
-    json.dumps(config | {'architectures': ['BertForMaskedLM']})
-  )
+  (tmp_path / 'config.json').write_text(json.dumps(config | {'architectures': ['BertForMaskedLM']}))
   described, found = assert_round_trip(tmp_path, case)
   assert described.architecture == 'BertForPreTraining'
   assert found.buffers == ['bert.embeddings.position_ids']
@@ -190,7 +190,11 @@ def test_a_truncated_file(cut, tmp_path):
   [
     ('bert', {'model_type': 'brt'}, r"model_type='brt' is not supported \(did you mean 'bert'"),
     ('bert', {'architectures': ['BertForMaskedLm']}, r"did you mean 'BertForMaskedLM'"),
-    ('bert', {'position_embedding_type': 'relative_key'}, r"position_embedding_type='relative_key'"),
+    (
+      'bert',
+      {'position_embedding_type': 'relative_key'},
+      r"position_embedding_type='relative_key'",
+    ),
     ('bert', {'hidden_act': 'mish'}, r"hidden_act='mish' is not supported; those that are"),
     ('bert', {'num_attention_heads': 5}, r'num_heads: 5 heads do not divide'),
     ('roberta', {'hidden_act': 'relu'}, r"hidden_act='relu'"),

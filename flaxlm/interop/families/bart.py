@@ -51,7 +51,7 @@ def special(config_json):
     ours, theirs = (config_json.get(f'{stack}_{name}') for stack in ('encoder', 'decoder'))
     if ours != theirs:
       raise UserError(
-        f'config.json: decoder_{name}={theirs!r} is not supported, only that of the encoder, {ours!r}'
+        f'config.json: decoder_{name}={theirs!r} is not supported beside encoder_{name}={ours!r}'
       )
   return {}
 

@@ -45,7 +45,7 @@ REQUIRED = {
 
 
 def settle(config_json, names):
-  """config.json with what only the tensors say: files of the pretraining model may name one head."""
+  """config.json with what the tensors say: files of the pretraining model may name one head."""
   both = 'cls.seq_relationship.weight' in names
   if both and config_json.get('architectures') == ['BertForMaskedLM']:
     return {**config_json, 'architectures': ['BertForPreTraining']}
@@ -91,9 +91,7 @@ def encoder(prefix, vocabulary, tied, position_rows):
   here = 'trunk/stack/layers'
   return [
     rules.Rule(f'{emb}.word_embeddings.weight', ('trunk/token/table',), vocabulary, copies=tied),
-    rules.Rule(
-      f'{emb}.position_embeddings.weight', ('trunk/position/table',), position_rows
-    ),
+    rules.Rule(f'{emb}.position_embeddings.weight', ('trunk/position/table',), position_rows),
     rules.Rule(
       f'{emb}.token_type_embeddings.weight', ('trunk/embedding/token_types',), rules.Rows()
     ),

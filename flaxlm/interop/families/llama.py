@@ -63,9 +63,7 @@ def special(config_json):
 def unspecial(model):
   kind = 'default' if model.rope_scaling == 'none' else model.rope_scaling
   rope = {'rope_type': kind, 'rope_theta': model.rope_theta}
-  return {
-    'rope_parameters': rope | {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}
-  }
+  return {'rope_parameters': rope | {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}}
 
 
 def table(model, head, prefix):

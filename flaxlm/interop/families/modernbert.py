@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024): pre-norm encoder with RoPE, gated GELU, local and global layers."""
+"""ModernBERT (Warner et al. 2024): pre-norm encoder, RoPE, gated GELU, local and global layers."""
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules

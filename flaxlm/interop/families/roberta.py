@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019): BERT's trunk, whose positions are counted from after the padding id."""
+"""RoBERTa (Liu et al. 2019): BERT's trunk; its positions begin after the padding id."""
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules

@@ -79,7 +79,7 @@ def unspecial(model):
 
 
 def settle(config_json, tensors):
-  """config.json with what only the tensors say: new releases write `tied` whatever the tables are."""
+  """config.json with what the tensors say: new releases write `tied` whatever the tables are."""
   head = 'lm_head.weight'
   if head not in tensors or config_json.get('scale_decoder_outputs', True):
     return config_json

@@ -1,0 +1,187 @@
+"""`import` and `export`: a workdir like any other, byte-equal files, errors of one line."""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from flaxlm import commandline
+from flaxlm.__main__ import main
+from flaxlm.config import tree
+from flaxlm.interop import convert, files, mapping
+from flaxlm.models.model import Model
+from flaxlm.objectives import masked_lm
+from flaxlm.training.paths import leaf_paths
+
+WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', 'c', '##d', '.']
+CONFIG = {
+  'model_type': 'bert', 'architectures': ['BertForPreTraining'], 'vocab_size': len(WORDS),
+  'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 24,
+  'max_position_embeddings': 16,
+}  # fmt: skip
+
+
+def write_folder(folder, **changes):
+  """A random BERT with the words above, as a public folder; the tensors in float16."""
+  folder.mkdir(exist_ok=True)
+  config = CONFIG | changes
+  model = mapping.model_config(mapping.family_of(CONFIG), CONFIG, len(WORDS))
+  public = convert.for_export(model, 'masked_lm', {'pairs': 'next_sentence'}, ())
+  trunk = tree.load_module('flaxlm.models', 'encoder').Trunk(model)
+  ids = np.zeros((1, 4), np.int32)
+  keys = ('inputs', 'positions', 'segment_ids', 'target_positions', 'nsp_positions')
+  init = Model(trunk, masked_lm.Head(model, 'nsp')).init
+  shapes = leaf_paths(
+    nn.unbox(jax.eval_shape(lambda: init(jax.random.key(0), dict.fromkeys(keys, ids))['params']))
+  )
+  rng = np.random.default_rng(0)
+  leaves = {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in shapes.items()}
+  tensors = convert.save(public, leaves, {}, {}, 'F16')
+  tensors['bert.embeddings.position_ids'] = np.arange(16)[None]
+  files.write(folder / files.WEIGHTS, tensors.items(), {'format': 'pt'})
+  (folder / 'config.json').write_text(json.dumps(config))
+  (folder / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
+  return folder
+
+
+def run(*argv):
+  return commandline.run(main, argv)
+
+
+def raw(folder):
+  return (folder / files.WEIGHTS).read_bytes()
+
+
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory):
+  """(the folder, the workdir it was read into)"""
+  folder = write_folder(tmp_path_factory.mktemp('public') / 'bert')
+  workdir = folder.parent / 'runs' / 'bert'
+  assert run('import', f'--from={folder}', f'--workdir={workdir}') == 0
+  return folder, workdir
+
+
+def test_export_gives_back_the_file(imported, tmp_path, capsys):
+  folder, workdir = imported
+  assert run('export', f'--workdir={workdir}', f'--to={tmp_path / "again"}') == 0
+  assert raw(tmp_path / 'again') == raw(folder)
+  assert (tmp_path / 'again' / 'vocab.txt').read_text() == (folder / 'vocab.txt').read_text()
+  again = json.loads((tmp_path / 'again' / 'config.json').read_text())
+  assert again == json.loads((folder / 'config.json').read_text())
+  manifest = json.loads((workdir / 'hf' / 'manifest.json').read_text())
+  assert manifest['rebuilt'] == ['bert.embeddings.position_ids']
+  assert set(d for d, _ in manifest['tensors'].values()) == {'F16', 'I64'}
+
+
+def test_another_class_and_dtype(imported, tmp_path):
+  _, workdir = imported
+  flags = f'--workdir={workdir}', f'--to={tmp_path / "trunk"}'
+  assert run('export', *flags, '--architecture=BertModel', '--dtype=bfloat16') == 0
+  tensors = files.Tensors(tmp_path / 'trunk')
+  assert set(tensors.dtypes.values()) == {'BF16'}
+  assert 'embeddings.LayerNorm.weight' in tensors and 'pooler.dense.bias' in tensors
+  assert not [name for name in tensors if name.startswith(('cls', 'bert'))]
+  described, _ = convert.open_folder(tmp_path / 'trunk')
+  assert described.architecture == 'BertModel'
+
+
+def test_the_workdir_serves_other_commands(imported, capsys):
+  _, workdir = imported
+  capsys.readouterr()
+  assert run('fill-mask', f'--workdir={workdir}', '--text=a [MASK] c.', '--json') == 0
+  (mask,) = json.loads(capsys.readouterr().out)['masks']
+  assert len(mask['candidates']) == 5
+  assert {candidate['token'] for candidate in mask['candidates']} <= set(WORDS)
+
+
+def reference(folder, change=0.0):
+  """Adds reference logits, made by a copy of the model that was imported without them."""
+  from flaxlm.commands import _reference
+  from flaxlm.training.experiment import open_model
+
+  workdir = folder.parent / 'first'
+  assert run('import', f'--from={folder}', f'--workdir={workdir}') == 0
+  experiment, params, _ = open_model(workdir, 'latest')
+  described, _ = convert.open_folder(folder)
+  arrays = {'input_ids': np.array([[2, 5, 6, 3]]), 'attention_mask': np.array([[1, 1, 1, 0]])}
+  batch = _reference.batch_of(described, arrays)
+  logits = _reference.outputs(described, experiment.model, params, batch) + change
+  safetensors.numpy.save_file(arrays | {'logits': logits}, folder / _reference.FILE)
+
+
+def test_reference_logits_are_compared(tmp_path, capsys):
+  folder = write_folder(tmp_path / 'bert')
+  reference(folder)
+  assert run('import', f'--from={folder}', f'--workdir={tmp_path / "second"}') == 0
+  assert 'agree with reference.safetensors' in capsys.readouterr().err
+
+
+def test_other_reference_logits_are_an_error(tmp_path, capsys):
+  folder = write_folder(tmp_path / 'bert')
+  reference(folder, change=0.5)
+  assert run('import', f'--from={folder}', f'--workdir={tmp_path / "second"}') == 1
+  assert 'differs from the original by' in capsys.readouterr().err
+  assert not (tmp_path / 'second').exists()
+
+
+def truncate(folder):
+  (folder / files.WEIGHTS).write_bytes(raw(folder)[:-7])
+
+
+def other_shape(folder):
+  (folder / 'config.json').write_text(json.dumps(CONFIG | {'intermediate_size': 32}))
+
+
+def more_words(folder):
+  (folder / 'vocab.txt').write_text('\n'.join([*WORDS, 'e', 'f']) + '\n')
+
+
+def no_tokenizer(folder):
+  (folder / 'vocab.txt').unlink()
+
+
+def other_architecture(folder):
+  (folder / 'config.json').write_text(json.dumps(CONFIG | {'model_type': 'bertt'}))
+
+
+@pytest.mark.parametrize(
+  'spoil, message',
+  [
+    (truncate, 'model.safetensors: not a whole safetensors file'),
+    (other_shape, 'config.json implies [32, 16]'),
+    (more_words, 'the tokenizer has 12 tokens, the model 10'),
+    (no_tokenizer, 'none of tokenizer.json'),
+    (other_architecture, "model_type='bertt' is not supported (did you mean 'bert'?)"),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(spoil, message, tmp_path, capsys):
+  folder = write_folder(tmp_path / 'bert')
+  spoil(folder)
+  assert run('import', f'--from={folder}', f'--workdir={tmp_path / "runs" / "x"}') == 1
+  *_, last = capsys.readouterr().err.splitlines()
+  assert last.startswith('error: ') and message in last
+  assert not (tmp_path / 'runs').exists() or not list((tmp_path / 'runs').iterdir())
+
+
+def test_a_folder_that_is_there_is_not_written_over(imported, capsys):
+  folder, workdir = imported
+  assert run('import', f'--from={folder}', f'--workdir={workdir}') == 1
+  assert run('export', f'--workdir={workdir}', f'--to={folder}') == 1
+  assert capsys.readouterr().err.count('is there already') == 2
+
+
+def test_the_weights_alone_are_no_run_to_go_on_with(imported, tmp_path, root):
+  """Resuming wants an optimizer's state; the message says what to do instead."""
+  from flaxlm.errors import UserError
+  from flaxlm.training import checkpoint
+  from flaxlm.training.experiment import open_model
+
+  _, workdir = imported
+  experiment, _, _ = open_model(str(workdir), 'latest')
+  directory = workdir / 'checkpoints'
+  meta = checkpoint.read_meta(directory, 0)
+  with pytest.raises(UserError, match='--config.init_from'):
+    checkpoint.restore_tree(directory, 0, experiment.abstract_state, meta)
