@@ -29,8 +29,9 @@ class Source(Protocol):
 class Loaded:
   """What became of a source.
 
-  leaves: float32 parameter by path; buffers: names of tensors that an export rebuilds; kept: what
-  no parameter holds, by name; absent: parameters that an optional tensor would have filled.
+  leaves: float32 parameter by path; buffers: names of tensors that an export rebuilds; kept:
+  tensors that the model does not use, by name; absent: parameters without a tensor, where the
+  source may lack it.
   """
 
   leaves: dict[str, np.ndarray]
@@ -141,9 +142,6 @@ def _fill(
       source.read(copy), tensor, equal_nan=True
     ):
       raise UserError(f'{copy} differs from {name}, to which this architecture ties it')
-  rest = rule.transform.rest(tensor)
-  if rest is not None:
-    found.kept[name] = rest
   parts = rule.transform.load(tensor, shapes)
   for path, shape, part in zip(rule.paths, shapes, parts, strict=True):
     if path not in found.leaves:
@@ -215,7 +213,7 @@ def save(
     used.update(rule.paths)
     names = [name for name in place.names if name in known] or [place.names[0]]
     parts = [leaves[p] if place.layer is None else leaves[p][place.layer] for p in rule.paths]
-    tensor = rule.transform.save(parts, kept.get(names[0]))
+    tensor = rule.transform.save(parts)
     for name in names:
       tensors[name] = tensor.astype(_numpy(known[name][0] if name in known else dtype))
   left = sorted(set(leaves) - used)

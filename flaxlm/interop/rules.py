@@ -25,15 +25,9 @@ class Plain:
     """The parameters in a tensor; `leaves` are their shapes."""
     return [tensor.reshape(leaves[0])]
 
-  def save(self, leaves: Sequence[np.ndarray], rest: np.ndarray | None) -> np.ndarray:
-    """The tensor of the parameters and of what `rest` took from it."""
-    del rest
+  def save(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor of the parameters."""
     return leaves[0].reshape(self.shape([leaf.shape for leaf in leaves]))
-
-  def rest(self, tensor: np.ndarray) -> np.ndarray | None:
-    """What no parameter holds, and an export needs to be exact; None: nothing."""
-    del tensor
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Kernel(Plain):
   def load(self, tensor, leaves):
     return [(tensor.T if self.transposed else tensor).reshape(leaves[0])]
 
-  def save(self, leaves, rest):
+  def save(self, leaves):
     shape = self.shape([leaves[0].shape])
     if self.transposed:
       return leaves[0].reshape(shape[::-1]).T
@@ -74,31 +68,15 @@ class Fused(Plain):
     parts = np.split(tensor, ends[:-1], self.axis)
     return [self.part.load(p, [leaf])[0] for p, leaf in zip(parts, leaves, strict=True)]
 
-  def save(self, leaves, rest):
-    return np.concatenate([self.part.save([leaf], None) for leaf in leaves], self.axis)
+  def save(self, leaves):
+    return np.concatenate([self.part.save([leaf]) for leaf in leaves], self.axis)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows(Plain):
-  """A table [rows, ...]; the first `skip` rows of the tensor belong to no position or token."""
-
-  skip: int = 0
+class Table(Plain):
+  """A table [rows, ...], as it is."""
 
   def shape(self, leaves):
-    return (self.skip + leaves[0][0], *leaves[0][1:])
-
-  def load(self, tensor, leaves):
-    return [tensor[self.skip :]]
-
-  def save(self, leaves, rest):
-    if not self.skip:
-      return leaves[0]
-    if rest is None:
-      rest = np.zeros((self.skip, *leaves[0].shape[1:]), leaves[0].dtype)
-    return np.concatenate([rest.astype(leaves[0].dtype), leaves[0]])
-
-  def rest(self, tensor):
-    return tensor[: self.skip] if self.skip else None
+    return leaves[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +92,7 @@ class Vocabulary(Plain):
     padding = [(0, leaves[0][0] - self.size)] + [(0, 0)] * (tensor.ndim - 1)
     return [np.pad(tensor, padding)]
 
-  def save(self, leaves, rest):
+  def save(self, leaves):
     return leaves[0][: self.size]
 
 

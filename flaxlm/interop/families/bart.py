@@ -17,6 +17,7 @@ FIXED = {
   'embedding_norm': True,
   'use_bias': True,
   'position': 'learned',
+  'position_offset': 2,
   'init': 'bert',
 }
 FIELDS = (
@@ -41,8 +42,6 @@ REQUIRED = {
   'add_bias_logits': (False,),
   'static_position_embeddings': (False,),
 }
-# The rows of both position tables before the first position.
-SKIPPED = 2
 _SAME = ('attention_heads', 'ffn_dim')
 
 
@@ -82,7 +81,7 @@ def table(model, head, prefix):
       rules.Rule(
         f'{prefix}{stack}.embed_positions.weight',
         (f'trunk/{stack}_position/table',),
-        rules.Rows(SKIPPED),
+        rules.Table(),
       )
     )
     entries += rules.norm(f'{prefix}{stack}.layernorm_embedding', f'trunk/{stack}_embedding/norm')

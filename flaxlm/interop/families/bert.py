@@ -57,7 +57,7 @@ def table(model, head, prefix):
   vocabulary = rules.Vocabulary(model.vocab_size)
   decoder = 'cls.predictions.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()
-  entries = encoder(prefix, vocabulary, tied, rules.Rows())
+  entries = encoder(prefix, vocabulary, tied)
   pooled = head.objective == 'masked_lm' and head.options['pairs'] == 'next_sentence'
   pooler = 'head/nsp' if pooled else 'head/classes'
   for rule in rules.dense(f'{prefix}pooler.dense', f'{pooler}/pooler'):
@@ -85,15 +85,15 @@ def vocabulary_head(tensor, model):
   ]
 
 
-def encoder(prefix, vocabulary, tied, position_rows):
+def encoder(prefix, vocabulary, tied):
   """Entries of the trunk."""
   emb, layer = f'{prefix}embeddings', f'{prefix}encoder.layer.{{layer}}'
   here = 'trunk/stack/layers'
   return [
     rules.Rule(f'{emb}.word_embeddings.weight', ('trunk/token/table',), vocabulary, copies=tied),
-    rules.Rule(f'{emb}.position_embeddings.weight', ('trunk/position/table',), position_rows),
+    rules.Rule(f'{emb}.position_embeddings.weight', ('trunk/position/table',), rules.Table()),
     rules.Rule(
-      f'{emb}.token_type_embeddings.weight', ('trunk/embedding/token_types',), rules.Rows()
+      f'{emb}.token_type_embeddings.weight', ('trunk/embedding/token_types',), rules.Table()
     ),
     *rules.norm(f'{emb}.LayerNorm', 'trunk/embedding/norm'),
     *rules.dense(f'{layer}.attention.self.query', f'{here}/attention/query'),

@@ -47,7 +47,7 @@ def table(model, head, prefix):
   projections = tuple(f'{here}/attention/{name}' for name in ('query', 'key', 'value'))
   return [
     rules.Rule(f'{prefix}wte.weight', ('trunk/token/table',), vocabulary, copies=tied),
-    rules.Rule(f'{prefix}wpe.weight', ('trunk/position/table',), rules.Rows()),
+    rules.Rule(f'{prefix}wpe.weight', ('trunk/position/table',), rules.Table()),
     *rules.norm(f'{layer}.ln_1', f'{here}/attention_norm'),
     rules.Rule(
       f'{layer}.attn.c_attn.weight',

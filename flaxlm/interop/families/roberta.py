@@ -12,15 +12,15 @@ ARCHITECTURES = {
   'RobertaForSequenceClassification': Head('classification'),
   'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
-FIXED = bert.FIXED
+# The rows of the position table before the first position: up to and including that of padding.
+SKIPPED = 2
+FIXED = {**bert.FIXED, 'position_offset': SKIPPED}
 FIELDS = (
   *(field for field in bert.FIELDS if field.ours not in ('max_length', 'activation')),
   # The vocabulary head has a gelu whatever the layers have, and flaxlm's has that of the layers.
   Field('hidden_act', 'activation', 'gelu', {'gelu': 'gelu'}),
 )
 REQUIRED = {**bert.REQUIRED, 'pad_token_id': (1,)}
-# The rows of the position table before the first position: up to and including that of padding.
-SKIPPED = 2
 
 
 def special(config_json):
@@ -39,7 +39,7 @@ def table(model, head, prefix):
   vocabulary = rules.Vocabulary(model.vocab_size)
   decoder = 'lm_head.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()
-  entries = bert.encoder(prefix, vocabulary, tied, rules.Rows(SKIPPED))
+  entries = bert.encoder(prefix, vocabulary, tied)
   entries += rules.dense('lm_head.dense', 'head/mlm/dense')
   entries += rules.norm('lm_head.layer_norm', 'head/mlm/norm')
   entries += bert.vocabulary_head('lm_head', model)

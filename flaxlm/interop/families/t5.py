@@ -107,7 +107,7 @@ def table(model, head, prefix):
       rules.Rule(
         f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
         (f'trunk/{stack}_position/table',),
-        rules.Rows(),
+        rules.Table(),
       )
     )
     entries += rules.norm(f'{stack}.final_layer_norm', f'trunk/{stack}_norm', bias=False)
