@@ -105,5 +105,6 @@ def write(
   path: epath.Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]
 ) -> None:
   """Writes a safetensors file. transformers wants the metadata to say {'format': 'pt'}."""
-  content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors}
+  # A tensor without axes would come back with one.
+  content = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors}
   path.write_bytes(safetensors.numpy.save(content, metadata=dict(metadata)))

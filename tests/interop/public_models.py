@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -83,7 +84,8 @@ def imported(torch_model, batch_of):
   batch, model = batch_of(public), model_of(public)
   leaves = shapes(model, batch)
   loaded = convert.load(public, source, leaves)
-  return public, model, batch, nested(loaded.leaves), leaves
+  params = jax.tree.map(jnp.asarray, nested(loaded.leaves))
+  return public, model, batch, params, leaves
 
 
 def assert_close(ours, theirs, weights=None, scale=1e-4):
