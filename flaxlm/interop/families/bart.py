@@ -7,8 +7,8 @@ from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
 MODEL = 'encoder_decoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
-  'BartForConditionalGeneration': Head('span_corruption'),
-  'BartModel': Head('span_corruption', trunk_only=True),
+  'BartForConditionalGeneration': Head('denoising'),
+  'BartModel': Head('denoising', trunk_only=True),
 }
 FIXED = {
   'norm': 'layernorm',
