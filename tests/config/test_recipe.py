@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,17 @@ def test_a_variant_that_was_chosen_stands_but_the_tokenizer_is_the_checkpoints(w
   config = recipe.load('configs/classify.py:encoder', [('init_from', workdir)])
   assert (config.model.name, config.model.num_layers) == ('encoder', 4)
   assert config.tokenizer.path == f'{workdir}/tokenizer'
+
+
+def test_what_the_run_added_to_a_vocabulary_is_not_added_again(workdir):
+  file = pathlib.Path(workdir) / 'config.json'
+  saved = json.loads(file.read_text())
+  saved['tokenizer'] |= {'path': 'downloads/gpt2', 'add': ['mask']}
+  file.write_text(json.dumps(saved))
+  config = recipe.load('configs/classify.py', [('init_from', workdir)])
+  assert config.tokenizer.path == f'{workdir}/tokenizer' and config.tokenizer.add == ()
+  pairs = [('init_from', workdir), ('tokenizer.add', 'sentinels')]
+  assert recipe.load('configs/classify.py', pairs).tokenizer.add == ('sentinels',)
 
 
 def test_what_is_taken_can_be_overridden(workdir):
