@@ -129,7 +129,10 @@ def test_an_empty_span_may_stand_anywhere():
     tokens = distinct(12)
     found = objective.infill(tokens, rng)
     places |= {i for i, token in enumerate(found) if token == TOKENIZER.mask_id}
-  assert places >= set(range(9))
+    # Nothing is gone before the first token, or behind the last, but a mask stands there.
+    places |= {'first'} if found[1] == tokens[0] else set()
+    places |= {'last'} if found[-2] == tokens[-1] else set()
+  assert places >= {*range(9), 'first', 'last'}
 
 
 @pytest.mark.parametrize('rate', [0.2, 0.55, 1.0])
