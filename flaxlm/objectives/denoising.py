@@ -109,7 +109,8 @@ class Objective(NextToken):
     """
     n = len(tokens)
     noise = _rounded(n * self.config.infill_rate, rng)
-    lengths = _span_lengths(noise, self.config.mean_span_length, rng)
+    # In another order than drawn: the last one is cut, and never empty.
+    lengths = rng.permutation(_span_lengths(noise, self.config.mean_span_length, rng))
     places = np.sort(rng.integers(0, n - noise + 1, len(lengths)))
     # Each span is its mask and then its tokens, of which only the mask is kept.
     starts = places + np.cumsum(lengths) - lengths
