@@ -86,7 +86,7 @@ def command(root, *argv):
   ('argv', 'message'),
   [
     (['--config=configs/gpt2.py:medium'], "configs/gpt2.py has no variant 'medium'"),
-    (['--config=configs/gpt3.py'], "no config file 'configs/gpt3.py'"),
+    (['--config=configs/gpt9.py'], "no config file 'configs/gpt9.py'"),
     (['--config=configs/gpt2.py:mini', '--config.model.num_layer=2'], "'config.model.num_layers'"),
     (['--config=configs/gpt2.py:mini', '--seed=2'], "unknown flag '--seed'"),
   ],

@@ -285,7 +285,7 @@ GPT = '--config=configs/gpt2.py:mini'
     ([GPT, '--config.init_from=nosuch'], ('config.init_from', 'nosuch')),
     ([GPT, '--configg.seed=1'], ('--configg',)),
     (['--config=configs/gpt2.py:tiny'], ("'tiny'", 'mini')),
-    (['--config=configs/gpt3.py'], ('configs/gpt3.py', 'configs/gpt2.py')),
+    (['--config=configs/gpt9.py'], ('configs/gpt9.py', 'configs/gpt2.py')),
     ([], ('--config',)),
   ],
 )
