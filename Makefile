@@ -25,7 +25,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(PYTEST) -m "not full"
 
-test-full: $(VENV)/installed-dev
+test-full: $(VENV)/installed-parity
 	$(PYTEST) -m full
 
 lint: $(VENV)/installed-dev
@@ -47,4 +47,8 @@ $(VENV)/installed: requirements.txt $(CONSTRAINTS) | $(VENV)/bin/python
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 	$(PIP) -r requirements-dev.txt $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@
+
+$(VENV)/installed-parity: requirements-parity.txt $(VENV)/installed-dev
+	$(PIP) -r requirements-parity.txt $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
