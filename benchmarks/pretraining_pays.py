@@ -31,6 +31,8 @@ from flaxlm.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
+# BERT's own schedule begins on short rows, too (Devlin et al. 2019, appendix A.2).
+PRETRAINING = {'bert': [('data.max_length', '64'), ('global_batch_size', '32')]}
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = range(5)
 # Rows -> passes over them and steps between evaluations.
@@ -60,6 +62,7 @@ def pretrain(args: argparse.Namespace, family: str) -> pathlib.Path:
     ('data.train', str(args.data / 'imdb/unsup.tsv.xz')),
     ('data.holdout', '0.02'),
     ('tokenizer.lowercase', 'True'),  # SST-2 is lower case
+    *PRETRAINING.get(family, []),
   ]
   train(f'{family}.py:mini', workdir, overrides)
   return workdir
