@@ -21,6 +21,8 @@ from flaxlm.models.model import Model
 from flaxlm.training.step import make_train_step
 from flaxlm.types import TrainState
 
+pytestmark = pytest.mark.full  # Each trains a model; together they take a minute.
+
 TOKENIZER = byte_tokenizer(4)
 ROWS, STEPS = 32, 200
 
