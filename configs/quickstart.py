@@ -18,6 +18,7 @@ def get_config():
   config.model.emb_dim = 128
   config.model.num_heads = 4
   config.model.max_length = 128
+  config.model.init_std = 0.05  # 0.02 * sqrt(768 / 128)
   config.tokenizer.vocab_size = 2048
   config.tokenizer.sentinels = 0
   config.optimizer.learning_rate = 3e-3
