@@ -9,8 +9,8 @@ def keep_freed_memory() -> bool:
   """Lets the C allocator keep what was freed; returns whether it could be told.
 
   A step on CPUs allocates and frees the same megabytes in several threads. By default glibc gives
-  them back to the kernel each time, and every step pays again for page faults and zeroed pages: a
-  third of a small model's step (docs/performance.md). Nothing happens with another allocator.
+  them back to the kernel each time, and every step pays again for page faults and zeroed pages
+  (docs/performance.md). Nothing happens with another allocator.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt
