@@ -28,8 +28,10 @@ def get_config(variant):
     config.model = pretraining.model
     config.tokenizer = pretraining.tokenizer
   config.model.dropout_rate = 0.1
-  # The trunk is what init_from is for; the head of pretraining predicts tokens.
+  # The trunk is what init_from is for; the head of pretraining predicts tokens. But a pooler of
+  # sentence pairs, or of other classes, is what an encoder's classifier begins with.
   config.restore.skip = ('^head/',)
+  config.restore.reuse = ('^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',)
   # Dropout is not part of what a trunk computes; small trunks are pretrained without.
   config.restore.change = (
     'dropout_rate',

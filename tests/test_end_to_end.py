@@ -175,7 +175,8 @@ def test_fine_tune_and_predict(bert, corpus, tmp_path):
     )
   )  # fmt: skip
   report = json.loads((workdir / 'restore_report.json').read_text())
-  assert report['loaded'] and all(path.startswith('trunk/') for path in report['loaded'])
+  pooler = {f'head/classes/pooler/{name}' for name in ('bias', 'kernel')}
+  assert pooler == {path for path in report['loaded'] if not path.startswith('trunk/')}
   assert report['fresh'] and all(path.startswith('head/') for path in report['fresh'])
   result = json.loads(finish(start('eval.py', f'--workdir={workdir}', '--checkpoint=best'))[0])
   test = result['test']

@@ -195,6 +195,12 @@ class RestoreConfig:
   rename: tuple[str, ...] = field(
     (), 'PATTERN=REPLACEMENT from checkpoint paths to model paths', when=STARTED_FROM
   )
+  reuse: tuple[str, ...] = field(
+    (),
+    'as rename, for leaves that are loaded wherever the checkpoint has the one and the model the '
+    'other, although skip names them; a rule without such leaves is none',
+    when=STARTED_FROM,
+  )
   change: tuple[str, ...] = field(
     (), 'model fields that may differ from the checkpoint', when=STARTED_FROM
   )

@@ -12,6 +12,7 @@ from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths
 
 _SKIP = 'config.restore.skip'
 _RENAME = 'config.restore.rename'
+_REUSE = 'config.restore.reuse'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,9 @@ def match(
   Args:
     stored: the checkpoint's, by virtual path.
     wanted: the model's, by virtual path.
-    restore: `rename` is applied first; `skip` then sees the paths of the checkpoint, before and
-      after it, and of the model.
+    restore: `rename` is applied first; `reuse` then takes leaves that the model has and no rename
+      fills; `skip` sees the other paths of the checkpoint, before and after rename, and of the
+      model.
 
   Returns:
     Virtual path of the model -> part of the checkpoint, or None for one that stays as initialised.
@@ -54,17 +56,18 @@ def match(
       sizes, and for a pattern that matches nothing.
   """
   renamed = _rename(list(stored), restore.rename)
+  reused = _reused(stored, wanted, renamed, restore.reuse)
   skipped = _skipped(restore.skip, [*renamed, *renamed.values(), *wanted])
-  plan: dict[str, Part | None] = {}
+  plan: dict[str, Part | None] = {new: stored[path] for path, new in reused.items()}
   for path, new in renamed.items():
-    if path in skipped or new in skipped:
+    if path in reused or path in skipped or new in skipped:
       continue
     if new not in wanted:
       raise UserError(
         f'{_SKIP}: leaf {new} of the checkpoint has no place in the model{nearest(new, wanted)}; '
         'skip it or rename it'
       )
-    _check_sizes(new, stored[path].shape, wanted[new].shape)
+    _check_sizes(_SKIP, new, stored[path].shape, wanted[new].shape)
     plan[new] = stored[path]
   for path in wanted:
     if path not in plan and path not in skipped:
@@ -72,44 +75,76 @@ def match(
         f'{_SKIP}: leaf {path} of the model is not in the checkpoint'
         f'{nearest(path, renamed.values())}; skip it to start it afresh, or rename one to it'
       )
-    plan.setdefault(path, None)
-  if not any(plan.values()):
+  if not plan:
     raise UserError(f'{_SKIP}: skips every leaf, so that nothing would be loaded')
-  return plan
+  return {path: plan.get(path) for path in wanted}
 
 
-def _check_sizes(path: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _check_sizes(key: str, path: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> None:
   if math.prod(stored) != math.prod(wanted):
+    how = 'skip it' if key == _SKIP else 'leave out the rule'
     raise UserError(
-      f'{_SKIP}: leaf {path} is {list(stored)} in the checkpoint and {list(wanted)} in the model; '
-      'skip it to start it afresh'
+      f'{key}: leaf {path} is {list(stored)} in the checkpoint and {list(wanted)} in the model; '
+      f'{how} to start it afresh'
     )
 
 
-def _rename(paths: Sequence[str], rules: Sequence[str]) -> dict[str, str]:
-  """Checkpoint path -> model path, by the first rule whose pattern is found in it."""
+def _parsed(key: str, rules: Sequence[str]) -> list[tuple[re.Pattern[str], str]]:
+  """(pattern, replacement) of each rule of the field `key`."""
   parsed = []
   for rule in rules:
     pattern, equals, replacement = rule.rpartition('=')
     if not equals:
-      raise UserError(f'{_RENAME}: {rule!r} is not PATTERN=REPLACEMENT')
-    parsed.append((compile_pattern(_RENAME, pattern), replacement))
-    if not any(parsed[-1][0].search(path) for path in paths):
-      raise unmatched(_RENAME, pattern, paths)
+      raise UserError(f'{key}: {rule!r} is not PATTERN=REPLACEMENT')
+    parsed.append((compile_pattern(key, pattern), replacement))
+  return parsed
+
+
+def _replaced(key: str, rules: Sequence[tuple[re.Pattern[str], str]], path: str) -> str | None:
+  """What the first rule whose pattern is found in a path makes of it; None if none is."""
+  for pattern, replacement in rules:
+    if pattern.search(path):
+      try:
+        return pattern.sub(replacement, path)
+      except (re.error, IndexError) as error:
+        raise UserError(f'{key}: {replacement!r} is no replacement: {error}') from None
+  return None
+
+
+def _rename(paths: Sequence[str], rules: Sequence[str]) -> dict[str, str]:
+  """Checkpoint path -> model path, of every path."""
+  parsed = _parsed(_RENAME, rules)
+  for pattern, _ in parsed:
+    if not any(pattern.search(path) for path in paths):
+      raise unmatched(_RENAME, pattern.pattern, paths)
   renamed: dict[str, str] = {}
   for path in paths:
-    new = path
-    for pattern, replacement in parsed:
-      if pattern.search(path):
-        try:
-          new = pattern.sub(replacement, path)
-        except (re.error, IndexError) as error:
-          raise UserError(f'{_RENAME}: {replacement!r} is no replacement: {error}') from None
-        break
+    new = _replaced(_RENAME, parsed, path) or path
     if new in renamed.values():
       raise UserError(f'{_RENAME}: two leaves of the checkpoint become {new}')
     renamed[path] = new
   return renamed
+
+
+def _reused(
+  stored: Mapping[str, Part],
+  wanted: Mapping[str, Part],
+  renamed: Mapping[str, str],
+  rules: Sequence[str],
+) -> dict[str, str]:
+  """Checkpoint path -> model path, of the leaves that both have; a rename comes before."""
+  parsed = _parsed(_REUSE, rules)
+  taken = {new for path, new in renamed.items() if new != path}
+  reused: dict[str, str] = {}
+  for path in stored:
+    new = _replaced(_REUSE, parsed, path)
+    if new not in wanted or new in taken or renamed[path] != path:
+      continue
+    if new in reused.values():
+      raise UserError(f'{_REUSE}: two leaves of the checkpoint become {new}')
+    _check_sizes(_REUSE, new, stored[path].shape, wanted[new].shape)
+    reused[path] = new
+  return reused
 
 
 def _skipped(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
@@ -126,12 +161,16 @@ def _skipped(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
 
 @dataclasses.dataclass
 class Report:
-  """What became of every leaf, by path; single layers of a stack are named where they differ."""
+  """What became of every leaf, by path; single layers of a stack are named where they differ.
+
+  renamed: 'PATH IN THE CHECKPOINT -> PATH', of those loaded or reshaped that have another there.
+  """
 
   loaded: list[str]
   reshaped: list[str]
   fresh: list[str]
   dropped: list[str]
+  renamed: list[str]
 
 
 def report(
@@ -145,8 +184,23 @@ def report(
   dropped = [path for path, part in stored.items() if (part.path, part.layer) not in taken]
   return Report(
     _folded(loaded, wanted), _folded(moved, wanted), _folded(fresh, wanted),
-    _folded(dropped, stored),
+    _folded(dropped, stored), _renamed(plan, stored, wanted),
   )  # fmt: skip
+
+
+def _renamed(
+  plan: Mapping[str, Part | None], stored: Mapping[str, Part], wanted: Mapping[str, Part]
+) -> list[str]:
+  """Paths that are others in the checkpoint; a stack that is another, layer for layer, once."""
+  names = {(part.path, part.layer): path for path, part in stored.items()}
+  old = {path: names[part.path, part.layer] for path, part in plan.items() if part}
+  moved = [path for path in old if old[path] != path]
+  in_step = [path for path in moved if plan[path].layer == wanted[path].layer]
+  found = [f'{old[path]} -> {path}' for path in moved if path not in in_step]
+  for path in _folded(in_step, wanted):
+    origins = {plan[p].path for p in in_step if wanted[p].path == path}
+    found += [f'{origin} -> {path}' for origin in origins or [old[path]]]
+  return found
 
 
 def _folded(names: Sequence[str], all_parts: Mapping[str, Part]) -> list[str]:

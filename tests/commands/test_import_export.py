@@ -97,6 +97,37 @@ def test_the_workdir_serves_other_commands(imported, capsys):
   assert {candidate['token'] for candidate in mask['candidates']} <= set(WORDS)
 
 
+def test_a_classifier_starts_from_the_pooler(imported, tmp_path, root):
+  """The one that was pretrained on pairs, and nothing else of that head."""
+  from flaxlm.config import recipe
+  from flaxlm.training import checkpoint, loop
+  from flaxlm.training.experiment import build
+
+  _, workdir = imported
+  rows = tmp_path / 'rows.tsv'
+  rows.write_text('text\tlabel\n' + 'a b\tx\nc d\ty\n' * 20)
+  overrides = [('init_from', str(workdir)), ('data.train', str(rows))]
+  config = recipe.load(str(root / 'configs' / 'classify.py'), overrides)
+  state, _ = loop.start(build(config, tmp_path / 'run'), tmp_path / 'run')
+  directory = workdir / 'checkpoints'
+  stored = checkpoint.stored_params(directory, 0)
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    for path, leaf in stored.items()
+    if path.startswith('head/nsp/pooler/')
+  }
+  pretrained = checkpoint.restore_params(directory, 0, wanted, checkpoint.read_meta(directory, 0))
+  for name in ('bias', 'kernel'):
+    mine = state.params['head']['classes']['pooler'][name]
+    np.testing.assert_array_equal(mine, pretrained[f'head/nsp/pooler/{name}'])
+  report = json.loads((tmp_path / 'run' / 'restore_report.json').read_text())
+  assert report['renamed'] == [
+    f'head/nsp/pooler/{name} -> head/classes/pooler/{name}' for name in ('bias', 'kernel')
+  ]
+  assert report['fresh'] == ['head/classes/out/bias', 'head/classes/out/kernel']
+
+
 def reference(folder, change=0.0):
   """Adds reference logits, made by a copy of the model that was imported without them."""
   from flaxlm.commands import _reference

@@ -31,7 +31,7 @@ def without(leaves, *names, **more):
 def test_the_same_model_takes_everything():
   made, report = plan(STORED, STORED)
   assert all(made.values())
-  assert report == matching.Report(list(STORED), [], [], [])
+  assert report == matching.Report(list(STORED), [], [], [], [])
   assert made['trunk/layers/2/mlp/kernel'] == matching.Part('trunk/layers/mlp/kernel', 2, (4, 8))
 
 
@@ -89,6 +89,67 @@ def test_rename_uses_groups_and_notices_collisions():
     plan(STORED, wanted, rename=('trunk',))
   with pytest.raises(UserError, match='no replacement'):
     plan(STORED, wanted, rename=(r'^trunk=\9',))
+
+
+PAIRS = {
+  'trunk/layers/kernel': np.zeros((2, 4, 8)),
+  'head/nsp/pooler/kernel': np.ones((4, 4)),
+  'head/nsp/out/kernel': np.zeros((4, 2)),
+}
+CLASSES = without(
+  PAIRS,
+  'head/nsp/pooler/kernel',
+  'head/nsp/out/kernel',
+  **{'head/classes/pooler/kernel': np.zeros((4, 4)), 'head/classes/out/kernel': np.zeros((4, 3))},
+)
+REUSE = ('^head/(nsp|sop)/pooler/=head/classes/pooler/',)
+
+
+def test_a_leaf_of_a_skipped_head_is_reused_where_both_have_it():
+  made, report = plan(PAIRS, CLASSES, skip=('^head/',), reuse=REUSE)
+  assert made['head/classes/pooler/kernel'].path == 'head/nsp/pooler/kernel'
+  assert report == matching.Report(
+    ['trunk/layers/kernel', 'head/classes/pooler/kernel'],
+    [],
+    ['head/classes/out/kernel'],
+    ['head/nsp/out/kernel'],
+    ['head/nsp/pooler/kernel -> head/classes/pooler/kernel'],
+  )
+  masked = without(PAIRS, 'head/nsp/pooler/kernel')
+  _, report = plan(masked, CLASSES, skip=('^head/',), reuse=REUSE)
+  assert report.fresh == ['head/classes/pooler/kernel', 'head/classes/out/kernel']
+  _, report = plan(PAIRS, masked, skip=('^head/',), reuse=REUSE)
+  assert report.dropped == list(PAIRS)[1:] and not report.renamed
+
+
+def test_what_is_reused_must_fit_and_comes_after_renames():
+  wider = without(CLASSES, **{'head/classes/pooler/kernel': np.zeros((5, 5))})
+  with pytest.raises(
+    UserError, match=r'restore.reuse: leaf head/classes/pooler/kernel is \[4, 4\]'
+  ):
+    plan(PAIRS, wider, skip=('^head/',), reuse=REUSE)
+  two = without(PAIRS, **{'head/sop/pooler/kernel': np.zeros((4, 4))})
+  with pytest.raises(UserError, match='restore.reuse: two leaves of the checkpoint become'):
+    plan(two, CLASSES, skip=('^head/',), reuse=REUSE)
+  made, _ = plan(
+    two, CLASSES, skip=('/out/', '/nsp/'), reuse=REUSE,
+    rename=('^head/sop/pooler/=head/classes/pooler/',),
+  )  # fmt: skip
+  assert made['head/classes/pooler/kernel'].path == 'head/sop/pooler/kernel'
+
+
+def test_renamed_layers_are_named_where_they_changed_places():
+  moved = {'body/layers/kernel': np.zeros((2, 4, 8))}
+  stored = {'trunk/layers/kernel': np.zeros((2, 4, 8))}
+  _, report = plan(stored, moved, rename=('^trunk/=body/',))
+  assert report.renamed == ['trunk/layers/kernel -> body/layers/kernel']
+  _, report = plan(
+    stored, moved, rename=('trunk/layers/0/=body/layers/1/', 'trunk/layers/1/=body/layers/0/')
+  )
+  assert sorted(report.renamed) == [
+    'trunk/layers/0/kernel -> body/layers/1/kernel',
+    'trunk/layers/1/kernel -> body/layers/0/kernel',
+  ]
 
 
 def test_sizes_must_agree_and_shapes_are_reported():
