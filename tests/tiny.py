@@ -27,8 +27,7 @@ def places():
   """'NAME.py' or 'NAME.py:variant' of every recipe."""
   found = []
   for file in sorted((ROOT / 'configs').glob('*.py')):
-    variants = getattr(recipe._execute(str(file)), 'VARIANTS', ())
-    found += [f'{file.name}:{variant}' for variant in variants] or [file.name]
+    found += [f'{file.name}:{variant}' for variant in recipe.variants(str(file))] or [file.name]
   return found
 
 

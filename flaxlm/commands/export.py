@@ -7,6 +7,7 @@ writes a trunk without its head. An imported run gives back the tensors it was m
 byte; another one is written in float32, or in --dtype.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from os.path import expanduser
@@ -15,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from flaxlm import commandline, terminal
+from flaxlm.commands import _folder
 from flaxlm.errors import UserError
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
@@ -30,11 +32,8 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
   parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
   args = parser.parse(argv)
-  target = epath.Path(args.to)
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f'--to: {target} is there already; name a new folder')
+  target = _folder.new('--to', args.to)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
-  from flaxlm.data import cache
   from flaxlm.interop import convert, files
 
   workdir = epath.Path(args.workdir)
@@ -47,9 +46,7 @@ def main(argv: Sequence[str]) -> None:
     held = files.Tensors(workdir / 'hf', convert.KEPT)
     kept = {name: held.read(name) for name in held.shapes}
   tensors = convert.save(public, leaves, source, kept, DTYPES[args.dtype or 'float32'])
-  if target.exists():
-    target.rmdir()
-  with cache.staged(target) as temporary:
+  with _folder.staged(target) as temporary:
     metadata = manifest.get('metadata') or {'format': 'pt'}
     files.write(temporary / files.WEIGHTS, tensors.items(), metadata)
     text = json.dumps(public.config_json, indent=2, sort_keys=True)
@@ -91,8 +88,6 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int]:
 
 def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict[str, Any]]:
   """(the class to write, the manifest of the import; empty where it was another class or none)."""
-  import dataclasses
-
   from flaxlm.interop import convert, files
 
   if (kept / convert.MANIFEST).exists():

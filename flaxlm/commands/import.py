@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from flaxlm import commandline, terminal
+from flaxlm.commands import _folder
 from flaxlm.errors import UserError
 
 # Files of a folder that are kept for an export beside config.json: those of its tokenizer.
@@ -34,17 +35,12 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--from', dest='folder', required=True, type=expanduser, help='the folder')
   parser.add_argument('--workdir', required=True, type=expanduser, help='where to write; new')
   args = parser.parse(argv)
-  workdir, folder = epath.Path(args.workdir), epath.Path(args.folder)
-  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise UserError(f'--workdir: {workdir} is there already; name a new folder')
+  workdir, folder = _folder.new('--workdir', args.workdir), epath.Path(args.folder)
   terminal.phase('init', f'reading {folder}')
-  from flaxlm.data import cache
   from flaxlm.interop import convert
 
   public, tensors = convert.open_folder(folder)
-  if workdir.exists():
-    workdir.rmdir()
-  with cache.staged(workdir) as temporary:
+  with _folder.staged(workdir) as temporary:
     loaded = _convert(public, tensors, temporary, workdir)
     _keep(public, tensors, loaded, temporary / 'hf')
   terminal.close()

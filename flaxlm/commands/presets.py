@@ -99,18 +99,16 @@ def _shapes(config: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
   """Shapes of the parameters, boxed with their logical axes, and of a batch of one row."""
   import jax
 
-  from flaxlm.config.tree import load_module
   from flaxlm.data import packing
   from flaxlm.data.tokenizer import Tokenizer
-  from flaxlm.models.model import Model
+  from flaxlm.models.model import make_model
   from flaxlm.training.experiment import objective_class
 
   # Objectives ask a tokenizer for its special tokens; the vocabulary is that of the config.
   tokenizer = Tokenizer({'name': 'bytes', 'sentinels': config.tokenizer.sentinels})
   objective = objective_class(config)(config, tokenizer)
   batch = packing.pack_rows([[]], objective.streams)
-  trunk = load_module('flaxlm.models', config.model.name).Trunk(config.model)
-  model = Model(trunk, objective.head(config.model))
+  model = make_model(config.model, objective.head(config.model))
   params = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
   return params, {key: value.shape for key, value in batch.items()}
 

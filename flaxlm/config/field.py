@@ -42,6 +42,11 @@ def field(default: Any, doc: str, *, choices: Sequence[Any] | None = None, **rul
   return dataclasses.field(default=default, metadata=metadata)
 
 
+def met(value: Any, allowed: tuple[Any, ...]) -> bool:
+  """Whether the value of a field is one of those that `Rules.when` names for it."""
+  return value in allowed or (SET in allowed and bool(value))
+
+
 def rules_of(dataclass_field: dataclasses.Field) -> Rules:
   """The rules a field was declared with."""
   return dataclass_field.metadata[FLAG]

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import config_dict as cd
 
 from flaxlm.config import schema, tree
-from flaxlm.config.field import SET, Rules
+from flaxlm.config.field import SET, Rules, met
 from flaxlm.errors import UserError, nearest
 
 ABSENT = '(absent)'
@@ -181,7 +181,7 @@ def unread(config_dict: cd.ConfigDict, key: str) -> str:
         owner = owner[part]
     if field == 'name' and '.' in owner[field]:
       continue  # the user's own file may read anything
-    if owner[field] not in values and not (SET in values and owner[field]):
+    if not met(owner[field], values):
       wanted = ' or '.join('a value' if value == SET else str(value) or "''" for value in values)
       return f'it is read only with {name}={wanted}, which is {owner[field]!r}'
   return ''

@@ -221,12 +221,7 @@ def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[
 
 def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
   """The spec that `save` wrote; None if there is none: a published tokenizer.json has no name."""
-  if not file.exists():
-    return None
-  try:
-    spec = json.loads(file.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from None
+  spec = tokenizer_published.read_json(file)
   return spec if 'fingerprint' in spec else None
 
 

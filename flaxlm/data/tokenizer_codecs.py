@@ -114,9 +114,8 @@ class SentencePiece:
     if self._accents:
       characters = [(d, at) for c, at in characters for d in _without_accents(c)]
     if self._lowercase:
-      whole = ''.join(
-        c for c, _ in characters
-      ).lower()  # A sigma at a word's end has a form of its own.
+      # Not by character: a sigma at a word's end has a form of its own.
+      whole = ''.join(c for c, _ in characters).lower()
       spread = [at for c, at in characters for _ in c.lower()]
       return whole, spread
     return ''.join(c for c, _ in characters), [at for _, at in characters]

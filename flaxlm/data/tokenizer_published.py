@@ -53,7 +53,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
   """
   kind, files = _files(path)
   folder = path if path.is_dir() else path.parent
-  settings = _json(folder / 'special_tokens_map.json') | _json(folder / 'tokenizer_config.json')
+  settings = read_json(folder / 'special_tokens_map.json') | read_json(
+    folder / 'tokenizer_config.json'
+  )
   spec = {'name': kind}
   try:
     ids, special = _READERS[kind](spec, files, settings)
@@ -64,7 +66,7 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
   base = set(ids)
   added = {int(id): token for id, token in settings.get('added_tokens_decoder', {}).items()}
   ids |= {token['content']: id for id, token in added.items()}
-  ids |= _json(folder / 'added_tokens.json')
+  ids |= read_json(folder / 'added_tokens.json')
   declared = _declared(settings)
   size = 1 + max(ids.values(), default=-1)
   sentinels = [name for name in declared if _SENTINEL.fullmatch(name) and name not in ids]
@@ -165,7 +167,7 @@ def _files(path: epath.Path) -> tuple[str, dict[str, bytes]]:
   raise UserError(f'config.tokenizer.path: {path}: {problem or "does not exist"}')
 
 
-def _json(file: epath.Path) -> dict[str, Any]:
+def read_json(file: epath.Path) -> dict[str, Any]:
   """The object in a JSON file; empty if there is no such file."""
   if not file.exists():
     return {}

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxlm.config import tree
-from flaxlm.config.field import SET
+from flaxlm.config.field import met
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
 
@@ -154,7 +154,6 @@ def _is_read(name: str, model: TransformerConfig) -> bool:
   """Whether the field has a meaning under the other fields of the model."""
   _, rules, _ = tree.fields(type(model))[name]
   conditions = {k: v for k, v in (rules.when or {}).items() if not k.startswith('config.')}
-  met = lambda value, allowed: bool(value) if allowed == (SET,) else value in allowed
   return all(met(getattr(model, key), allowed) for key, allowed in conditions.items())
 
 

@@ -132,9 +132,11 @@ class Kept:
 Entry = Rule | Buffer | Kept
 
 
-def dense(tensor: str, path: str, inputs: int = 1, bias: bool = True) -> list[Rule]:
-  """A torch Linear: `weight` [out, in] and `bias` [out]."""
-  rules = [Rule(f'{tensor}.weight', (f'{path}/kernel',), Kernel(inputs))]
+def dense(
+  tensor: str, path: str, inputs: int = 1, bias: bool = True, transposed: bool = True
+) -> list[Rule]:
+  """A torch Linear: `weight` [out, in], or [in, out] if not `transposed`, and `bias` [out]."""
+  rules = [Rule(f'{tensor}.weight', (f'{path}/kernel',), Kernel(inputs, transposed))]
   return rules + [Rule(f'{tensor}.bias', (f'{path}/bias',))] * bias
 
 

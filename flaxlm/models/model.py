@@ -4,6 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.config.tree import load_module
 from flaxlm.types import Batch
 
 
@@ -17,3 +19,8 @@ class Model(nn.Module):
     """Returns (the head's outputs, ModelOutput). `decoding`: cache, memory."""
     output = self.trunk(batch, deterministic, **decoding)
     return self.head(output, batch, deterministic), output
+
+
+def make_model(config: TransformerConfig, head: nn.Module) -> Model:
+  """The trunk that `config.name` names, under a head."""
+  return Model(load_module('flaxlm.models', config.name).Trunk(config), head)

@@ -1,5 +1,6 @@
 """What objectives share that learn to write a target text for a source text, from labelled rows."""
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from flaxlm.objectives.next_token import NextToken
 from flaxlm.types import Array, Batch
 
 
-class Supervised(NextToken):
+class Supervised(NextToken, abc.ABC):
   """The loss is the mean over all target tokens, each given the true ones before it.
 
-  Subclasses have `cut`, and put example_ids [T], the example's number at each target, beside the
+  Subclasses put example_ids [T], the example's number at each target, beside the
   targets.
   """
 
@@ -24,11 +25,9 @@ class Supervised(NextToken):
   likelihood = False
   tokenizer: Tokenizer
 
-  def cut(
-    self, source: np.ndarray, target: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray]:  # pragma: no cover
+  @abc.abstractmethod
+  def cut(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Source and target without what does not fit a row."""
-    raise NotImplementedError
 
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: source and target, cut to fit a row, and the example's number."""

@@ -21,7 +21,7 @@ from flaxlm.data import cache, holdout, packing, pipeline
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
-from flaxlm.models.model import Model
+from flaxlm.models.model import Model, make_model
 from flaxlm.training import checkpoint, compiler, restore
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.step import make_eval_step, make_train_step
@@ -144,8 +144,7 @@ def build(
       train_data = pipeline.train_pipeline(config, tokenizer, objective, processes)
   total_steps = _total_steps(config, train_data)
   optimizer, schedule = make_optimizer(config.optimizer, total_steps)
-  trunk = tree.load_module('flaxlm.models', config.model.name).Trunk(config.model)
-  model = Model(trunk, objective.head(config.model))
+  model = make_model(config.model, objective.head(config.model))
   return Experiment(
     config=config,
     tokenizer=tokenizer,

@@ -17,7 +17,7 @@ FILES = sorted((recipe.epath.Path(__file__).parents[2] / 'configs').glob('*.py')
 PLACES = [
   f'{file}{variant}'
   for file in FILES
-  for variant in ['', *(f':{name}' for name in getattr(recipe._execute(str(file)), 'VARIANTS', ()))]
+  for variant in ['', *(f':{name}' for name in recipe.variants(str(file)))]
 ]
 
 

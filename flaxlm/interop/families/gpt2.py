@@ -1,5 +1,7 @@
 """GPT-2 (Radford et al. 2019): pre-norm decoder. Its matrices are stored [in, out]."""
 
+import functools
+
 from flaxlm.interop import rules
 from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
 
@@ -44,6 +46,7 @@ def table(model, head, prefix):
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}h.{{layer}}'
   tied = ('lm_head.weight',) if model.tie_embeddings else ()
+  conv = functools.partial(rules.dense, transposed=False)
   projections = tuple(f'{here}/attention/{name}' for name in ('query', 'key', 'value'))
   return [
     rules.Rule(f'{prefix}wte.weight', ('trunk/token/table',), vocabulary, copies=tied),
@@ -59,21 +62,13 @@ def table(model, head, prefix):
       tuple(f'{path}/bias' for path in projections),
       rules.Fused(rules.Plain(), axis=0),
     ),
-    *_conv(f'{layer}.attn.c_proj', f'{here}/attention/out', 2),
+    *conv(f'{layer}.attn.c_proj', f'{here}/attention/out', inputs=2),
     *rules.norm(f'{layer}.ln_2', f'{here}/mlp_norm'),
-    *_conv(f'{layer}.mlp.c_fc', f'{here}/mlp/up', 1),
-    *_conv(f'{layer}.mlp.c_proj', f'{here}/mlp/down', 1),
+    *conv(f'{layer}.mlp.c_fc', f'{here}/mlp/up'),
+    *conv(f'{layer}.mlp.c_proj', f'{here}/mlp/down'),
     *rules.norm(f'{prefix}ln_f', 'trunk/final_norm'),
     rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
     *rules.dense('score', 'head/classes/out', bias=False),
     rules.Buffer(f'{layer}.attn.bias', rules.causal),
     rules.Buffer(f'{layer}.attn.masked_bias', rules.masked_score),
-  ]
-
-
-def _conv(tensor, path, inputs):
-  kernel = rules.Kernel(inputs, transposed=False)
-  return [
-    rules.Rule(f'{tensor}.weight', (f'{path}/kernel',), kernel),
-    rules.Rule(f'{tensor}.bias', (f'{path}/bias',)),
   ]
