@@ -46,6 +46,8 @@ SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
 # not show at this size. {} is the folder of the corpora.
 VALUES = {
   'model.num_decoder_layers': ['2'],
+  'model.attention_bias': ['False'],
+  'model.mlp_bias': ['False'],
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
   'model.global_every': ['0'],

@@ -43,6 +43,10 @@ class TransformerConfig(Named):
   )
   gated_mlp: bool = field(False, 'multiply the activation by a second projection (GLU)')
   use_bias: bool = field(True, 'biases in projections and LayerNorm')
+  attention_bias: bool | None = field(
+    None, 'biases in the projections of attention; use_bias if unset'
+  )
+  mlp_bias: bool | None = field(None, 'biases in the projections of the MLP; use_bias if unset')
   tie_embeddings: bool = field(True, 'the vocabulary head multiplies by the token embedding')
   scale_embeddings: bool = field(False, 'multiply token embeddings by sqrt(D)')
   scale_tied_logits: bool = field(
@@ -140,6 +144,14 @@ class TransformerConfig(Named):
   @property
   def mlp_size(self) -> int:
     return self.mlp_dim or 4 * self.emb_dim
+
+  @property
+  def attention_biases(self) -> bool:
+    return self.use_bias if self.attention_bias is None else self.attention_bias
+
+  @property
+  def mlp_biases(self) -> bool:
+    return self.use_bias if self.mlp_bias is None else self.mlp_bias
 
   @property
   def decoder_layers(self) -> int:

@@ -164,6 +164,8 @@ def resolved(model: TransformerConfig, name: str) -> Any:
     'head_dim': model.head_size,
     'mlp_dim': model.mlp_size,
     'num_decoder_layers': model.decoder_layers,
+    'attention_bias': model.attention_biases,
+    'mlp_bias': model.mlp_biases,
   }
   return properties.get(name, getattr(model, name))
 

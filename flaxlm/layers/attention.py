@@ -65,7 +65,7 @@ class Attention(nn.Module):
     init = initializers.kernel(c, c.num_heads * c.head_size, 'residual')
     out = Dense(
       (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),
-      init, c.use_bias, name='out',
+      init, c.attention_biases, name='out',
     )  # fmt: skip
     return out(y), cache
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     init = initializers.kernel(c, c.emb_dim, 'query' if name == 'query' else 'projection')
     return Dense(
       (c.emb_dim,), (heads, c.head_size), ('embed',), (axis, 'head_dim'),
-      init, c.use_bias, name=name,
+      init, c.attention_biases, name=name,
     )  # fmt: skip
 
   def _attend(self, q, k, v, mask, bias, deterministic) -> jax.Array:

@@ -43,12 +43,12 @@ class MLP(nn.Module):
 
     def up(name: str) -> Dense:
       init = initializers.kernel(c, c.emb_dim)
-      return Dense((c.emb_dim,), (c.mlp_size,), ('embed',), ('mlp',), init, c.use_bias, name=name)
+      return Dense((c.emb_dim,), (c.mlp_size,), ('embed',), ('mlp',), init, c.mlp_biases, name=name)
 
     y = ACTIVATIONS[c.activation](up('up')(x))
     if c.gated_mlp:
       y = y * up('gate')(x)
     y = dropout(self, y, c.dropout_rate, deterministic)
     init = initializers.kernel(c, c.mlp_size, 'residual')
-    down = Dense((c.mlp_size,), (c.emb_dim,), ('mlp',), ('embed',), init, c.use_bias, name='down')
+    down = Dense((c.mlp_size,), (c.emb_dim,), ('mlp',), ('embed',), init, c.mlp_biases, name='down')
     return down(y)
