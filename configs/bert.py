@@ -48,6 +48,7 @@ def get_config(variant):
     config.precision = 'bfloat16'
     config.model.max_length = 512
     config.model.dropout_rate = 0.1
+    config.model.mlp_dropout_rate = 0.0
     config.model.embedding_dropout_rate = 0.1
     config.model.attention_dropout_rate = 0.1
     config.model.scan_layers = True

@@ -35,6 +35,7 @@ def get_config(variant):
   # Dropout is not part of what a trunk computes; small trunks are pretrained without.
   config.restore.change = (
     'dropout_rate',
+    'mlp_dropout_rate',
     'embedding_dropout_rate',
     'attention_dropout_rate',
     'layer_drop_rate',

@@ -50,6 +50,7 @@ VALUES = {
   'model.mlp_bias': ['False'],
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
+  'model.mlp_dropout_rate': ['0.3'],
   'model.global_every': ['0'],
   'optimizer.decay_exclude': [''],
   'data.train': ['{}/other.txt', '{}/rows.tsv'],

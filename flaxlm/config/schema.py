@@ -57,6 +57,12 @@ class DataConfig:
       'config.objective.name': ('span_corruption', 'denoising', 'seq2seq', 'mixture'),
     },
   )
+  pack: bool = field(
+    True,
+    'labelled rows of training share a row of a batch while there is room; without, each has its '
+    'own, and global_batch_size counts labelled rows',
+    when={'config.task.name': (SET,)},
+  )
   sampling: str = field(
     'epochs',
     '`epochs`: every row once, in a new order each epoch; `windows`: rows at random offsets of a '

@@ -113,7 +113,12 @@ class TransformerConfig(Named):
     128, 'distance from which T5 buckets are shared', low=8, when={'position': ('t5_bias',)}
   )
 
-  dropout_rate: float = field(0.0, 'dropout of each sublayer output and inside the MLP', **RATE)
+  dropout_rate: float = field(0.0, 'dropout of each sublayer output', **RATE)
+  mlp_dropout_rate: float | None = field(
+    None,
+    'dropout inside the MLP, after its activation; dropout_rate if unset; BERT, GPT-2 have none',
+    **RATE,
+  )
   embedding_dropout_rate: float = field(0.0, 'dropout of the summed embeddings', **RATE)
   attention_dropout_rate: float = field(0.0, 'dropout of attention probabilities', **RATE)
   layer_drop_rate: float = field(
@@ -152,6 +157,10 @@ class TransformerConfig(Named):
   @property
   def mlp_biases(self) -> bool:
     return self.use_bias if self.mlp_bias is None else self.mlp_bias
+
+  @property
+  def mlp_dropout(self) -> float:
+    return self.dropout_rate if self.mlp_dropout_rate is None else self.mlp_dropout_rate
 
   @property
   def decoder_layers(self) -> int:

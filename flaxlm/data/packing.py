@@ -182,7 +182,8 @@ class FirstFit:
   """Whole items side by side: each goes to the first of the open rows where every stream has room.
 
   lengths: what each item takes of each stream, dict of int arrays [items]. The order in which items
-  are placed is drawn with `seed`; None keeps theirs. At most `open_rows` are tried.
+  are placed is drawn with `seed`; None keeps theirs. At most `open_rows` are tried; with 0, every
+  item has a row of its own.
   """
 
   def __init__(
@@ -200,7 +201,9 @@ class FirstFit:
     order = np.arange(len(need))
     if seed is not None:
       order = np.random.default_rng(seed).permutation(order)
-    self._rows: list[list[int]] = []
+    self._rows: list[list[int]] = [] if open_rows else [[int(item)] for item in order]
+    if not open_rows:
+      return
     free = np.full((open_rows, len(capacity)), -1, np.int64)
     row_of = np.zeros(open_rows, np.int64)
     for item in order:

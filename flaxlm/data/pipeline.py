@@ -48,13 +48,13 @@ class ItemRng:
 
 
 class PackedItems:
-  """Labelled items, packed first-fit: [row] is the list of its items."""
+  """Labelled items, packed first-fit: [row] is the list of its items; of one, if not `together`."""
 
-  def __init__(self, objective: Any, items: Sequence[Any], seed: int | None):
+  def __init__(self, objective: Any, items: Sequence[Any], seed: int | None, together: bool = True):
     self.items = items
     taken = [objective.lengths(item) for item in items]
     lengths = {name: np.array([t[name] for t in taken], np.int64) for name in objective.streams}
-    self._rows = packing.FirstFit(lengths, objective.streams, seed)
+    self._rows = packing.FirstFit(lengths, objective.streams, seed, open_rows=64 * together)
 
   def __len__(self) -> int:
     return len(self._rows)

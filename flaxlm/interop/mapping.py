@@ -28,7 +28,8 @@ PACKAGE = 'flaxlm.interop.families'
 # Fields that do not say what a model computes: how it is trained, initialised or run. `vocab_size`
 # and `precision` come from elsewhere.
 FREE = (
-  *('dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate', 'layer_drop_rate'),
+  *('dropout_rate', 'mlp_dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate'),
+  'layer_drop_rate',
   *('init', 'init_std', 'remat', 'scan_layers', 'vocab_size', 'precision'),
 )
 _NONE = object()
@@ -163,6 +164,7 @@ def resolved(model: TransformerConfig, name: str) -> Any:
     'num_kv_heads': model.kv_heads,
     'head_dim': model.head_size,
     'mlp_dim': model.mlp_size,
+    'mlp_dropout_rate': model.mlp_dropout,
     'num_decoder_layers': model.decoder_layers,
     'attention_bias': model.attention_biases,
     'mlp_bias': model.mlp_biases,

@@ -48,7 +48,7 @@ class MLP(nn.Module):
     y = ACTIVATIONS[c.activation](up('up')(x))
     if c.gated_mlp:
       y = y * up('gate')(x)
-    y = dropout(self, y, c.dropout_rate, deterministic)
+    y = dropout(self, y, c.mlp_dropout, deterministic)
     init = initializers.kernel(c, c.mlp_size, 'residual')
     down = Dense((c.mlp_size,), (c.emb_dim,), ('mlp',), ('embed',), init, c.mlp_biases, name='down')
     return down(y)

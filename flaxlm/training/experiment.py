@@ -275,7 +275,7 @@ def _labelled(
       items = objective.items(rows)
       bar.advance(len(rows))
     if name == 'train':
-      packed = pipeline.PackedItems(objective, items, config.seed)
+      packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack)
       train = pipeline.Pipeline(config, objective, packed, None, processes)
     else:
       packed = pipeline.PackedItems(objective, items, None)

@@ -192,3 +192,9 @@ def test_windows_are_uniform_over_offsets():
   mean = 6000 / len(expected)
   chi_square = sum((count - mean) ** 2 / mean for count in counts.values())
   assert chi_square < 31.3  # 99.9 % point at 11 degrees of freedom.
+
+
+def test_without_open_rows_every_item_has_its_own():
+  sizes = {'a': np.array([6, 2, 2, 10])}
+  rows = FirstFit(sizes, {'a': Stream(10, ('a',))}, seed=0, open_rows=0)
+  assert sorted(rows[i] for i in range(len(rows))) == [[0], [1], [2], [3]]

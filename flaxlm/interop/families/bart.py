@@ -30,6 +30,7 @@ FIELDS = (
   Field('activation_function', 'activation', 'gelu', ACTIVATIONS),
   Field('scale_embedding', 'scale_embeddings', False),
   Field('dropout', 'dropout_rate', 0.1, also=('embedding_dropout_rate',)),
+  Field('activation_dropout', 'mlp_dropout_rate', 0.0),
   Field('attention_dropout', 'attention_dropout_rate', 0.0),
   Field('init_std', 'init_std', 0.02),
   Field('tie_word_embeddings', 'tie_embeddings', True),

@@ -21,6 +21,7 @@ FIXED = {
   'embedding_norm': True,
   'use_bias': True,
   'position': 'learned',
+  'mlp_dropout_rate': 0.0,
   'init': 'bert',
 }
 FIELDS = (

@@ -17,6 +17,7 @@ FIXED = {
   'norm_placement': 'pre',
   'use_bias': True,
   'position': 'learned',
+  'mlp_dropout_rate': 0.0,
   'init': 'gpt2',
 }
 FIELDS = (

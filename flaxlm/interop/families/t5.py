@@ -32,7 +32,7 @@ FIELDS = (
     'dropout_rate',
     'dropout_rate',
     0.1,
-    also=('embedding_dropout_rate', 'attention_dropout_rate'),
+    also=('mlp_dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate'),
   ),
   # Any length is read; this is what it was trained on, and what files of old releases say.
   Field('n_positions', 'max_length', 512),
