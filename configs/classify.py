@@ -6,32 +6,48 @@
   python eval.py --workdir=runs/sst2
 
 Rows are read from jsonl, csv, tsv or parquet; --config.data.text_column and
---config.data.label_column name their columns (or number them, where there is no header).
+--config.data.label_column name their columns (or number them, where there is no header). For pairs
+of texts, --config.task.pair_column names the column of the second.
 
 With `init_from`, the model and the tokenizer are those of the checkpoint, of whichever family.
 Without it, or to insist on a family, a variant chooses the trunk, in the size `mini` of its recipe:
-`encoder` (configs/bert.py), `decoder` (configs/gpt2.py), `encoder_decoder` (configs/t5.py).
+`encoder` (configs/bert.py), `decoder` (configs/gpt2.py), `encoder_decoder` (configs/t5.py, read at
+the start token of its decoder), `text_to_text` (configs/t5.py, which writes the label).
 
-Evaluation reports accuracy, precision, recall and F1, and writes the predictions.
+Evaluation reports accuracy, precision, recall, F1, MCC and calibration error, and writes the
+predictions and a picture of the confusion matrix.
 """
 
 from configs import bert, gpt2, t5
 from flaxlm.config import tree
 
-VARIANTS = {'encoder': bert, 'decoder': gpt2, 'encoder_decoder': t5}
+VARIANTS = {
+  'encoder': (bert, 'encoder', 'classification'),
+  'decoder': (gpt2, 'decoder', 'classification'),
+  'encoder_decoder': (t5, 'encoder_decoder', 'classification'),
+  'text_to_text': (t5, 'encoder_decoder', 'seq2seq'),
+}
 
 
 def get_config(variant):
-  config = tree.new(model=variant, objective='classification', task='text_classification')
-  pretraining = VARIANTS[variant].get_config('mini')
+  recipe, family, objective = VARIANTS[variant]
+  config = tree.new(model=family, objective=objective, task='text_classification')
+  return fine_tuned(config, recipe)
+
+
+def fine_tuned(config, recipe):
+  """The config with the trunk of `recipe`, in its mini size, and what fine-tuning wants."""
+  pretraining = recipe.get_config('mini')
   with config.unlocked():
     config.model = pretraining.model
     config.tokenizer = pretraining.tokenizer
   config.model.dropout_rate = 0.1
-  # The trunk is what init_from is for; the head of pretraining predicts tokens. But a pooler of
-  # sentence pairs, or of other classes, is what an encoder's classifier begins with.
-  config.restore.skip = ('^head/',)
-  config.restore.reuse = ('^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',)
+  if config.objective.name not in ('seq2seq', 'completion'):
+    # The trunk is what init_from is for; the head of pretraining predicts tokens.
+    config.restore.skip = ('^head/',)
+  if config.objective.name in ('classification', 'regression', 'multi_label'):
+    # But a pooler of sentence pairs, or of other classes, is what an encoder's head begins with.
+    config.restore.reuse = ('^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',)
   # Dropout is not part of what a trunk computes; small trunks are pretrained without.
   config.restore.change = (
     'dropout_rate',

@@ -166,7 +166,8 @@ SINGLE_TOKEN = r'decoder/layers/\d+/attention/(query|key)/|decoder_position/'
 
 
 def dead_pattern(config):
-  single = config.objective.name == 'classification' and config.model.name == 'encoder_decoder'
+  pooled = config.objective.name in ('classification', 'regression', 'multi_label')
+  single = pooled and config.model.name == 'encoder_decoder'
   return f'{KEY_BIAS}|{SINGLE_TOKEN}' if single else KEY_BIAS
 
 
@@ -174,12 +175,13 @@ def dead_pattern(config):
 # (bfloat16, dropout, scanned and recomputed layers), and blocks that no `mini` has. The others are
 # part of the full tests.
 ALWAYS = {'gpt2.py:124m', 't5.py:v1_1_mini', 'modernbert.py:base', 'transformer.py:base'}
-FAMILY_VARIANTS = {f':{family}' for family in FAMILIES}
+# Recipes of tasks are alike in their families, so that two show them all.
+ALWAYS |= {f'{name}.py:{family}' for name in ('classify', 'text_to_text') for family in FAMILIES}
+ALWAYS |= {'regress.py:encoder_decoder', 'multi_label.py:encoder', 'glue.py:mrpc'}
 
 
 def is_quick(place):
-  variant = place[place.index('.py') + 3 :]
-  return variant in {'', ':mini'} | FAMILY_VARIANTS or place in ALWAYS
+  return place[place.index('.py') + 3 :] in ('', ':mini') or place in ALWAYS
 
 
 RECIPES = [

@@ -35,9 +35,15 @@ PLACES = (
   'classify.py:encoder',
   'classify.py:decoder',
   'classify.py:encoder_decoder',
+  'classify.py:text_to_text',
   'text_to_text.py:decoder',
   'text_to_text.py:encoder_decoder',
   'mixture.py',
+  'glue.py:mrpc',
+  'regress.py:encoder',
+  'regress.py:decoder',
+  'multi_label.py:encoder',
+  'multi_label.py:decoder',
 )
 # One layer shows as much as two, in half the time; the schedule's shape shows after the warm-up.
 SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
@@ -61,7 +67,9 @@ VALUES = {
   'tokenizer.path': ['{}/tokenizer'],
   'tokenizer.add': ['mask'],
   'tokenizer.train_megabytes': ['0.02'],
-  'task.labels': ['good,bad'],
+  'task.labels': ['good,bad', 'w,x,y,z'],
+  'task.pair_column': ['other'],
+  'task.separator': [';'],
   'task.target_column': ['other'],
   'task.prefix': ['the '],
   'objective.members': ['x=span_corruption,r=span_corruption'],
@@ -73,15 +81,20 @@ FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
   'tokenizer.add': (('tokenizer.path', '{}/published'),),
   'model.local_rope_theta': (('model.num_layers', '2'),),
+  'objective.pair_separators': (('task.pair_column', 'other'),),
 }
 # Fields that act outside of batches and programs, and the test that shows how.
 ELSEWHERE = {
   'data.test': 'test_the_test_set_is_among_the_evaluation_sets',
   'data.cache_dir': 'test_the_cache_lies_where_it_is_said_to',
   'data.prefetch': 'test_so_many_batches_are_made_ahead',
+  'data.on_bad_row': 'test_bad_rows_stop_the_run_or_are_left_out',
+  'task.threshold': 'test_what_only_predictions_depend_on',
 }
-# Choices that are another name for what a default already does, on the same data.
+# Choices that show nothing on these data, and why.
 SAME = {
+  ('task.subset', 'stsb'): 'needs another objective; configs/glue.py:stsb has it',
+  ('task.subset', 'rte'): 'reads the columns of mrpc',
   ('data.documents', 'row'): 'what `auto` does for tables',
   ('data.documents', 'blank_line'): 'what `auto` does for text',
 }
@@ -215,7 +228,10 @@ def bases(key, cls, rules, folder):
   found = []
   first = tuple((name, text.format(folder)) for name, text in FIRST.get(key, ()))
   for place in PLACES:
-    config = tiny.load(place, folder, SMALL + first)
+    try:
+      config = tiny.load(place, folder, SMALL + first)
+    except UserError:
+      continue  # It lacks a field of FIRST.
     if type(getattr(config, key.partition('.')[0])) is cls:
       changes = siblings(config, key, rules)
       found += [] if changes is None else [(place, first + changes)]
@@ -295,7 +311,8 @@ def test_names_lead_to_other_modules(node, folder):
     try:
       other = run(place, folder, ((f'{node}.name', name),))
     except UserError as error:
-      assert f'config.{node}.' in str(error)  # What does not go together.
+      # What does not go together, or rows that another task cannot read.
+      assert f'config.{node}.' in str(error) or (node == 'task' and 'rows.tsv:' in str(error))
       continue
     assert effect(base, other)
 
@@ -338,6 +355,31 @@ def test_so_many_batches_are_made_ahead(folder, monkeypatch, ahead):
   batches.close()
   assert made == list(range(5, 7 + ahead))
   np.testing.assert_array_equal(found[1]['inputs'], original(data, 6)['inputs'])
+
+
+def test_bad_rows_stop_the_run_or_are_left_out(folder, tmp_path):
+  lines = (folder / 'rows.tsv').read_text().splitlines(keepends=True)
+  lines[7] = '\tgood\tan empty text\tx\ty\n'
+  (tmp_path / 'rows.tsv').write_text(''.join(lines))
+  changes = (('data.train', f'{tmp_path}/rows.tsv'), ('tokenizer.path', f'{folder}/tokenizer'))
+  with pytest.raises(UserError, match=r"rows.tsv:8: the text in column 'text' is empty"):
+    tiny.experiment('classify.py:encoder', folder, changes)
+  found = tiny.experiment('classify.py:encoder', folder, (*changes, ('data.on_bad_row', 'skip')))
+  assert found.skipped == {'train': 1}
+  assert sum(map(len, found.examples.values())) == tiny.DOCUMENTS - 1
+
+
+def test_what_only_predictions_depend_on(folder):
+  """The threshold of multi-label classification."""
+  predictions = {'example_ids': np.arange(1), 'probabilities': np.full((1, 3), 0.4)}
+  found = []
+  for threshold in ('0.5', '0.3'):
+    config = tiny.load('multi_label.py:encoder', folder, (('task.threshold', threshold),))
+    task = tree.load_module('flaxlm.tasks', 'multi_label').Task(
+      dataclasses.replace(config, task=dataclasses.replace(config.task, labels=('x', 'y', 'z')))
+    )
+    found += [record['prediction'] for record in task.records(predictions, [{'text': 't'}])]
+  assert found == [[], ['x', 'y', 'z']]
 
 
 # ------------------------------------------------------------------------ what the walk must find

@@ -1,6 +1,7 @@
 """Recipes at a size that compiles in seconds, on text made for the tests."""
 
 import functools
+import json
 import pathlib
 
 import jax
@@ -14,6 +15,8 @@ from flaxlm.training.paths import leaf_paths, nested
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = 400
 LENGTH = 32
+# What the tasks read that have other rows than tasks.jsonl.
+TABLES = {'text_classification': 'rows.tsv', 'text_to_text': 'rows.tsv'}
 # Everything that differs between variants of one architecture in size or rate only.
 SIZES = {
   'model': {'num_layers': 2, 'emb_dim': 16, 'num_heads': 2, 'max_length': LENGTH},
@@ -52,7 +55,20 @@ def write_corpus(folder):
     label, topic = rng.choice(['good', 'bad']), rng.choice(['x', 'y', 'z'])
     rows.append(f'{text(rng.integers(2, 9))}\t{label}\t{text(4)}\t{topic}\t{label} {topic}')
   (folder / 'rows.tsv').write_text('\n'.join(rows) + '\n')
+  lines = [json.dumps(task_row(number, text, rng)) for number in range(DOCUMENTS)]
+  (folder / 'tasks.jsonl').write_text('\n'.join(lines) + '\n')
   return folder
+
+
+def task_row(number, text, rng):
+  """A row with the columns of every task but those of rows.tsv."""
+  label = int(rng.integers(2))
+  row = {'id': str(number), 'text': text(rng.integers(2, 9)), 'label': label}
+  pairs = ('sentence1', 'sentence2', 'question1', 'question2', 'premise', 'hypothesis')
+  for name in ('sentence', 'question', 'other', *pairs):
+    row[name] = text(rng.integers(2, 6))
+  row['labels'] = ','.join(name for name in 'xyz' if rng.integers(2))
+  return row
 
 
 @functools.cache
@@ -80,7 +96,8 @@ def load(place, folder, changes=()):
   if config.total_steps:
     config.total_steps = 20
   config.global_batch_size = 4
-  config.data.train = str(folder / ('rows.tsv' if config.task.name else 'text.txt'))
+  name = TABLES.get(config.task.name, 'tasks.jsonl') if config.task.name else 'text.txt'
+  config.data.train, config.data.validation = str(folder / name), ''
   overrides.apply(config, changes)
   return tree.from_config_dict(config)
 

@@ -51,10 +51,15 @@ def main(argv: Sequence[str]) -> None:
 def _with_rows(experiment: Any, place: str) -> Any:
   """The experiment with the rows of `place` as its evaluation set 'input'."""
   from flaxlm.data import pipeline, source
+  from flaxlm.data.bad_rows import BadRows
+  from flaxlm.training.experiment import parsed
 
   config, objective, task = experiment.config, experiment.objective, experiment.task
-  rows = source.rows(place, config.data)
-  examples = [task.parse(row, where, labelled=False) for where, row in rows]
+  bad = BadRows(config.data.on_bad_row)
+  readers = getattr(task, 'readers', {})
+  rows = source.rows(place, config.data, 'test', readers, bad.of('input'))
+  examples = parsed(task, rows, False, bad.of('input'))
+  bad.report()
   if not examples:
     raise UserError(f'{place} has no rows')
   packed = pipeline.PackedItems(objective, objective.items(examples), None)

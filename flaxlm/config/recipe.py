@@ -2,7 +2,7 @@
 
 A recipe defines `get_config()`, which returns a ConfigDict made by `tree.new`. One that offers
 variants also defines `VARIANTS`, names in order of which the first is the default, and
-`get_config(variant)`.
+`get_config(variant)`. Variants choose the model, unless the recipe has `ANY_MODEL = True`.
 """
 
 import json
@@ -24,7 +24,7 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config
   """The experiment that a recipe and the user's overrides describe.
 
   With `init_from`, the tokenizer is that of the checkpoint; so is the model where the recipe offers
-  variants and the user chose none. Both are said, and both can still be overridden.
+  variants of it and the user chose none. Both are said, and both can still be overridden.
 
   Args:
     place: path of a Python file, and ':variant' if wanted.
@@ -39,7 +39,9 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config
   start = [text for key, text in overrides if key == 'init_from']
   start = os.path.expanduser(start[-1] if start else config_dict.init_from)
   if start:
-    adopt(config_dict, start, model=not variant and bool(_variants(_execute(path))))
+    module = _execute(path)
+    free = getattr(module, 'ANY_MODEL', False) or (not variant and bool(_variants(module)))
+    adopt(config_dict, start, model=free)
   override_lib.apply(config_dict, overrides)
   return tree.from_config_dict(config_dict)
 

@@ -8,6 +8,16 @@ from flaxlm.errors import UserError
 TEXT_KINDS = ('sentencepiece', 'wordpiece', 'byte_bpe', 'characters', 'bytes')
 STARTED_FROM = {'config.init_from': (SET,)}
 RUNNING_TEXT = {'config.task.name': ('',)}
+# Tasks whose rows have one column of labels under a name of the user's choice.
+LABEL_TASKS = (
+  'text_classification',
+  'text_regression',
+  'multi_label',
+  'tagging',
+  'multiple_choice',
+)
+# Tasks that read a text from a column of the user's choice, and running text.
+TEXT_TASKS = ('', *LABEL_TASKS, 'text_to_text', 'translation', 'summarization')
 TRAINED_PIECES = {'name': ('sentencepiece', 'wordpiece', 'byte_bpe'), 'path': ('',)}
 
 
@@ -35,12 +45,21 @@ class DataConfig:
     when=RUNNING_TEXT,
   )
   text_column: str = field(
-    'text', 'column of the text: a name, or a number where there is no header'
+    'text',
+    'column of the text: a name, or a number where there is no header',
+    when={'config.task.name': TEXT_TASKS},
   )
   label_column: str = field(
     'label',
     'column of the label: a name or a number',
-    when={'config.task.name': ('text_classification',)},
+    when={'config.task.name': LABEL_TASKS},
+  )
+  on_bad_row: str = field(
+    'error',
+    'what becomes of a labelled row that cannot be used (not UTF-8, an unknown label, an empty '
+    'text): `error` stops and names file and line, `skip` leaves it out and counts it',
+    choices=('error', 'skip'),
+    when={'config.task.name': (SET,)},
   )
   max_rows: int | None = field(
     None, 'read only the first so many documents or rows of train', low=1

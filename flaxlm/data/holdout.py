@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from flaxlm import terminal
 from flaxlm.data import cache, source
+from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
 
 
@@ -67,27 +68,48 @@ def places(text: str) -> dict[str, str]:
   return found
 
 
-def rows(config: Any, test: bool = False) -> dict[str, list[tuple[str, dict[str, str]]]]:
+def rows(
+  config: Any,
+  training: bool = True,
+  readers: Mapping[str, source.Reader] | None = None,
+  bad: BadRows | None = None,
+) -> dict[str, list[tuple[str, dict[str, str]]]]:
   """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
 
   Where nothing is given to validate on, a fixed part of the training rows, chosen at random, is
-  held out: tables are often sorted by label. With `test`, also 'test' where `config.test` is set.
+  held out: tables are often sorted by label.
+
+  Args:
+    config: DataConfig.
+    training: with 'train'; without, also 'test' where `config.test` is set.
+    readers: of the task's own file formats, as in `source.rows`.
+    bad: counts the rows that cannot be read.
+
+  Raises:
+    UserError: for a split without rows, and for what cannot be read.
   """
-  train = list(itertools.islice(source.rows(config.train, config), config.max_rows))
+  bad = bad or BadRows('error')
+  read = lambda place, split, name: source.rows(place, config, split, readers, bad.of(name))
+  splits = {}
+  if training or not config.validation:
+    train = list(itertools.islice(read(config.train, 'train', 'train'), config.max_rows))
+    splits['train'] = train
   if config.validation:
-    found = places(config.validation).items()
-    held_out = {name: list(source.rows(place, config, 'validation')) for name, place in found}
+    for name, place in places(config.validation).items():
+      splits[name] = list(read(place, 'validation', name))
   else:
     number = _num_first(len(train), config)
     order = np.random.default_rng(0).permutation(len(train))
-    held_out = {'validation': [train[i] for i in np.sort(order[number:])]}
-    train = [train[i] for i in np.sort(order[:number])]
-  splits = {'train': train} | held_out
-  if test and config.test:
-    splits['test'] = list(source.rows(config.test, config, 'test'))
+    splits['train'] = [train[i] for i in np.sort(order[:number])]
+    splits['validation'] = [train[i] for i in np.sort(order[number:])]
+  if not training:
+    splits.pop('train', None)
+    if config.test:
+      splits['test'] = list(read(config.test, 'test', 'test'))
   for name, found in splits.items():
     if not found:
-      raise UserError(f'config.data.train: no rows for {name!r}')
+      bad.report()
+      raise UserError(f'config.data: no rows for {name!r}')
   return splits
 
 

@@ -48,8 +48,8 @@ def span_and_gap(streams: Mapping[str, Stream]) -> tuple[int, int]:
 
 
 def dtype_of(key: str) -> type:
-  """float32 for weights, int32 for everything else."""
-  return np.float32 if key.endswith('weights') else np.int32
+  """float32 for weights and values, int32 for everything else."""
+  return np.float32 if key.endswith(('weights', 'values')) else np.int32
 
 
 def pack_rows(

@@ -1,26 +1,34 @@
 """Text where it lies: local files, TFDS data sets, and prose that every CPython carries.
 
-A place is a file, a glob, `tfds:NAME[/SPLIT]` or `embedded`. Files are text (.txt and any other
-ending), .jsonl, .csv, .tsv (no quoting) or .parquet; all but parquet also as .gz or .xz. Everything
-is streamed. What cannot be read as it should be is a UserError that names the file and line.
+A place is a file, a glob, `tfds:NAME[/SPLIT]` or `embedded`; rows may also come from a pair of
+line-parallel files, `A+B`. Files are text (.txt and any other ending), .jsonl, .csv, .tsv (no
+quoting) or .parquet; all but parquet also as .gz or .xz. Everything is streamed. What cannot be
+read as it should be is a UserError that names the file and line; of a labelled row, the caller may
+count it and go on.
 """
 
 import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import json
 import lzma
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from flaxlm.data import cache, embedded, tfds
+from flaxlm.data import bad_rows, cache, embedded, tfds
 from flaxlm.errors import UserError, nearest
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
+# The ending under which a task names its reader of files that are no tables.
+ANY_OTHER = '*'
+Rows = Iterator[tuple[str, dict[str, str]]]
+# (file, DataConfig, handler of bad rows) -> rows.
+Reader = Callable[[epath.Path, Any, bad_rows.Handler], Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +58,60 @@ def documents(place: str, config: Any, split: str = 'train') -> Source:
   return Source(place, identity, lambda: _file_documents(paths, config))
 
 
-def rows(place: str, config: Any, split: str = 'train') -> Iterator[tuple[str, dict[str, str]]]:
-  """Rows of a table for tasks: ('FILE:LINE', column -> text); without a header: '0', '1', ..."""
+def rows(
+  place: str,
+  config: Any,
+  split: str = 'train',
+  readers: Mapping[str, Reader] | None = None,
+  bad: bad_rows.Handler = bad_rows.stop,
+) -> Rows:
+  """Rows of a table for tasks: ('FILE:LINE', column -> text); without a header: '0', '1', ...
+
+  Of line-parallel files A+B, the columns are `text` and `target`.
+
+  Args:
+    place: where they lie.
+    config: DataConfig.
+    split: of a TFDS set whose place names none.
+    readers: ending -> reader of a task's own file format; ANY_OTHER for all that are no tables.
+    bad: gets the mistake of a row that cannot be read; such a row is left out if it returns.
+  """
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
   if place.startswith('tfds:'):
-    yield from tfds.rows(place, config, split)
+    yield from tfds.rows(place, config, split, bad)
     return
+  if place.count('+') == 1 and not epath.Path(place).expanduser().exists():
+    yield from _parallel(*(files(part)[0] for part in place.split('+')), bad)
+    return
+  readers = readers or {}
   for path in files(place):
-    if kind(path) not in TABLES:
-      raise UserError(f'{path}: rows come from {", ".join(TABLES)} files, plain, .gz or .xz')
-    yield from _table(path, (config.text_column, config.label_column))
+    ending = kind(path)
+    if ending in readers:
+      yield from readers[ending](path, config, bad)
+    elif ending in TABLES:
+      yield from _table(path, (config.text_column, config.label_column), bad)
+    elif ANY_OTHER in readers:
+      yield from readers[ANY_OTHER](path, config, bad)
+    else:
+      endings = ', '.join((*TABLES, *readers))
+      raise UserError(f'{path}: rows come from {endings} files, plain, .gz or .xz')
+
+
+def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> Rows:
+  """Line n of one file beside line n of the other."""
+  escaped = 'surrogateescape'
+  pairs = itertools.zip_longest(lines(first, escaped), lines(second, escaped))
+  for number, (a, b) in enumerate(pairs, start=1):
+    if a is None or b is None:
+      longer, shorter = (second, first) if a is None else (first, second)
+      bad(UserError(f'{longer}:{number}: has no line {number} beside it in {shorter}'))
+      continue
+    broken = [(path, why) for path, line in ((first, a), (second, b)) if (why := _broken(line[1]))]
+    if broken:
+      bad(UserError(f'{broken[0][0]}:{number}: not UTF-8 ({broken[0][1]})'))
+    else:
+      yield f'{first}:{number}', {'text': a[1], 'target': b[1]}
 
 
 def files(place: str) -> list[epath.Path]:
@@ -92,18 +143,18 @@ def kind(path: epath.Path) -> str:
   return epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
 
 
-def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
+def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]:
   """(line number from 1, line without its end) of a text file, plain, .gz or .xz.
 
   Ends may be LF or CRLF; a byte order mark is dropped. Raises UserError, naming the line, where the
-  bytes are not UTF-8.
+  bytes are not UTF-8, unless `errors` ('surrogateescape') says otherwise.
   """
   with path.open('rb') as raw:
     file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
     number = 0
     try:
       for number, line in enumerate(file, start=1):
-        text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+        text = line.decode('utf-8-sig' if number == 1 else 'utf-8', errors)
         yield number, text.rstrip('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
       raise UserError(f'{path}:{number}: not UTF-8 ({error.reason})') from None
@@ -111,14 +162,32 @@ def lines(path: epath.Path) -> Iterator[tuple[int, str]]:
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
 
 
+def whole_lines(path: epath.Path, bad: bad_rows.Handler) -> Iterator[tuple[int, str]]:
+  """As `lines`, without those that are not UTF-8; `bad` gets them."""
+  for number, text in lines(path, 'surrogateescape'):
+    if why := _broken(text):
+      bad(UserError(f'{path}:{number}: not UTF-8 ({why})'))
+    else:
+      yield number, text
+
+
+def _broken(text: str) -> str:
+  """Why the bytes of a text read with `surrogateescape` are not UTF-8; '' if they are."""
+  try:
+    text.encode('utf-8', 'surrogateescape').decode()
+  except UnicodeDecodeError as error:
+    return error.reason
+  return ''
+
+
 def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[str]:
   for path in paths:
     if kind(path) not in TABLES:
       if config.documents == 'row':
         raise UserError(f'config.data.documents: {path} is not a table, so it has no rows')
-      texts = _paragraphs(path) if config.documents != 'file' else [_whole(path)]
+      texts = _paragraphs(path) if config.documents != 'file' else [whole(path)]
     elif config.documents in ('auto', 'row'):
-      texts = _texts(_table(path, (config.text_column,)), config)
+      texts = _texts(_table(path, (config.text_column,), bad_rows.stop), config)
     else:
       raise UserError(f'config.data.documents: {path} is a table; its documents are rows (`row`)')
     yield from (text for text in texts if text.strip())
@@ -137,7 +206,8 @@ def _paragraphs(path: epath.Path) -> Iterator[str]:
     yield '\n'.join(block)
 
 
-def _whole(path: epath.Path) -> str:
+def whole(path: epath.Path) -> str:
+  """The text of a file, plain, .gz or .xz; UserError as of `lines`."""
   with path.open('rb') as raw:
     file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
     try:
@@ -169,62 +239,84 @@ def column(row: dict[str, str], name: str, where: str, field: str) -> str:
   return row[name]
 
 
-def _table(path: epath.Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+def _table(path: epath.Path, wanted: tuple[str, ...], bad: bad_rows.Handler) -> Rows:
   """Rows of a table. Without a header where the wanted columns are numbers."""
   ending = kind(path)
   if ending == '.jsonl':
-    yield from _json_rows(path)
-    return
-  if ending == '.parquet':
-    yield from _parquet_rows(path)
-    return
-  cells = _csv_cells(path) if ending == '.csv' else _tsv_cells(path)
+    yield from _json_rows(path, bad)
+  elif ending == '.parquet':
+    yield from _parquet_rows(path, bad)
+  else:
+    cells = _csv_cells(path, bad) if ending == '.csv' else tsv_cells(path, bad)
+    yield from named(path, cells, any(name.isdigit() for name in wanted), bad)
+
+
+def named(
+  path: epath.Path,
+  cells: Iterable[tuple[int, list[str]]],
+  headerless: bool,
+  bad: bad_rows.Handler,
+) -> Rows:
+  """Rows of (line number, cells). Names are in the first row, or are numbers if `headerless`."""
   names: list[str] | None = None
-  headerless = any(name.isdigit() for name in wanted)
   for number, row in cells:
     if names is None:
       names = [str(i) for i in range(len(row))] if headerless else row
       if not headerless:
         continue
     if len(row) != len(names):
-      raise UserError(f'{path}:{number}: {len(row)} columns, but the first line has {len(names)}')
-    yield f'{path}:{number}', dict(zip(names, row, strict=True))
+      what = f'{len(row)} columns, but the first line has {len(names)}'
+      bad(UserError(f'{path}:{number}: {what}'))
+    else:
+      yield f'{path}:{number}', dict(zip(names, row, strict=True))
 
 
-def _tsv_cells(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
-  for number, line in lines(path):
+def tsv_cells(path: epath.Path, bad: bad_rows.Handler) -> Iterator[tuple[int, list[str]]]:
+  """(line number, cells) of a .tsv file, in which a quote is a character like any other."""
+  for number, line in whole_lines(path, bad):
     if line:
       yield number, line.split('\t')
 
 
-def _csv_cells(path: epath.Path) -> Iterator[tuple[int, list[str]]]:
-  # strict: a stray quote is an error, not a merged row. A quoted field may hold line ends.
+def _csv_cells(path: epath.Path, bad: bad_rows.Handler) -> Iterator[tuple[int, list[str]]]:
+  # strict: a stray quote is an error, not a merged row. A quoted field may hold line ends, so that
+  # after such an error no row can be found again, and a line that is not UTF-8 stays in its row.
   csv.field_size_limit(1 << 30)
-  reader = csv.reader((line + '\n' for _, line in lines(path)), strict=True)
+  reader = csv.reader((line + '\n' for _, line in lines(path, 'surrogateescape')), strict=True)
   start = 1
   try:
     for row in reader:
-      if row:
+      reasons = [why for cell in row if (why := _broken(cell))]
+      if reasons:
+        bad(UserError(f'{path}:{start}: not UTF-8 ({reasons[0]})'))
+      elif row:
         yield start, row
       start = reader.line_num + 1
   except csv.Error as error:
     raise UserError(f'{path}:{start}: malformed csv: {error}') from None
 
 
-def _json_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
-  for number, line in lines(path):
+def _json_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
+  for number, line in whole_lines(path, bad):
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise UserError(f'{path}:{number}: malformed json: {error}') from None
-    if not isinstance(row, dict):
-      raise UserError(f'{path}:{number}: a row must be a json object, not {type(row).__name__}')
-    yield f'{path}:{number}', {name: _text(value, path, number) for name, value in row.items()}
+      yield f'{path}:{number}', _json_row(line, f'{path}:{number}')
+    except UserError as error:
+      bad(error)
 
 
-def _text(value: Any, path: epath.Path, number: int) -> str:
+def _json_row(line: str, where: str) -> dict[str, str]:
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise UserError(f'{where}: malformed json: {error}') from None
+  if not isinstance(row, dict):
+    raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
+  return {name: _text(value, where) for name, value in row.items()}
+
+
+def _text(value: Any, where: str) -> str:
   """A json or parquet value as text; half a surrogate pair has no bytes and is an error."""
   if value is None:
     return ''
@@ -232,11 +324,11 @@ def _text(value: Any, path: epath.Path, number: int) -> str:
   try:
     text.encode()
   except UnicodeEncodeError:
-    raise UserError(f'{path}:{number}: half a surrogate pair in {text[:40]!r}') from None
+    raise UserError(f'{where}: half a surrogate pair in {text[:40]!r}') from None
   return text
 
 
-def _parquet_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
+def _parquet_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
   import pyarrow
   import pyarrow.parquet
 
@@ -249,7 +341,11 @@ def _parquet_rows(path: epath.Path) -> Iterator[tuple[str, dict[str, str]]]:
     for batch in file.iter_batches(batch_size=1024):
       for row in batch.to_pylist():
         number += 1
-        yield f'{path}:{number}', {name: _text(value, path, number) for name, value in row.items()}
+        where = f'{path}:{number}'
+        try:
+          yield where, {name: _text(value, where) for name, value in row.items()}
+        except UserError as error:
+          bad(error)
 
 
 def _is_remote(path: epath.Path) -> bool:

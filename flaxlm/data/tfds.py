@@ -15,29 +15,36 @@ from typing import Any
 from etils import epath
 
 from flaxlm import terminal
-from flaxlm.data import cache
+from flaxlm.data import bad_rows, cache
 from flaxlm.errors import UserError, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
 
-def rows(place: str, config: Any, split: str) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(
+  place: str, config: Any, split: str, bad: bad_rows.Handler = bad_rows.stop
+) -> Iterator[tuple[str, dict[str, str]]]:
   """('tfds:NAME/SPLIT:NUMBER', column -> text); a ClassLabel is the name of its class.
 
-  split: the one that is read where the place names none. Raises UserError for unknown sets and
-  splits, and for sets prepared in a format that cannot be read here.
+  split: the one that is read where the place names none; bad: gets the mistake of a row that is not
+  text. Raises UserError for unknown sets and splits, and for sets prepared in a format that cannot
+  be read here.
   """
   builder, split = _find(place, config, split)
   names = _class_names(builder.info.features)
   for number, record in enumerate(_records(builder, split, place)):
     where = f'tfds:{builder.info.name}/{split}:{number}'
-    row = {}
-    for column, value in record.items():
-      if column in names and int(value) >= 0:
-        row[column] = names[column].int2str(int(value))
-      else:
-        row[column] = _text(value, where)
-    yield where, row
+    try:
+      yield where, {name: _value(value, names.get(name), where) for name, value in record.items()}
+    except UserError as error:
+      bad(error)
+
+
+def _value(value: Any, classes: Any, where: str) -> str:
+  """A value as text; `classes`: the names of its classes, if it is one. -1 stands for no class."""
+  if classes is not None and int(value) >= 0:
+    return classes.int2str(int(value))
+  return _text(value, where)
 
 
 def identity(place: str, config: Any, split: str) -> list[Any]:

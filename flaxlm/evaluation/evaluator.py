@@ -74,8 +74,8 @@ def evaluate(
       count += 1
       bar.advance()
   # As in training: the sum of the terms' means, where a term without any target counts as 0.
-  terms = [totals[term] for term in experiment.objective.terms]
-  result = {'loss': sum(term.value() for term in terms if term.weight)}
+  terms = [mean for term in experiment.objective.terms if (mean := totals[term]).weight]
+  result = {'loss': sum(term.value() for term in terms) if terms else math.nan}
   result |= {key: mean.value() for key, mean in sorted(totals.items()) if key != 'loss'}
   if experiment.objective.perplexity:
     result['perplexity'] = _exp(totals[experiment.objective.perplexity].value())
@@ -133,7 +133,8 @@ def evaluate_workdir(
   """Evaluates a checkpoint of a run on every validation set, and on `data.test` if that is set.
 
   Everything comes from the workdir: config and tokenizer are those of the run. Writes
-  WORKDIR/eval/STEP.json and, of a task, WORKDIR/eval/STEP-SPLIT.jsonl with a prediction a line.
+  WORKDIR/eval/STEP.json and, of a task, WORKDIR/eval/STEP-SPLIT.jsonl with a prediction a line, and
+  the task's own files (a picture, an official format) as WORKDIR/eval/STEP-SPLIT-FILE.
 
   Args:
     workdir: of the run.
@@ -166,6 +167,11 @@ def evaluate_workdir(
       lines = experiment.task.records(evaluation.predictions, examples)
       text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
       write_text(out / f'{step}-{name}.jsonl', text)
+      files = getattr(experiment.task, 'files', lambda *_: {})(evaluation.predictions, examples)
+      for ending, content in files.items():
+        (out / f'{step}-{name}-{ending}').write_bytes(content)
+    if experiment.config.data.on_bad_row == 'skip':
+      result[name]['skipped_rows'] = experiment.skipped.get(name, 0)
   write_json(out / f'{step}.json', result)
   return result
 

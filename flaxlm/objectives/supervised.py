@@ -31,7 +31,8 @@ class Supervised(NextToken, abc.ABC):
 
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: source and target, cut to fit a row, and the example's number."""
-    sources = self.tokenizer.encode_batch([example['text'] for example in examples])
+    texts = [example.get('source', example['text']) for example in examples]
+    sources = self.tokenizer.encode_batch(texts)
     targets = self.tokenizer.encode_batch([example['target'] for example in examples])
     items, cut = [], 0
     for number, whole in enumerate(zip(sources, targets, strict=True)):

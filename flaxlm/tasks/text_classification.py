@@ -1,4 +1,4 @@
-"""Text classification: a text column and a label column (sentiment, topic, spam)."""
+"""Text classification: a text column, or two, and a label column (sentiment, topic, entailment)."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,9 +9,12 @@ import numpy as np
 from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.metrics import classification
+from flaxlm.metrics import calibration, classification, figures
+from flaxlm.tasks import columns
 
-Example = dict[str, str]
+Example = dict[str, Any]
+# The prediction where a written text is none of the labels.
+NO_LABEL = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,45 +24,70 @@ class Config(Named):
   labels: tuple[str, ...] = field(
     (), 'all labels; those of the training rows, sorted, if unset. Of two, the second is positive'
   )
+  pair_column: str = field('', 'column of a second text, for pairs: a name or a number')
+  prefix: str = field(
+    '',
+    'text put before every source, where the label is written (T5)',
+    when={'config.objective.name': ('seq2seq', 'completion')},
+  )
 
 
 class Task:
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over the N examples that were predicted: `example_ids` int [N], their
-  numbers, and `probabilities` float [N, C] over `config.task.labels`.
+  numbers, and `probabilities` float [N, C] over `config.task.labels`. Where the label is written
+  (`seq2seq`, `completion`), they are those of `text_to_text`, and the prediction is the label that
+  was written.
   """
 
-  gives = ('text', 'label')
+  gives = ('text', 'label', 'target')
 
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
+    self._prefix = config.task.prefix
+    self._pair = config.task.pair_column
     self.labels = tuple(config.task.labels)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
-    """{'text', 'label'} of a row.
+    """What is learned of a row.
 
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
       labelled: False where the rows are to be predicted and need no label.
 
+    Returns:
+      'text' (and 'text_pair'), 'label', and, for models that write the label, 'source', 'target'.
+
     Raises:
-      UserError: for a missing column, an empty label, or one that is not among `labels`.
+      UserError: for a missing column, an empty text or label, or one that is not among `labels`.
     """
-    example = {'text': _column(row, self._data.text_column, 'text_column', where)}
+    name = self._data.text_column
+    example = {'text': columns.text(row, name, 'data.text_column', where)}
+    if self._pair:
+      second = columns.text(row, self._pair, 'task.pair_column', where)
+      example['text_pair'] = second
+      # As T5 reads pairs (Raffel et al. 2020, appendix D), the columns' names before the texts.
+      example['source'] = f'{self._prefix}{name}: {example["text"]} {self._pair}: {second}'
+    else:
+      example['source'] = self._prefix + example['text']
     if not labelled and self._data.label_column not in row:
       return example
-    label = _column(row, self._data.label_column, 'label_column', where).strip()
+    return example | self._labelled_part(row, where)
+
+  def _labelled_part(self, row: Mapping[str, str], where: str) -> Example:
+    name = self._data.label_column
+    label = columns.cell(row, name, 'data.label_column', where).strip()
     if not label:
-      raise UserError(f'{where}: the label in column {self._data.label_column!r} is empty')
+      raise UserError(f'{where}: the label in column {name!r} is empty')
     if self.labels and label not in self.labels:
       raise UserError(f'{where}: unknown label {label!r}{nearest(label, self.labels)}')
-    return example | {'label': label}
+    return {'label': label, 'target': label}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
-    return [example['text']]
+    return [example['text'], *([example['text_pair']] if self._pair else [])]
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Fields of `config.task` that the training examples decide where they are unset.
@@ -75,43 +103,66 @@ class Task:
   def metrics(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
   ) -> dict[str, float]:
-    """Accuracy, precision, recall and F1; {} where no example has a label."""
-    targets, predicted = self._labelled(predictions, examples)
-    return classification.scores(targets, predicted, len(self.labels))
+    """Accuracy, precision, recall, F1, MCC and calibration error; {} without any labelled example.
+
+    Without probabilities there is no calibration error, and before texts are written, nothing.
+    """
+    numbers, targets, predicted = self._labelled(predictions, examples)
+    found = classification.scores(targets, predicted, len(self.labels))
+    if found and 'probabilities' in predictions:
+      probabilities = predictions['probabilities'][numbers]
+      found['calibration_error'] = calibration.expected_error(probabilities, targets)
+    return found
 
   def details(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
   ) -> dict[str, Any]:
     """What eval.py reports besides numbers: the confusion matrix, target -> predicted -> count."""
-    targets, predicted = self._labelled(predictions, examples)
+    _, targets, predicted = self._labelled(predictions, examples)
     matrix = classification.confusion_matrix(targets, predicted, self.labels)
     return {'confusion_matrix': matrix} if matrix else {}
+
+  def files(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, bytes]:
+    """What eval.py writes besides: the confusion matrix as a picture."""
+    matrix = self.details(predictions, examples).get('confusion_matrix')
+    return {'confusion.png': figures.confusion(matrix)} if matrix else {}
 
   def records(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each prediction: text, label (if any), prediction, probabilities."""
-    for number, row in zip(predictions['example_ids'], predictions['probabilities'], strict=True):
-      probabilities = {label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)}
-      yield examples[number] | {
-        'prediction': self.labels[int(row.argmax())],
-        'probabilities': probabilities,
-      }
+    for place, (number, index) in enumerate(self._predicted(predictions)):
+      example = examples[number]
+      record = {key: example[key] for key in ('text', 'text_pair', 'label') if key in example}
+      record['prediction'] = self.labels[index] if index >= 0 else NO_LABEL
+      if 'probabilities' in predictions:
+        row = predictions['probabilities'][place]
+        record['probabilities'] = {
+          label: round(float(p), 6) for label, p in zip(self.labels, row, strict=True)
+        }
+      else:
+        record['output'] = predictions['outputs'][place]
+      yield record
+
+  def _predicted(self, predictions: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+    """(example, index of its predicted label, -1 for none of them) in the order of predictions."""
+    if 'probabilities' in predictions:
+      indices = predictions['probabilities'].argmax(-1)
+      return list(zip(predictions['example_ids'].tolist(), indices.tolist(), strict=True))
+    index = {label: i for i, label in enumerate(self.labels)}
+    found = zip(predictions.get('output_ids', ()), predictions.get('outputs', ()), strict=True)
+    return [(int(number), index.get(str(output).strip(), -1)) for number, output in found]
 
   def _labelled(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and predictions, int [N], of the examples that have a label."""
-    pairs = [
-      (self.labels.index(examples[number]['label']), int(row.argmax()))
-      for number, row in zip(predictions['example_ids'], predictions['probabilities'], strict=True)
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place among the predictions, target and prediction, int [N], of the labelled examples."""
+    found = [
+      (place, self.labels.index(examples[number]['label']), index)
+      for place, (number, index) in enumerate(self._predicted(predictions))
       if 'label' in examples[number]
     ]
-    table = np.array(pairs, np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
-
-
-def _column(row: Mapping[str, str], name: str, key: str, where: str) -> str:
-  if name not in row:
-    raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.data.{key}')
-  return str(row[name])
+    table = np.array(found, np.int64).reshape(-1, 3)
+    return table[:, 0], table[:, 1], table[:, 2]

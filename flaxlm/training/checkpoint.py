@@ -26,7 +26,10 @@ from flaxlm.training.paths import leaf_paths, nested
 FORMAT = 1
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.
-_RISING = ('accuracy', 'precision', 'recall', 'f1')
+_RISING = (
+  *('accuracy', 'precision', 'recall', 'f1', 'mcc', 'pearson', 'spearman', 'exact_match'),
+  *('bleu', 'chrf', 'rouge'),
+)
 
 
 class Damaged(Exception):

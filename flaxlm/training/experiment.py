@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from flaxlm import sharding, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.data import cache, holdout, packing, pipeline
+from flaxlm.data.bad_rows import BadRows, Handler
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
@@ -32,7 +33,10 @@ Examples = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A resolved config and what was built from it. Arrays exist only once a state is made."""
+  """A resolved config and what was built from it. Arrays exist only once a state is made.
+
+  skipped: set -> labelled rows that could not be used and were left out.
+  """
 
   config: Config
   tokenizer: Tokenizer
@@ -47,6 +51,7 @@ class Experiment:
   eval_data: Mapping[str, pipeline.EvalPipeline]
   task: Any
   examples: Examples
+  skipped: Mapping[str, int]
 
   @property
   def batch_sharding(self) -> NamedSharding:
@@ -128,8 +133,9 @@ def build(
   check_parts(config)
   tokenizer = _tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
+  bad = BadRows(config.data.on_bad_row)
   if config.task.name and with_data:
-    config, examples = _examples(config, training)
+    config, examples = _examples(config, training, bad)
   task = _task(config)
   objective = _objective(config, tokenizer)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
@@ -159,6 +165,7 @@ def build(
     eval_data=eval_data,
     task=task,
     examples=examples,
+    skipped=bad.counts,
   )
 
 
@@ -198,9 +205,10 @@ def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
   if config.tokenizer.path:
     return for_corpus(config, None)
   if config.task.name:
-    rows = holdout.rows(config.data)['train']
-    task = _task(config)
-    texts = [text for where, row in rows for text in task.texts(task.parse(row, where))]
+    task, bad = _task(config), BadRows(config.data.on_bad_row)
+    rows = holdout.rows(config.data, readers=getattr(task, 'readers', {}), bad=bad)['train']
+    examples = parsed(task, rows, True, bad.of('train'))
+    texts = [text for example in examples for text in task.texts(example)]
     identity = {'rows': cache.key(texts)}
     return for_corpus(
       config, holdout.Documents(config.data.train, len(texts), identity, lambda: iter(texts))
@@ -215,22 +223,39 @@ def _task(config: Config) -> Any:
   return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
 
 
-def _examples(config: Config, training: bool) -> tuple[Config, Examples]:
+def _examples(config: Config, training: bool, bad: BadRows) -> tuple[Config, Examples]:
   """The parsed rows of each split, and the config with what those of training decide (labels).
 
-  'train' is there only for training, 'test' only without.
+  'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """
-  splits = holdout.rows(config.data, test=not training)
-  if not training:
-    del splits['train']
+  readers = getattr(_task(config), 'readers', {})
+  splits = holdout.rows(config.data, training, readers, bad)
   examples = {}
   for name, rows in splits.items():
     task = _task(config)
-    examples[name] = [task.parse(row, where) for where, row in rows]
+    labelled = name not in getattr(task, 'unlabelled', ())
+    examples[name] = parsed(task, rows, labelled, bad.of(name))
+    if not examples[name]:
+      bad.report()
+      raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
     if name == 'train':  # It comes first, so that the others are held to its labels.
       decided = task.discover(examples[name])
       config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+  bad.report()
   return config, examples
+
+
+def parsed(
+  task: Any, rows: Iterable[tuple[str, dict[str, str]]], labelled: bool, bad: Handler
+) -> list[dict[str, Any]]:
+  """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns."""
+  examples = []
+  for where, row in rows:
+    try:
+      examples.append(task.parse(row, where, labelled))
+    except UserError as error:
+      bad(error)
+  return examples
 
 
 def _complete(config: Config, tokenizer: Tokenizer) -> Config:

@@ -102,4 +102,4 @@ def test_rows_are_held_out_at_random_and_disjoint(tmp_path):
   assert found == holdout.rows(DataConfig(train=str(path), holdout=0.2))
   config = DataConfig(train=str(path), validation=str(path), test=str(path), max_rows=7)
   assert {k: len(v) for k, v in holdout.rows(config).items()} == {'train': 7, 'validation': 100}
-  assert len(holdout.rows(config, test=True)['test']) == 100
+  assert len(holdout.rows(config, training=False)['test']) == 100

@@ -17,9 +17,10 @@ def make(labels=(), **data):
 
 def test_columns_by_name_and_number():
   row = {'text': 'good film', 'label': ' pos ', '0': 'bad', '1': 'neg'}
-  assert make().parse(row, 'a.csv:2') == {'text': 'good film', 'label': 'pos'}
-  by_number = make(text_column='0', label_column='1')
-  assert by_number.parse(row, 'a.csv:2') == {'text': 'bad', 'label': 'neg'}
+  example = make().parse(row, 'a.csv:2')
+  assert (example['text'], example['label']) == ('good film', 'pos')
+  example = make(text_column='0', label_column='1').parse(row, 'a.csv:2')
+  assert (example['text'], example['label']) == ('bad', 'neg')
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,7 @@ def test_columns_by_name_and_number():
   [
     ({'txt': 'x', 'label': 'a'}, "a.csv:7: no column 'text'.*'txt'.*config.data.text_column"),
     ({'text': 'x', 'lable': 'a'}, "a.csv:7: no column 'label'.*'lable'.*config.data.label_column"),
+    ({'text': ' ', 'label': 'a'}, "a.csv:7: the text in column 'text' is empty"),
     ({'text': 'x', 'label': ' '}, "a.csv:7: the label in column 'label' is empty"),
     ({'text': 'x', 'label': 'poz'}, "a.csv:7: unknown label 'poz' .did you mean 'pos'"),
   ],
@@ -37,7 +39,7 @@ def test_a_malformed_row_is_named(row, message):
 
 
 def test_rows_to_predict_need_no_label():
-  assert make(('a', 'b')).parse({'text': 'x'}, 'f:1', labelled=False) == {'text': 'x'}
+  assert 'label' not in make(('a', 'b')).parse({'text': 'x'}, 'f:1', labelled=False)
 
 
 def test_labels_are_those_of_training_sorted_unless_set():

@@ -1,0 +1,84 @@
+"""How one text or two are written down for a trunk that reads them, not continues them.
+
+Encoder: [CLS] text [SEP], or [CLS] first [SEP] second [SEP], the second part with token type 1
+where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them).
+Decoder: BOS text EOS, or BOS first SEP second EOS (Radford et al. 2018, figure 1). Encoder-decoder:
+text EOS, or first EOS second EOS, of which the decoder sees nothing (Raffel et al. 2020).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.models.family import family_of
+
+
+class Marks:
+  """What stands round the tokens of a text, by the family of the trunk.
+
+  Public: family; key (the batch key of the tokens); prefix (of their stream); typed (whether token
+  types are among the features).
+
+  separators: [SEP] between two texts.
+  """
+
+  def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer, separators: int = 1):
+    t = tokenizer
+    self.family = family_of(config.model.name)
+    self.prefix = 'encoder_' if self.family == 'encoder_decoder' else ''
+    self.key = f'{self.prefix}inputs'
+    self.typed = self.family == 'encoder' and config.model.token_types > 1
+    if self.family == 'encoder':
+      self._first, middle, self._last = [t.cls_id], t.sep_id, [t.sep_id]
+    elif self.family == 'decoder':
+      self._first, middle, self._last = [t.bos_id], t.sep_id, [t.eos_id]
+    else:
+      self._first, middle, self._last = [], t.eos_id, [t.eos_id]
+    self._middle = [middle] * separators
+
+  @property
+  def keys(self) -> tuple[str, ...]:
+    """Batch keys of the stream of tokens."""
+    return (self.key, 'token_type_ids') if self.typed else (self.key,)
+
+  def count(self, pair: bool) -> int:
+    """Marks round one text, or two."""
+    return len(self._first) + len(self._last) + (len(self._middle) if pair else 0)
+
+  def first_start(self) -> int:
+    """Where the first text begins."""
+    return len(self._first)
+
+  def second_start(self, first: np.ndarray) -> int:
+    """Where the second text begins, behind the first."""
+    return len(self._first) + len(first) + len(self._middle)
+
+  def features(
+    self, first: np.ndarray, second: np.ndarray | None = None
+  ) -> Mapping[str, np.ndarray]:
+    """The marked tokens under `key`, and their token types, if the trunk has some: int32 [n]."""
+    if second is None:
+      parts = [self._first, first, self._last]
+      boundary = len(first) + self.count(False)
+    else:
+      parts = [self._first, first, self._middle, second, self._last]
+      boundary = self.second_start(first)
+    tokens = np.concatenate(parts).astype(np.int32)
+    features = {self.key: tokens}
+    if self.typed:
+      features['token_type_ids'] = (np.arange(len(tokens)) >= boundary).astype(np.int32)
+    return features
+
+
+def cut_pair(first: int, second: int, room: int) -> tuple[int, int]:
+  """Lengths of two texts that fit `room` together: the longer one loses its end first."""
+  if first + second <= room:
+    return first, second
+  half = room // 2
+  if second <= half:
+    return room - second, second
+  if first <= room - half:
+    return first, room - first
+  return room - half, half

@@ -1,0 +1,43 @@
+"""Cells of a row, and what is wrong with them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.errors import UserError, nearest
+
+
+def cell(row: Mapping[str, str], name: str, key: str, where: str) -> str:
+  """The cell of a column.
+
+  Args:
+    row: column -> text.
+    name: of the column.
+    key: the config field that names the column, for messages.
+    where: 'FILE:LINE', for messages.
+
+  Raises:
+    UserError: if there is no such column.
+  """
+  if name not in row:
+    raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
+  return str(row[name])
+
+
+def text(row: Mapping[str, str], name: str, key: str, where: str) -> str:
+  """As `cell`, of a text that must not be empty."""
+  found = cell(row, name, key, where)
+  if not found.strip():
+    raise UserError(f'{where}: the text in column {name!r} is empty')
+  return found
+
+
+def strings(cell: str, what: str, where: str) -> list[str]:
+  """The texts of a cell that is a json list of them. `what` it is, for messages."""
+  try:
+    found: Any = json.loads(cell)
+  except json.JSONDecodeError:
+    found = None
+  if not isinstance(found, list) or not all(isinstance(x, str | int | float) for x in found):
+    raise UserError(f'{where}: {what} must be a json list of texts, got {cell[:40]!r}')
+  return [str(x) for x in found]
