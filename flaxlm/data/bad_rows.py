@@ -1,4 +1,4 @@
-"""What becomes of a labelled row that cannot be used: it stops the run, or is skipped and counted."""
+"""What becomes of a labelled row that cannot be used: it stops the run, or is skipped."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
