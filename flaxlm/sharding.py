@@ -55,6 +55,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def undivided(placed: NamedSharding, axis: int) -> NamedSharding:
+  """The sharding of an array of another size along `axis`, which is then not divided."""
+  spec = list(placed.spec)
+  spec[axis] = None
+  return NamedSharding(placed.mesh, PartitionSpec(*spec))
+
+
 def batch_sharding(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> NamedSharding:
   """Rows of a batch along the axes of the logical axis `batch`."""
   return NamedSharding(mesh, PartitionSpec(rules['batch']))

@@ -15,6 +15,7 @@ from etils import epath
 from flaxlm import sharding
 from flaxlm.config import tree
 from flaxlm.training.optimizer import make_optimizer
+from flaxlm.training.partition import EVERYTHING
 from flaxlm.types import Mean, TrainState
 
 WIDTH = 6
@@ -96,6 +97,7 @@ class Experiment:
     self.config, self.layers = config, layers
     self.tokenizer, self.objective = Tokenizer(), Objective()
     self.task, self.examples = None, {}
+    self.partition = EVERYTHING
     self.mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     self.total_steps = config.total_steps
     self.optimizer, self.schedule = make_optimizer(config.optimizer, self.total_steps)

@@ -70,6 +70,9 @@ VALUES = {
   'task.labels': ['good,bad', 'w,x,y,z'],
   'task.pair_column': ['other'],
   'task.separator': [';'],
+  'tuning.trainable': ['bias$'],
+  'tuning.frozen': ['mlp/up'],
+  'tuning.unfreeze_epochs': ['0.02'],
   'task.target_column': ['other'],
   'task.prefix': ['the '],
   'objective.members': ['x=span_corruption,r=span_corruption'],
@@ -105,7 +108,7 @@ PROGRAM_ONLY = {'model.remat', 'model.scan_layers'}
 def walk():
   """(dotted key, file or '', its class) of every field that can be set."""
   nodes = [('optimizer', '', schema.OptimizerConfig), ('data', '', schema.DataConfig)]
-  nodes.append(('tokenizer', '', schema.TokenizerConfig))
+  nodes += [('tokenizer', '', schema.TokenizerConfig), ('tuning', '', schema.TuningConfig)]
   for node, package in tree.PACKAGES.items():
     classes = {}
     for name in tree.named_files(package):
@@ -435,7 +438,8 @@ def numbers(experiment):
   return jax.tree.leaves([found, jax.tree.map(np.array, state.params)])
 
 
-NUMERIC = [f for f in FIELDS if f[0].startswith(('model.', 'objective.', 'optimizer.'))]
+NODES = ('model.', 'objective.', 'optimizer.', 'tuning.')
+NUMERIC = [f for f in FIELDS if f[0].startswith(NODES)]
 
 
 @pytest.mark.full

@@ -3,6 +3,7 @@
 import dataclasses
 
 from flaxlm.config.field import SET, Named, field
+from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
 
 TEXT_KINDS = ('sentencepiece', 'wordpiece', 'byte_bpe', 'characters', 'bytes')
@@ -18,6 +19,8 @@ LABEL_TASKS = (
 )
 # Tasks that read a text from a column of the user's choice, and running text.
 TEXT_TASKS = ('', *LABEL_TASKS, 'text_to_text', 'translation', 'summarization')
+MUON = {'name': ('muon',)}
+DECAYED = {'name': ('adamw', 'adafactor', 'lion', 'muon')}
 TRAINED_PIECES = {'name': ('sentencepiece', 'wordpiece', 'byte_bpe'), 'path': ('',)}
 
 
@@ -137,32 +140,56 @@ class TokenizerConfig:
 class OptimizerConfig:
   """Gradient transformation and learning-rate schedule."""
 
-  name: str = field('adamw', 'update rule', choices=('adamw', 'sgd'))
-  learning_rate: float = field(1e-3, 'peak learning rate', above=0.0)
+  name: str = field('adamw', 'update rule', choices=('adamw', 'adafactor', 'lion', 'muon', 'sgd'))
+  learning_rate: float = field(
+    1e-3, 'peak learning rate; with `noam` the factor of its peak', above=0.0
+  )
   schedule: str = field(
-    'cosine', 'shape after the warm-up', choices=('constant', 'linear', 'cosine', 'rsqrt')
+    'cosine',
+    'shape after the warm-up; `noam`: rsqrt whose peak is learning_rate / sqrt(emb_dim * '
+    'warmup_steps); `wsd`: constant, then linear',
+    choices=('constant', 'linear', 'cosine', 'rsqrt', 'noam', 'wsd'),
   )
   warmup_steps: int = field(100, 'steps of linear warm-up', low=0)
+  decay_share: float = field(
+    0.1,
+    'last part of the run, over which the rate falls',
+    above=0.0,
+    high=1.0,
+    when={'schedule': ('wsd',)},
+  )
   end_ratio: float = field(
     0.1,
     'last learning rate over the peak',
     low=0.0,
     high=1.0,
-    when={'schedule': ('linear', 'cosine')},
+    when={'schedule': ('linear', 'cosine', 'wsd')},
   )
-  b1: float = field(0.9, 'decay of the first moment', low=0.0, below=1.0, when={'name': ('adamw',)})
+  b1: float = field(
+    0.9, 'decay of the first moment', low=0.0, below=1.0, when={'name': ('adamw', 'lion', 'muon')}
+  )
   b2: float = field(
-    0.95, 'decay of the second moment', low=0.0, below=1.0, when={'name': ('adamw',)}
+    0.95,
+    'decay of the second moment; of the momentum in lion',
+    low=0.0,
+    below=1.0,
+    when={'name': ('adamw', 'lion', 'muon')},
   )
   eps: float = field(
-    1e-8, 'added to the root of the second moment', above=0.0, when={'name': ('adamw',)}
+    1e-8, 'added to the root of the second moment', above=0.0, when={'name': ('adamw', 'muon')}
   )
   momentum: float = field(0.0, 'momentum of SGD', low=0.0, below=1.0, when={'name': ('sgd',)})
-  weight_decay: float = field(0.1, 'decoupled decay', low=0.0, when={'name': ('adamw',)})
+  muon_momentum: float = field(
+    0.95, 'momentum of Muon; b1, b2 and eps are of its Adam', low=0.0, below=1.0, when=MUON
+  )
+  parameter_scale: bool = field(
+    True, "multiply a parameter's updates by its RMS", when={'name': ('adafactor',)}
+  )
+  weight_decay: float = field(0.1, 'decoupled decay', low=0.0, when=DECAYED)
   decay_exclude: tuple[str, ...] = field(
     ('bias$', 'scale$'),
     'regular expressions: leaves whose path matches one are not decayed',
-    when={'name': ('adamw',), 'weight_decay': (SET,)},
+    when=DECAYED | {'weight_decay': (SET,)},
   )
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', low=0.0)
 
@@ -250,6 +277,7 @@ class Config:
   data: DataConfig = field(DataConfig(), 'text and rows')
   tokenizer: TokenizerConfig = field(TokenizerConfig(), 'text to token ids')
   optimizer: OptimizerConfig = field(OptimizerConfig(), 'update rule')
+  tuning: TuningConfig = field(TuningConfig(), 'which parameters train, and how')
   checkpoint: CheckpointConfig = field(CheckpointConfig(), 'what is saved')
   evaluation: EvaluationConfig = field(EvaluationConfig(), 'validation')
   logging: LoggingConfig = field(LoggingConfig(), 'metrics')

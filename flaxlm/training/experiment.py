@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -17,14 +16,17 @@ from jax.sharding import Mesh, NamedSharding
 from flaxlm import sharding, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
-from flaxlm.data import cache, holdout, packing, pipeline
+from flaxlm.data import cache, holdout, pipeline
 from flaxlm.data.bad_rows import BadRows, Handler
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 from flaxlm.models.model import Model, make_model
 from flaxlm.training import checkpoint, compiler, restore
+from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
+from flaxlm.training.partition import Partition, make_partition
+from flaxlm.training.state import abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
 from flaxlm.types import Batch, TrainState
 
@@ -46,6 +48,7 @@ class Experiment:
   total_steps: int
   optimizer: optax.GradientTransformation
   schedule: Callable[[Any], Any]
+  partition: Partition
   abstract_state: TrainState
   train_data: pipeline.Pipeline | None
   eval_data: Mapping[str, pipeline.EvalPipeline]
@@ -67,7 +70,9 @@ class Experiment:
     """key -> fresh state, compiled; each leaf is made on the device that keeps it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return jax.jit(
-      lambda key: nn.unbox(_init(self.model, self.objective, self.optimizer, key)),
+      lambda key: nn.unbox(
+        init_state(self.model, self.objective, self.optimizer, self.partition, key)
+      ),
       out_shardings=shardings,
       compiler_options=compiler.once_options(),
     )
@@ -85,6 +90,7 @@ class Experiment:
       self.optimizer,
       seed=self.config.seed,
       num_microbatches=self.config.num_microbatches,
+      partition=self.partition,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return jax.jit(
@@ -149,8 +155,17 @@ def build(
     if training:
       train_data = pipeline.train_pipeline(config, tokenizer, objective, processes)
   total_steps = _total_steps(config, train_data)
-  optimizer, schedule = make_optimizer(config.optimizer, total_steps)
   model = make_model(config.model, objective.head(config.model))
+  boxed = jax.eval_shape(lambda key: init_params(model, objective, key), jax.random.key(0))
+  partition = make_partition(config.tuning, nn.unbox(boxed))
+  optimizer, schedule = make_optimizer(
+    config.optimizer,
+    total_steps,
+    emb_dim=config.model.emb_dim,
+    layout=make_layout(boxed),
+    tuning=config.tuning,
+    unfreeze_every=_unfreeze_every(config, train_data),
+  )
   return Experiment(
     config=config,
     tokenizer=tokenizer,
@@ -160,7 +175,8 @@ def build(
     total_steps=total_steps,
     optimizer=optimizer,
     schedule=schedule,
-    abstract_state=_abstract_state(model, objective, optimizer, mesh, rules),
+    partition=partition,
+    abstract_state=abstract_state(config, model, objective, optimizer, partition, mesh),
     train_data=train_data,
     eval_data=eval_data,
     task=task,
@@ -316,34 +332,11 @@ def _total_steps(config: Config, train_data: pipeline.Pipeline | None) -> int:
   return max(1, math.ceil(config.num_epochs * train_data.steps_per_epoch))
 
 
-def _init(model: Model, objective: Any, optimizer: Any, key: jax.Array) -> TrainState:
-  """A state whose parameters are boxed with their logical axes."""
-  batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
-  params = model.init(key, batch)['params']
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(nn.unbox(params)), {})
-
-
-def _abstract_state(
-  model: Model,
-  objective: Any,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  rules: Mapping[str, tuple[str, ...]],
-) -> TrainState:
-  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do."""
-  boxed = jax.eval_shape(lambda key: _init(model, objective, optimizer, key), jax.random.key(0))
-  params = sharding.parameter_shardings(boxed.params, mesh, rules)
-  everywhere = sharding.replicated(mesh)
-  opt_state = optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda _, placed: placed,
-    boxed.opt_state,
-    params,
-    transform_non_params=lambda _: everywhere,
-  )
-  shardings = TrainState(everywhere, params, opt_state, {})
-  place = lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
-  return jax.tree.map(place, nn.unbox(boxed), shardings)
+def _unfreeze_every(config: Config, train_data: pipeline.Pipeline | None) -> int:
+  """Updates from which on one more layer moves; 0: all do from the start."""
+  if not config.tuning.unfreeze_epochs or train_data is None:
+    return config.tuning.unfreeze_steps
+  return math.ceil(config.tuning.unfreeze_epochs * train_data.steps_per_epoch)
 
 
 def open_model(workdir: str, which: str) -> tuple[Experiment, Any, int]:

@@ -75,6 +75,8 @@ def fit(
   workdir.mkdir(parents=True, exist_ok=True)
   interrupts = interrupts or Interrupts()
   state, step = start(experiment, workdir)
+  trained, total = experiment.partition.count(experiment.abstract_state.params)
+  terminal.say(f'{trained:,} of {total:,} parameters train')
   _describe(experiment, workdir, overrides)
   run = _Run(experiment, workdir, step, interrupts)
   batches = experiment.train_data.iterate(step)
@@ -280,7 +282,8 @@ class _Run:
       self._writers.write(step, 'train', values | extra)
 
   def _non_finite(self, step: int, values: dict[str, float], norms: np.ndarray) -> NonFinite:
-    paths = list(leaf_paths(self.experiment.abstract_state.params))
+    params = self.experiment.abstract_state.params
+    paths = list(leaf_paths(jax.eval_shape(self.experiment.partition.take, params)))
     bad = [path for path, norm in zip(paths, norms, strict=True) if not np.isfinite(norm)]
     where = f'; not finite: the gradient of {bad[0]}' if bad else ''
     where += f' and {len(bad) - 1} more of {len(paths)} leaves' if len(bad) > 1 else ''

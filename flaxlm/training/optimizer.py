@@ -1,6 +1,6 @@
 """Learning-rate schedules and the gradient transformation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,30 +9,43 @@ import numpy as np
 import optax
 
 from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.tuning import TuningConfig
+from flaxlm.training.layout import Layout
 from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths
+from flaxlm.training.update_rules import make_update_rule
 
 Schedule = Callable[[Any], Any]
-BENT_BY_TOTAL_STEPS = ('linear', 'cosine')
+BENT_BY_TOTAL_STEPS = ('linear', 'cosine', 'wsd')
+NO_LAYOUT = Layout({}, {})
+ALL_ALIKE = TuningConfig()
 
 
-def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
+def make_schedule(config: OptimizerConfig, total_steps: int, emb_dim: int = 1) -> Schedule:
   """The learning rate of an update as a function of the updates before it.
 
   `schedule(0)` is the rate of the first update, so the warm-up begins at peak / warmup_steps and
   not at 0; update number `warmup_steps` is the first at the peak, and update number `total_steps`
-  has the peak times `end_ratio` exactly (linear, cosine). `rsqrt` is the peak times
-  sqrt(warmup_steps / update), as of T5 (Raffel et al. 2020, section 3.1.2) for its pretraining.
+  has the peak times `end_ratio` exactly (linear, cosine, wsd). `rsqrt` is the peak times
+  sqrt(warmup_steps / update), as of T5 (Raffel et al. 2020, section 3.1.2) for its pretraining;
+  `noam` is the same with a peak of learning_rate * (emb_dim * warmup_steps)^-0.5 (Vaswani et al.
+  2017, equation 3). `wsd` keeps the peak until the last `decay_share` of the run (Hu et al. 2024,
+  section 4.2).
 
   Args:
     config: shape and peak.
     total_steps: updates in the run.
+    emb_dim: width D of the model; of `noam` only.
 
   Returns:
     count (int, traced or not) -> float32 scalar. Counts beyond the end keep the last rate of
-    linear and cosine.
+    linear, cosine and wsd.
   """
   warmup = config.warmup_steps
   span = max(total_steps - warmup, 1)
+  peak = config.learning_rate
+  if config.schedule == 'noam':
+    peak *= (emb_dim * max(warmup, 1)) ** -0.5
+  falling = max(config.decay_share * total_steps, 1.0)
 
   def schedule(count: Any) -> Any:
     update = jnp.asarray(count, jnp.float32) + 1.0
@@ -42,7 +55,9 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
         share = 1.0 - progress
       case 'cosine':
         share = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-      case 'rsqrt':
+      case 'wsd':
+        share = jnp.clip((total_steps - update) / falling, 0.0, 1.0)
+      case 'rsqrt' | 'noam':
         share = jnp.sqrt(max(warmup, 1) / jnp.maximum(update, 1.0))
       case _:
         share = jnp.ones_like(update)
@@ -50,7 +65,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Schedule:
       share = config.end_ratio + (1.0 - config.end_ratio) * share
     if warmup:
       share = jnp.where(update < warmup, update / warmup, share)
-    return config.learning_rate * share
+    return peak * share
 
   return schedule
 
@@ -112,8 +127,54 @@ def add_decay(config: OptimizerConfig) -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
+def scale_by_distance(
+  config: TuningConfig, unfreeze_every: int, distances: Mapping[str, int]
+) -> optax.GradientTransformation:
+  """Rates that fall, and layers that begin later, with the distance from the head.
+
+  layer_decay: the update is multiplied by layer_decay^distance (Clark et al. 2020, appendix B).
+  unfreeze_every: leaves at distance n move after n * unfreeze_every updates (gradual unfreezing:
+  Howard and Ruder 2018, section 3.3). Until then their moments see the gradients already, so that a
+  first update has the size of any other; values and decay wait.
+
+  Args:
+    config: `config.tuning`.
+    unfreeze_every: in updates; 0: all leaves move from the start.
+    distances: of the virtual path of each leaf.
+  """
+
+  def of_leaf(path: Any, leaf: Any) -> np.ndarray:
+    """Distances that broadcast against the leaf: [] or [N, 1, ...]."""
+    names = virtual_paths(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    found = np.array([distances[name] for name in names])
+    same = (found == found[0]).all()
+    return found[0] if same else found.reshape(-1, *[1] * (len(leaf.shape) - 1))
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+
+    def scale(path: Any, leaf: Any) -> Any:
+      distance = of_leaf(path, leaf)
+      factor = np.float32(config.layer_decay) ** distance
+      if unfreeze_every:
+        factor = jnp.where(state.count >= distance * unfreeze_every, factor, 0.0)
+      return leaf * factor
+
+    scaled = jax.tree_util.tree_map_with_path(scale, updates)
+    return scaled, optax.ScaleByScheduleState(state.count + 1)
+
+  init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformation(init, update)
+
+
 def make_optimizer(
-  config: OptimizerConfig, total_steps: int
+  config: OptimizerConfig,
+  total_steps: int,
+  *,
+  emb_dim: int = 1,
+  layout: Layout = NO_LAYOUT,
+  tuning: TuningConfig = ALL_ALIKE,
+  unfreeze_every: int = 0,
 ) -> tuple[optax.GradientTransformation, Schedule]:
   """Clipping by the global norm, the update rule, decoupled decay and the schedule.
 
@@ -121,20 +182,23 @@ def make_optimizer(
 
   Args:
     config: `config.optimizer`.
-    total_steps: updates in the run; the end of the linear and cosine schedules.
+    total_steps: updates in the run; the end of the schedules that fall.
+    emb_dim: width D of the model.
+    layout: of the parameters.
+    tuning: `config.tuning`; its rates by layer.
+    unfreeze_every: updates from which on one more layer moves; 0: all from the start.
 
   Returns:
     The transformation, whose update needs `params`, and the schedule (see `make_schedule`).
   """
-  schedule = make_schedule(config, total_steps)
+  schedule = make_schedule(config, total_steps, emb_dim)
   parts = []
   if config.clip_norm:
     parts.append(optax.clip_by_global_norm(config.clip_norm))
-  if config.name == 'adamw':
-    parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
-    if config.weight_decay:
-      parts.append(add_decay(config))
-  elif config.momentum:
-    parts.append(optax.trace(decay=config.momentum))
+  parts += make_update_rule(config, layout)
+  if config.name != 'sgd' and config.weight_decay:
+    parts.append(add_decay(config))
+  if tuning.layer_decay != 1.0 or unfreeze_every:
+    parts.append(scale_by_distance(tuning, unfreeze_every, layout.distances))
   parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts), schedule

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxlm.training.partition import EVERYTHING, Partition
 from flaxlm.types import Array, Batch, Mean, TrainState
 
 Metrics = dict[str, Any]
@@ -20,20 +21,22 @@ def make_train_step(
   seed: int,
   num_microbatches: int = 1,
   axis_name: str | None = None,
+  partition: Partition = EVERYTHING,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics).
 
   The denominator of each loss term is taken on the global batch, before it is split into
   micro-batches or devices, so that their number never changes the loss. With `axis_name` the step
   runs per device under a mapped axis: denominators are summed over it before the loss, gradients
-  before the update.
+  before the update. `optimizer` sees the part of the parameters that `partition` says trains.
 
   metrics: Means of the objective, `loss` (what is minimised), `grad_norm` before clipping, `tokens`
-  (not padding) and `leaf_norms` [leaves of params], the gradient norm of each.
+  (not padding) and `leaf_norms` [leaves that train], the gradient norm of each.
   """
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
-  def loss_and_metrics(params, batch, weights, key):
+  def loss_and_metrics(trained, params, batch, weights, key):
+    params = partition.put(params, trained)
     outputs, _ = model.apply({'params': params}, batch, False, rngs={'dropout': key})
     totals, metrics = objective.losses(outputs, batch)
     loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
@@ -41,18 +44,20 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = reduce(objective.weights(batch))
+    trained = partition.take(state.params)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     if axis_name is not None:
       key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def gradient(part, number):
       part_key = jax.random.fold_in(key, number)
-      return jax.grad(loss_and_metrics, has_aux=True)(state.params, part, weights, part_key)
+      differentiated = jax.grad(loss_and_metrics, has_aux=True)
+      return differentiated(trained, state.params, part, weights, part_key)
 
     grads, metrics = reduce(_accumulate(gradient, batch, num_microbatches))
     norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = partition.put(state.params, optax.apply_updates(trained, updates))
     # The summed parts of `loss` already are its value on the whole batch.
     metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}

@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
+from flaxlm.training.layout import Layout, distances
 from flaxlm.training.optimizer import decay_factors, make_optimizer, make_schedule
 
 
@@ -17,11 +19,14 @@ def config(**fields):
   return dataclasses.replace(OptimizerConfig(), **fields)
 
 
-@pytest.mark.parametrize('name', ['constant', 'linear', 'cosine', 'rsqrt'])
+@pytest.mark.parametrize('name', ['constant', 'linear', 'cosine', 'rsqrt', 'noam', 'wsd'])
 def test_warm_up_is_linear_and_reaches_the_peak(name):
   schedule = make_schedule(config(schedule=name, learning_rate=2.0, warmup_steps=4), 20)
-  np.testing.assert_allclose([schedule(i) for i in range(4)], [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
-  assert all(schedule(i) <= 2.0 for i in range(30))
+  peak = 1.0 if name == 'noam' else 2.0  # Its width is 1, so (1 * 4)^-0.5 times the factor.
+  np.testing.assert_allclose(
+    [schedule(i) / peak for i in range(4)], [0.25, 0.5, 0.75, 1.0], rtol=1e-6
+  )
+  assert all(schedule(i) <= peak for i in range(30))
 
 
 @pytest.mark.parametrize(
@@ -31,14 +36,17 @@ def test_warm_up_is_linear_and_reaches_the_peak(name):
     ('linear', lambda u: 0.25 + 0.75 * (20 - u) / 16),
     ('cosine', lambda u: 0.25 + 0.75 * (1 + np.cos(np.pi * (u - 4) / 16)) / 2),
     ('rsqrt', lambda u: np.sqrt(4 / u)),
+    ('noam', lambda u: np.sqrt(4 / u)),
+    ('wsd', lambda u: np.minimum(1, 0.25 + 0.75 * (20 - u) / 5)),
   ],
 )
 def test_shape_after_the_warm_up(name, expected):
   schedule = make_schedule(
-    config(schedule=name, learning_rate=1.0, warmup_steps=4, end_ratio=0.25), 20
+    config(schedule=name, learning_rate=1.0, warmup_steps=4, end_ratio=0.25, decay_share=0.25), 20
   )
   counts = np.arange(4, 20)
-  np.testing.assert_allclose(schedule(counts), [expected(u + 1) for u in counts], rtol=1e-5)
+  peak = 0.5 if name == 'noam' else 1.0
+  np.testing.assert_allclose(schedule(counts) / peak, [expected(u + 1) for u in counts], rtol=1e-5)
 
 
 def test_last_update_has_the_end_ratio_and_later_ones_keep_it():
@@ -127,3 +135,162 @@ def test_a_pattern_that_does_nothing_is_an_error():
   with pytest.raises(UserError, match='not a regular expression'):
     decay_factors(config(decay_exclude=('(',)), PARAMS)
   decay_factors(config(), {'kernel': jnp.ones(3)})  # the default names biases; T5 has none
+
+
+def test_noam_is_the_published_formula():
+  schedule = make_schedule(config(schedule='noam', learning_rate=2.0, warmup_steps=40), 100, 512)
+  steps = np.arange(1, 101)
+  expected = 2 * 512**-0.5 * np.minimum(steps**-0.5, steps * 40**-1.5)
+  np.testing.assert_allclose(schedule(steps - 1), expected, rtol=1e-5)
+
+
+def test_wsd_is_constant_then_linear():
+  cfg = config(schedule='wsd', learning_rate=2.0, warmup_steps=0, decay_share=0.25, end_ratio=0.5)
+  found = make_schedule(cfg, 20)(np.array([0, 14, 15, 19, 30]))
+  np.testing.assert_allclose(found, [2.0, 2.0, 1.8, 1.0, 1.0], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------ other rules
+
+# Two layers of a stack, whose query has one input axis and whose out has two, and a table.
+SHAPES = {
+  'trunk/stack/layers/query/kernel': (2, 160, 4, 33),
+  'trunk/stack/layers/out/kernel': (2, 4, 33, 160),
+  'trunk/token/table': (150, 140),
+  'head/bias': (7,),
+}
+INPUTS = {'trunk/stack/layers/query/kernel': 1, 'trunk/stack/layers/out/kernel': 2}
+PLAIN = dict(
+  schedule='constant', warmup_steps=0, clip_norm=0.0, learning_rate=0.1, weight_decay=0.0
+)
+
+
+def updates_of(cfg, shapes=SHAPES, steps=3):
+  """(parameters before the first update, gradients by step, updates by step), as dicts by path."""
+  rng = np.random.default_rng(0)
+  draw = lambda: {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+  params, gradients = draw(), [draw() for _ in range(steps)]
+  optimizer, _ = make_optimizer(cfg, 10, layout=Layout(INPUTS, {}))
+  state, found = optimizer.init(params), []
+  for gradient in gradients:
+    updates, state = optimizer.update(gradient, state, params)
+    found.append(updates)
+  return params, gradients, found
+
+
+def matrices(path, leaf):
+  """The layers of a stacked kernel, each as a matrix; other leaves as they are."""
+  if path not in INPUTS:
+    return [leaf]
+  rows = int(np.prod(leaf.shape[1 : 1 + INPUTS[path]]))
+  return [layer.reshape(rows, -1) for layer in leaf]
+
+
+def test_lion_is_numpys():
+  _, gradients, found = updates_of(config(name='lion', b1=0.9, b2=0.8, **PLAIN))
+  for path in SHAPES:
+    mean = 0.0
+    for gradient, update in zip(gradients, found, strict=True):
+      expected = -0.1 * np.sign(0.9 * mean + 0.1 * gradient[path])
+      mean = 0.8 * mean + 0.2 * gradient[path]
+      np.testing.assert_allclose(update[path], expected, rtol=1e-6)
+
+
+def test_muon_orthogonalises_each_layers_kernel_and_leaves_the_rest_to_adam():
+  """Against optax's own Muon, on each layer for itself as a matrix."""
+  params, gradients, found = updates_of(config(name='muon', b2=0.9, muon_momentum=0.8, **PLAIN))
+  reference = optax.contrib.muon(0.1, beta=0.8, consistent_rms=0.2)
+  adam = optax.adam(0.1, b1=0.9, b2=0.9)
+  for path in SHAPES:
+    rule = reference if path in INPUTS else adam
+    count = len(matrices(path, params[path]))
+    for layer in range(count):
+      state = rule.init(matrices(path, params[path])[layer])
+      for gradient, update in zip(gradients, found, strict=True):
+        expected, state = rule.update(
+          matrices(path, gradient[path])[layer], state, matrices(path, params[path])[layer]
+        )
+        actual = matrices(path, update[path])[layer]
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=2e-5, err_msg=path)
+  query = matrices('trunk/stack/layers/query/kernel', found[0]['trunk/stack/layers/query/kernel'])
+  singular = np.linalg.svd(query[0], compute_uv=False)
+  assert singular.max() / singular.min() < 3  # Those of the gradient span more than 20 to 1.
+
+
+@pytest.mark.parametrize('scale', [True, False])
+def test_adafactor_treats_each_layer_as_optax_treats_a_matrix(scale):
+  shapes = {'trunk/stack/layers/up/kernel': (2, 130, 140), 'trunk/token/table': (150, 140)}
+  shapes['trunk/stack/layers/norm/scale'] = (2, 16)
+  cfg = config(name='adafactor', parameter_scale=scale, **PLAIN)
+  params, gradients, found = updates_of(cfg, shapes)
+  reference = optax.adafactor(0.1, multiply_by_parameter_scale=scale)
+  for path in shapes:
+    split = (lambda leaf: list(leaf)) if 'layers' in path else (lambda leaf: [leaf])
+    for layer, param in enumerate(split(params[path])):
+      state = reference.init(param)
+      for gradient, update in zip(gradients, found, strict=True):
+        expected, state = reference.update(split(gradient[path])[layer], state, param)
+        np.testing.assert_allclose(split(update[path])[layer], expected, rtol=1e-4, err_msg=path)
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+  optimizer, _ = make_optimizer(config(name='adafactor', **PLAIN), 10)
+  shapes = {'trunk/token/table': jax.ShapeDtypeStruct((256, 512), jnp.float32)}
+  state = jax.eval_shape(optimizer.init, shapes)
+  assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 256 + 512 + 8
+
+
+# ------------------------------------------------------------------------------ rates by layer
+
+NAMES = [
+  'head/classes/kernel', 'trunk/final_norm/scale', 'trunk/stack/layers/0/mlp/kernel',
+  'trunk/stack/layers/2/mlp/kernel', 'trunk/stack/layers/1/mlp/kernel', 'trunk/token/table',
+  'trunk/embedding/norm/scale', 'delta/trunk/stack/layers/2/mlp/kernel/a',
+]  # fmt: skip
+
+
+def test_distances_grow_from_the_head_to_the_embeddings():
+  assert [distances(NAMES)[name] for name in NAMES] == [0, 0, 3, 1, 2, 4, 4, 1]
+  stacks = ['trunk/encoder/layers/1/k', 'trunk/decoder/layers/0/k', 'trunk/decoder/layers/3/k']
+  stacks += ['trunk/encoder_norm/scale', 'trunk/decoder_position/table', 'trunk/token/table']
+  assert list(distances(stacks).values()) == [1, 4, 1, 0, 5, 5]
+
+
+def layered(steps, **fields):
+  """Values of a leaf at each distance 0 ... 4 after each of `steps` updates of 1.0 each."""
+  params = {
+    'head': {'kernel': jnp.zeros(2)},
+    'trunk': {
+      'stack': {
+        'layers': {'kernel': jnp.zeros((2, 3, 1))},
+        'layers_from_2': {'s': jnp.zeros((1, 1))},
+      },
+      'token': {'table': jnp.zeros((4, 2))},
+    },
+  }
+  names = ['head/kernel', *(f'trunk/stack/layers/{i}/kernel' for i in range(2))]
+  layout = Layout({}, distances([*names, 'trunk/stack/layers/2/s', 'trunk/token/table']))
+  every = fields.pop('unfreeze_every', 0)
+  cfg = config(name='sgd', **(PLAIN | {'learning_rate': 1.0}))
+  optimizer, _ = make_optimizer(
+    cfg, 10, layout=layout, tuning=TuningConfig(**fields), unfreeze_every=every
+  )
+  state, found = optimizer.init(params), []
+  for _ in range(steps):
+    updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), state, params)
+    params = optax.apply_updates(params, updates)
+    stack = params['trunk']['stack']
+    layers = [stack['layers_from_2']['s'][0, 0], *stack['layers']['kernel'][::-1, 0, 0]]
+    ends = params['head']['kernel'][0], params['trunk']['token']['table'][0, 0]
+    found.append([-float(x) for x in (ends[0], *layers, ends[1])])
+  return found
+
+
+def test_the_rate_decays_from_layer_to_layer():
+  np.testing.assert_allclose(layered(1, layer_decay=0.5), [[1, 0.5, 0.25, 0.125, 0.0625]])
+
+
+def test_layers_begin_one_after_another_from_the_top():
+  assert layered(5, unfreeze_every=2) == [
+    [1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [3, 1, 0, 0, 0], [4, 2, 0, 0, 0], [5, 3, 1, 0, 0],
+  ]  # fmt: skip

@@ -1,0 +1,75 @@
+"""The state a run starts from: parameters, the optimizer's part, and where each leaf lies."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from flaxlm import sharding
+from flaxlm.config.schema import Config
+from flaxlm.data import packing
+from flaxlm.models.model import Model
+from flaxlm.training.partition import Partition
+from flaxlm.training.paths import leaf_paths
+from flaxlm.types import TrainState
+
+
+def init_params(model: Model, objective: Any, key: jax.Array) -> Any:
+  """Parameters, boxed with their logical axes."""
+  batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
+  return model.init(key, batch)['params']
+
+
+def init_state(
+  model: Model,
+  objective: Any,
+  optimizer: optax.GradientTransformation,
+  partition: Partition,
+  key: jax.Array,
+) -> TrainState:
+  """A state whose parameters are boxed with their logical axes."""
+  params = init_params(model, objective, key)
+  opt_state = optimizer.init(partition.take(nn.unbox(params)))
+  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {})
+
+
+def abstract_state(
+  config: Config,
+  model: Model,
+  objective: Any,
+  optimizer: optax.GradientTransformation,
+  partition: Partition,
+  mesh: Mesh,
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do."""
+  boxed = jax.eval_shape(
+    lambda key: init_state(model, objective, optimizer, partition, key), jax.random.key(0)
+  )
+  rules = sharding.parse_rules(config.sharding_rules)
+  placed = sharding.parameter_shardings(boxed.params, mesh, rules)
+  everywhere = sharding.replicated(mesh)
+  trained = jax.eval_shape(partition.take, nn.unbox(boxed.params))
+  alike = lambda tree: _placed_alike(tree, trained, partition.take(placed), everywhere)
+  shardings = TrainState(everywhere, placed, alike(boxed.opt_state), alike(boxed.extras))
+  place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  return jax.tree.map(place, nn.unbox(boxed), shardings)
+
+
+def _placed_alike(tree: Any, trained: Any, shardings: Any, otherwise: Any) -> Any:
+  """Shardings of a tree that holds trees of trained parameters below nodes of its own.
+
+  A leaf lies where the parameter does that its path ends with, if it has its shape (moments,
+  averages); other leaves (counts, factored moments) lie `otherwise`.
+  """
+  leaves, places = leaf_paths(trained), leaf_paths(shardings)
+
+  def place(path: Any, leaf: Any) -> Any:
+    nodes = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    ends = ('/'.join(nodes[i:]) for i in range(len(nodes)))
+    found = next((end for end in ends if end in leaves), None)
+    return places[found] if found and leaves[found].shape == leaf.shape else otherwise
+
+  return jax.tree_util.tree_map_with_path(place, tree)
