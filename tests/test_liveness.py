@@ -403,8 +403,8 @@ def test_a_field_that_nothing_reads_is_found(folder, monkeypatch):
   """Were the step built without clipping, clip_norm would show nowhere."""
   from flaxlm.training import experiment
 
-  def deaf(config, total_steps):
-    return original(dataclasses.replace(config, clip_norm=1.0), total_steps)
+  def deaf(config, total_steps, **kwargs):
+    return original(dataclasses.replace(config, clip_norm=1.0), total_steps, **kwargs)
 
   original = experiment.make_optimizer
   monkeypatch.setattr(experiment, 'make_optimizer', deaf)
