@@ -27,6 +27,8 @@ VARIANTS = {
   'encoder_decoder': (t5, 'encoder_decoder', 'classification'),
   'text_to_text': (t5, 'encoder_decoder', 'seq2seq'),
 }
+# Objectives whose heads are those of public classifiers.
+POOLED = ('classification', 'regression', 'multi_label', 'multiple_choice')
 
 
 def get_config(variant):
@@ -45,7 +47,7 @@ def fine_tuned(config, recipe):
   if config.objective.name not in ('seq2seq', 'completion'):
     # The trunk is what init_from is for; the head of pretraining predicts tokens.
     config.restore.skip = ('^head/',)
-  if config.objective.name in ('classification', 'regression', 'multi_label'):
+  if config.objective.name in POOLED:
     # But a pooler of sentence pairs, or of other classes, is what an encoder's head begins with.
     config.restore.reuse = ('^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',)
   # Dropout is not part of what a trunk computes; small trunks are pretrained without.

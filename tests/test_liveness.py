@@ -44,6 +44,10 @@ PLACES = (
   'regress.py:decoder',
   'multi_label.py:encoder',
   'multi_label.py:decoder',
+  'tag.py:encoder',
+  'squad.py:encoder',
+  'multiple_choice.py:encoder',
+  'multiple_choice.py:decoder',
 )
 # One layer shows as much as two, in half the time; the schedule's shape shows after the warm-up.
 SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
@@ -67,12 +71,13 @@ VALUES = {
   'tokenizer.path': ['{}/tokenizer'],
   'tokenizer.add': ['mask'],
   'tokenizer.train_megabytes': ['0.02'],
-  'task.labels': ['good,bad', 'w,x,y,z'],
+  'task.labels': ['good,bad', 'w,x,y,z', 'B-X,I-X,O,Q'],
   'task.pair_column': ['other'],
   'task.separator': [';'],
   'tuning.trainable': ['bias$'],
   'tuning.frozen': ['mlp/up'],
   'tuning.unfreeze_epochs': ['0.02'],
+  'task.choice_columns': ['choices3'],
   'task.target_column': ['other'],
   'task.prefix': ['the '],
   'objective.members': ['x=span_corruption,r=span_corruption'],
@@ -93,6 +98,10 @@ ELSEWHERE = {
   'data.prefetch': 'test_so_many_batches_are_made_ahead',
   'data.on_bad_row': 'test_bad_rows_stop_the_run_or_are_left_out',
   'task.threshold': 'test_what_only_predictions_depend_on',
+  'task.unanswerable': 'test_what_only_predictions_depend_on',
+  'task.null_threshold': 'test_what_only_predictions_depend_on',
+  'objective.max_answer_length': 'test_how_many_and_how_long_answers_are_kept',
+  'objective.n_best': 'test_how_many_and_how_long_answers_are_kept',
 }
 # Choices that show nothing on these data, and why.
 SAME = {
@@ -373,17 +382,48 @@ def test_bad_rows_stop_the_run_or_are_left_out(folder, tmp_path):
   assert sum(map(len, found.examples.values())) == tiny.DOCUMENTS - 1
 
 
+def records(place, folder, change, predictions, example, **decided):
+  """What a recipe's task makes of predictions, with one field changed."""
+  config = tiny.load(place, folder, (change,))
+  task = dataclasses.replace(config.task, **decided)
+  module = tree.load_module('flaxlm.tasks', config.task.name)
+  return list(module.Task(dataclasses.replace(config, task=task)).records(predictions, [example]))
+
+
 def test_what_only_predictions_depend_on(folder):
-  """The threshold of multi-label classification."""
-  predictions = {'example_ids': np.arange(1), 'probabilities': np.full((1, 3), 0.4)}
-  found = []
-  for threshold in ('0.5', '0.3'):
-    config = tiny.load('multi_label.py:encoder', folder, (('task.threshold', threshold),))
-    task = tree.load_module('flaxlm.tasks', 'multi_label').Task(
-      dataclasses.replace(config, task=dataclasses.replace(config.task, labels=('x', 'y', 'z')))
-    )
-    found += [record['prediction'] for record in task.records(predictions, [{'text': 't'}])]
-  assert found == [[], ['x', 'y', 'z']]
+  """The threshold of multi-label classification, and when a question has no answer."""
+  one = {'example_ids': np.zeros(1, int)}
+  for threshold, labels in (('0.5', []), ('0.3', ['x', 'y'])):
+    change, predictions = ('task.threshold', threshold), {'probabilities': np.full((1, 2), 0.4)}
+    example, labelled = {'text': 't'}, {'labels': ('x', 'y')}
+    place = 'multi_label.py:encoder'
+    (record,) = records(place, folder, change, one | predictions, example, **labelled)
+    assert record['prediction'] == labels
+  example = {'id': '1', 'question': 'q', 'text': 'abc'}
+  span = {'scores': np.ones((1, 1)), 'starts': np.zeros((1, 1), int), 'ends': np.full((1, 1), 3)}
+  predictions = one | span | {'null_scores': np.full(1, 1.5)}
+  for change, answer in (
+    (('task.unanswerable', 'True'), ''),
+    (('task.unanswerable', 'False'), 'abc'),
+    (('task.null_threshold', '0.6'), 'abc'),
+    (('task.null_threshold', '0.4'), ''),
+  ):
+    decided = {} if change[0] == 'task.unanswerable' else {'unanswerable': True}
+    (record,) = records('squad.py:encoder', folder, change, predictions, example, **decided)
+    assert record['prediction'] == answer
+
+
+def test_how_many_and_how_long_answers_are_kept(folder):
+  """In the program of an evaluation."""
+
+  def program(*changes):
+    e = run('squad.py:encoder', folder, changes).experiment
+    params = e.abstract_state.params
+    return e.eval_step.lower(params, e.eval_data['validation'].batch(0)).as_text()
+
+  base = program()
+  for change in (('objective.n_best', '3'), ('objective.max_answer_length', '2')):
+    assert program(change) != base
 
 
 # ------------------------------------------------------------------------ what the walk must find

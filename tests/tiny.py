@@ -67,6 +67,12 @@ def task_row(number, text, rng):
   pairs = ('sentence1', 'sentence2', 'question1', 'question2', 'premise', 'hypothesis')
   for name in ('sentence', 'question', 'other', *pairs):
     row[name] = text(rng.integers(2, 6))
+  words = row['other'].split()
+  row['tokens'], row['tags'] = words, [rng.choice(['B-X', 'I-X', 'O']) for _ in words]
+  row['context'] = f'{row["text"]} {row["other"]}'
+  answer = row['context'].split()[int(rng.integers(len(words)))]
+  row['answers'] = {'text': [answer], 'answer_start': [row['context'].index(answer)]}
+  row['choices'], row['choices3'] = ['ab', 'cd'], ['ab', 'cd', 'ef']
   row['labels'] = ','.join(name for name in 'xyz' if rng.integers(2))
   return row
 
@@ -95,6 +101,8 @@ def load(place, folder, changes=()):
     config.tokenizer.train_megabytes = 1.0
   if config.total_steps:
     config.total_steps = 20
+  if config.objective.name == 'span_qa':
+    config.objective.max_question_length, config.objective.doc_stride = 12, 6
   config.global_batch_size = 4
   name = TABLES.get(config.task.name, 'tasks.jsonl') if config.task.name else 'text.txt'
   config.data.train, config.data.validation = str(folder / name), ''

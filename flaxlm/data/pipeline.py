@@ -86,8 +86,12 @@ class _Rows:
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
     maker = self._maker(rng, epoch, row)
-    found = (maker.features(item, rng.at(epoch, row, number)) for number, item in enumerate(items))
-    return [features for features in found if features is not None]
+    segments = []
+    for number, item in enumerate(items):
+      found = maker.features(item, rng.at(epoch, row, number))
+      if found is not None:
+        segments += found if isinstance(found, list) else [found]
+    return segments
 
   def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
     """What makes the features of a row: the objective, or what it draws for the row."""

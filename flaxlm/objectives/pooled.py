@@ -62,10 +62,7 @@ class Pooled:
     self.family = self.marks.family
     self.tokenizer = tokenizer
     self.max_length = config.max_length
-    auto = 'last' if self.family == 'decoder' else 'first'
-    self.pooling = auto if config.objective.pooling == 'auto' else config.objective.pooling
-    if self.family == 'encoder_decoder' and config.objective.pooling != 'auto':
-      raise UserError("config.objective.pooling: an encoder-decoder has only 'auto'")
+    self.pooling = auto_pooling(config, self.family)
     self.slots = max(1, self.max_length // MIN_ITEM)
     keys = ('target_positions', 'target_weights', 'example_weights', 'example_ids')
     keys = (self.label_key, *keys) if self.label_key else keys
@@ -132,6 +129,16 @@ class Pooled:
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model, self.num_outputs, self.pooling, self.family)
+
+
+def auto_pooling(config: ExperimentConfig, family: str) -> str:
+  """What `objective.pooling` comes to; UserError where the family leaves no choice."""
+  pooling = config.objective.pooling
+  if family == 'encoder_decoder' and pooling != 'auto':
+    raise UserError("config.objective.pooling: an encoder-decoder has only 'auto'")
+  if pooling == 'auto':
+    return 'last' if family == 'decoder' else 'first'
+  return pooling
 
 
 class Head(nn.Module):

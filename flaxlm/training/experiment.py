@@ -285,7 +285,7 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
 def _objective(config: Config, tokenizer: Tokenizer) -> Any:
   """The objective, if its rows fit the trunk."""
   objective = objective_class(config)(config, tokenizer)
-  longest = max(
+  longest = getattr(objective, 'longest', None) or max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )
   if config.model.position == 'learned' and longest > config.model.max_length:

@@ -1,0 +1,69 @@
+"""Tagged sentences in CoNLL's layout: a word a line, columns beside it, a blank line between.
+
+Columns stand apart by tabs, or by spaces in a file that has no tab. Lines that begin a document
+(-DOCSTART-) and CoNLL-U's comments (# key = value) are passed over.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from flaxlm.data import bad_rows, source
+from flaxlm.errors import UserError
+
+COMMENT = re.compile(r'#[^\t]* = [^\t]*$')
+
+
+def rows(
+  path: epath.Path, config: Any, bad: bad_rows.Handler
+) -> Iterator[tuple[str, dict[str, str]]]:
+  """('FILE:LINE', columns) of each sentence; a cell is a json list, with an entry for each word.
+
+  The columns are `tokens` (the first) and, if there are more, `tags` (the last); and all of them by
+  their numbers, from 0. A sentence with a line that has not as many columns as the others goes to
+  `bad` whole, as does one with a line that is not UTF-8.
+  """
+  sentence: list[tuple[int, list[str]]] = []
+  broken: list[UserError] = []
+  for number, line in _lines(path, broken):
+    if line.strip():
+      if not line.startswith('-DOCSTART-') and not COMMENT.match(line):
+        sentence.append((number, line.split('\t') if '\t' in line else line.split()))
+    else:
+      yield from _sentence(path, sentence, broken, bad)
+      sentence = []
+  yield from _sentence(path, sentence, broken, bad)
+
+
+def _lines(path: epath.Path, broken: list[UserError]) -> Iterator[tuple[int, str]]:
+  """Lines of the file; one that is not UTF-8 is noted in `broken`, and left out."""
+  yield from source.whole_lines(path, broken.append)
+
+
+def _sentence(
+  path: epath.Path,
+  sentence: list[tuple[int, list[str]]],
+  broken: list[UserError],
+  bad: bad_rows.Handler,
+) -> Iterator[tuple[str, dict[str, str]]]:
+  """The row of a sentence, if it is whole. Empties `broken`."""
+  mistakes = list(broken)
+  broken.clear()
+  if not mistakes and sentence:
+    width = len(sentence[0][1])
+    mistakes = [
+      UserError(f'{path}:{number}: {len(cells)} columns, but the sentence begins with {width}')
+      for number, cells in sentence
+      if len(cells) != width
+    ]
+  if mistakes:
+    bad(mistakes[0])
+  elif sentence:
+    columns = [
+      json.dumps(cells, ensure_ascii=False) for cells in zip(*(c for _, c in sentence), strict=True)
+    ]
+    row = {str(i): column for i, column in enumerate(columns)} | {'tokens': columns[0]}
+    yield f'{path}:{sentence[0][0]}', row | ({'tags': columns[-1]} if width > 1 else {})

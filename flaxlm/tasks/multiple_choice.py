@@ -1,0 +1,136 @@
+"""Multiple choice: a text (a question, a beginning), its choices, and which of them is right."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flaxlm.config.field import Named, field
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.errors import UserError
+from flaxlm.tasks import columns
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Named):
+  """Multiple choice."""
+
+  choice_columns: tuple[str, ...] = field(
+    ('choices',), 'one column with a json list of the choices, or a column for each'
+  )
+  num_choices: int = field(0, 'the most that a training row has', derived=True)
+
+
+class Task:
+  """How a row is read, and what is reported of the predictions.
+
+  Predictions are arrays over all N choices: `example_ids` and `choice_ids` int [N], which item and
+  which choice of it, from 0; `log_probabilities` float [N], normalised over the choices of an item.
+  """
+
+  gives = ('text', 'choices', 'label')
+
+  def __init__(self, config: ExperimentConfig):
+    self._data, self._config = config.data, config.task
+
+  def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
+    """'text', 'choices' (texts) and 'label' (the number of the right one, from 0) of a row.
+
+    A label may be a number, a letter (A is the first) or the text of the right choice.
+
+    Args:
+      row: column -> text.
+      where: 'FILE:LINE', for messages.
+      labelled: False where the rows are to be predicted and need no label.
+
+    Raises:
+      UserError: for a missing column, an empty text or choice, fewer than two choices, more than
+        any training row has, or a label that is none of them.
+    """
+    example: Example = {
+      'text': columns.text(row, self._data.text_column, 'data.text_column', where)
+    }
+    example['choices'] = choices = self._choices(row, where)
+    most = self._config.num_choices
+    if len(choices) < 2 or most and len(choices) > most:
+      wanted = f'at most {most}, as in training' if len(choices) > 1 else 'at least 2'
+      raise UserError(f'{where}: {len(choices)} choices, but there must be {wanted}')
+    name = self._data.label_column
+    if not labelled and name not in row:
+      return example
+    label = columns.cell(row, name, 'data.label_column', where).strip()
+    return example | {'label': _number(label, choices, where)}
+
+  def _choices(self, row: Mapping[str, str], where: str) -> list[str]:
+    names = self._config.choice_columns
+    if len(names) == 1:
+      cell = columns.cell(row, names[0], 'task.choice_columns', where)
+      choices = columns.strings(cell, f'the choices in column {names[0]!r}', where)
+    else:
+      choices = [columns.cell(row, name, 'task.choice_columns', where) for name in names]
+    empty = [i for i, choice in enumerate(choices) if not choice.strip()]
+    if empty:
+      raise UserError(f'{where}: choice {empty[0]} (from 0) is empty')
+    return choices
+
+  def texts(self, example: Example) -> list[str]:
+    """What a tokenizer learns from."""
+    return [example['text'], *example['choices']]
+
+  def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
+    """The greatest number of choices."""
+    return {'num_choices': max(len(example['choices']) for example in examples)}
+
+  def metrics(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, float]:
+    """Accuracy: how often the right choice is the likeliest; {} without labels."""
+    right = [
+      int(log_p.argmax()) == examples[number]['label']
+      for number, log_p in self._items(predictions)
+      if 'label' in examples[number]
+    ]
+    return {'accuracy': float(np.mean(right))} if right else {}
+
+  def details(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, Any]:
+    """Nothing besides the numbers."""
+    return {}
+
+  def records(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> Iterator[dict[str, Any]]:
+    """One JSON-able object for each item: text, choices, label (if any), prediction."""
+    for number, log_p in self._items(predictions):
+      probabilities = [round(float(p), 6) for p in np.exp(log_p)]
+      yield examples[number] | {
+        'prediction': int(log_p.argmax()),
+        'probabilities': probabilities,
+      }
+
+  def _items(self, predictions: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """(example, log-probabilities of its choices in their order)."""
+    order = np.lexsort((predictions['choice_ids'], predictions['example_ids']))
+    numbers, starts = np.unique(predictions['example_ids'][order], return_index=True)
+    parts = np.split(predictions['log_probabilities'][order], starts[1:])
+    for number, part in zip(numbers, parts, strict=True):
+      yield int(number), part
+
+
+def _number(label: str, choices: Sequence[str], where: str) -> int:
+  """The choice, from 0, that a label means; UserError if it is none."""
+  if label.isdigit() and int(label) < len(choices):
+    return int(label)
+  if label in choices:
+    return choices.index(label)
+  letter = ord(label.upper()) - ord('A') if len(label) == 1 else -1
+  if 0 <= letter < len(choices):
+    return letter
+  wanted = 'give its number from 0, its letter or its text'
+  raise UserError(
+    f'{where}: the label {label[:40]!r} is none of the {len(choices)} choices: {wanted}'
+  )

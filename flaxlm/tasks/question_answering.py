@@ -1,0 +1,220 @@
+"""Extractive question answering: SQuAD's json (1.1 and 2.0), or rows with the same columns."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from flaxlm.config.field import Named, field
+from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.data import squad as squad_files
+from flaxlm.errors import UserError
+from flaxlm.metrics import squad
+from flaxlm.tasks import columns
+
+Example = dict[str, Any]
+# A score below this marks a place of the n-best list that has no answer.
+NO_ANSWER_SCORE = -1e29
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Named):
+  """Question answering."""
+
+  unanswerable: bool | None = field(
+    None, 'whether a question may have no answer (SQuAD 2.0); as in the training rows, if unset'
+  )
+  null_threshold: float = field(
+    0.0,
+    'no answer is predicted where its score is that much above the best answer; eval.py reports '
+    'the best value',
+  )
+
+
+@dataclasses.dataclass
+class Answer:
+  """Candidates (score, text), best first, without ''; and the score of no answer."""
+
+  candidates: list[tuple[float, str]]
+  null_score: float
+
+  @property
+  def odds(self) -> float:
+    """Score of no answer less that of the best one."""
+    return self.null_score - self.candidates[0][0] if self.candidates else math.inf
+
+
+class Task:
+  """How a row is read, and what is reported of the predictions.
+
+  Predictions are arrays over N windows: `example_ids` int [N], `null_scores` float [N], and of the
+  K best answers of each `scores` float, `starts`, `ends` int (characters of the text) [N, K].
+  """
+
+  gives = ('text', 'question', 'answers')
+  readers = {'.json': squad_files.rows}
+
+  def __init__(self, config: ExperimentConfig):
+    self._config = config.task
+
+  def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
+    """'id', 'question', 'text' (the context) and 'answers' ({'text', 'start'} each) of a row.
+
+    Args:
+      row: column -> text; `answers` is json, as `flaxlm.data.squad.rows` gives it, or a list of
+        {"text", "answer_start"}. Without an `id`, the place of the row is one.
+      where: for messages.
+      labelled: False where the rows are to be predicted and need no answers.
+
+    Raises:
+      UserError: for a missing column, an empty text or question, an answer that does not stand in
+        the text where it is said to.
+    """
+    example: Example = {'id': row.get('id') or where}
+    for name, key in (('question', 'question'), ('context', 'text')):
+      if name not in row:
+        raise UserError(f'{where}: no column {name!r}; there are {", ".join(row)}')
+      example[key] = columns.text(row, name, '', where)
+    if not labelled and 'answers' not in row:
+      return example
+    if 'answers' not in row:
+      raise UserError(f"{where}: no column 'answers'; there are {', '.join(row)}")
+    return example | {'answers': _answers(row['answers'], example['text'], where)}
+
+  def texts(self, example: Example) -> list[str]:
+    """What a tokenizer learns from."""
+    return [example['question'], example['text']]
+
+  def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
+    """Whether questions may have no answer, where that is unset."""
+    if self._config.unanswerable is not None:
+      return {}
+    return {'unanswerable': any(not example['answers'] for example in examples)}
+
+  def metrics(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, float]:
+    """exact_match and f1 in percent; {} where no example has answers.
+
+    Of SQuAD 2.0, also of the questions with and without an answer, and best_exact_match and best_f1
+    with the thresholds that give them.
+    """
+    answers = {n: a for n, a in self._answers(predictions, examples) if 'answers' in examples[n]}
+    if not answers:
+      return {}
+    true = {n: [answer['text'] for answer in examples[n]['answers']] for n in answers}
+    predicted = {n: self._text(answer) for n, answer in answers.items()}
+    found = squad.scores(predicted, true, bool(self._config.unanswerable))
+    if self._config.unanswerable:
+      odds = {n: answer.odds for n, answer in answers.items()}
+      for name, measure in (('exact_match', squad.exact), ('f1', _f1_of_2)):
+        best = {
+          n: squad.score(measure, a.candidates[0][1] if a.candidates else '', true[n])
+          for n, a in answers.items()
+        }
+        value, threshold = squad.best_threshold(best, odds, true)
+        found |= {f'best_{name}': value, f'best_{name}_threshold': threshold}
+    return found
+
+  def details(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, Any]:
+    """Nothing besides the numbers."""
+    return {}
+
+  def files(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> dict[str, bytes]:
+    """What eval.py writes besides, in the layout that SQuAD's scripts read.
+
+    predictions.json: question -> answer; nbest.json: question -> answers with their probabilities;
+    and of SQuAD 2.0 null_odds.json: question -> score of no answer less that of the best one.
+    """
+    answers = list(self._answers(predictions, examples))
+    tables: dict[str, Any] = {
+      'predictions.json': {examples[n]['id']: self._text(answer) for n, answer in answers},
+      'nbest.json': {examples[n]['id']: self._nbest(answer) for n, answer in answers},
+    }
+    if self._config.unanswerable:
+      finite = {examples[n]['id']: min(answer.odds, 1e30) for n, answer in answers}
+      tables['null_odds.json'] = finite
+    dump = lambda table: json.dumps(table, ensure_ascii=False, indent=1).encode() + b'\n'
+    return {name: dump(table) for name, table in tables.items()}
+
+  def records(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> Iterator[dict[str, Any]]:
+    """One JSON-able object for each question: id, question, answers (if any), prediction."""
+    for number, answer in self._answers(predictions, examples):
+      example = examples[number]
+      record = {'id': example['id'], 'question': example['question']}
+      if 'answers' in example:
+        record['answers'] = [true['text'] for true in example['answers']]
+      yield record | {'prediction': self._text(answer), 'n_best': self._nbest(answer)[:5]}
+
+  def _answers(
+    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+  ) -> Iterator[tuple[int, Answer]]:
+    """(example, its answer), put together from its windows.
+
+    An answer found in several windows has its best score; no answer has its worst one: a window is
+    right to find nothing where another one holds the answer.
+    """
+    numbers, starts = np.unique(predictions['example_ids'], return_index=True)
+    keys = ('scores', 'starts', 'ends', 'null_scores')
+    parts = zip(*(np.split(predictions[key], starts[1:]) for key in keys), strict=True)
+    for number, (scores, begins, ends, null_scores) in zip(numbers, parts, strict=True):
+      text, found = examples[number]['text'], {}
+      order = np.argsort(-scores, axis=None, kind='stable')
+      flat = zip(scores.flat[order], begins.flat[order], ends.flat[order], strict=True)
+      for score, begin, end in flat:
+        if score > NO_ANSWER_SCORE:
+          found.setdefault(text[begin:end], float(score))
+      best = [(score, answer) for answer, score in found.items()]
+      yield int(number), Answer(best[: scores.shape[1]], float(null_scores.min()))
+
+  def _text(self, answer: Answer) -> str:
+    """The predicted answer, '' for none."""
+    if self._config.unanswerable and answer.odds > self._config.null_threshold:
+      return ''
+    return answer.candidates[0][1] if answer.candidates else ''
+
+  def _nbest(self, answer: Answer) -> list[dict[str, Any]]:
+    """Answers with the softmax of their scores; no answer is among them where there may be none."""
+    found = list(answer.candidates)
+    if self._config.unanswerable or not found:
+      found = sorted([*found, (answer.null_score, '')], key=lambda pair: -pair[0])
+    weights = np.exp([score - found[0][0] for score, _ in found])
+    shares = weights / weights.sum()
+    return [
+      {'text': text, 'probability': round(float(share), 6), 'score': round(score, 6)}
+      for (score, text), share in zip(found, shares, strict=True)
+    ]
+
+
+def _f1_of_2(prediction: str, answer: str) -> float:
+  return squad.f1(prediction, answer, version_2=True)
+
+
+def _answers(cell: str, context: str, where: str) -> list[dict[str, Any]]:
+  """The answers of a cell; UserError for one that is not in the text where it is said to be."""
+  try:
+    found = json.loads(cell) if cell else []
+    if isinstance(found, dict):
+      pairs = list(zip(found['text'], found['answer_start'], strict=True))
+    else:
+      pairs = [(answer['text'], answer['answer_start']) for answer in found]
+    pairs = [(str(text), int(start)) for text, start in pairs]
+  except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    raise UserError(
+      f'{where}: answers must be {{"text": [...], "answer_start": [...]}}, got {cell[:60]!r}'
+    ) from None
+  for text, start in pairs:
+    if not text.strip():
+      raise UserError(f'{where}: an answer is empty')
+    if start < 0 or context[start : start + len(text)] != text:
+      raise UserError(f'{where}: the answer {text[:40]!r} does not stand at {start} in the context')
+  return [{'text': text, 'start': start} for text, start in pairs]

@@ -1,0 +1,69 @@
+"""Sentences of CoNLL files, and lines that do not belong."""
+
+import json
+
+import pytest
+
+from flaxlm.config.schema import DataConfig
+from flaxlm.data import conll, source
+from flaxlm.data.bad_rows import BadRows
+from flaxlm.errors import UserError
+
+
+def read(path, bad=None):
+  bad = bad or BadRows('error')
+  readers = {source.ANY_OTHER: conll.rows}
+  rows = source.rows(str(path), DataConfig(), readers=readers, bad=bad.of('train'))
+  return [(where, {k: json.loads(v) for k, v in row.items()}) for where, row in rows]
+
+
+def test_tabs_spaces_documents_comments_and_blank_lines(tmp_path):
+  (tmp_path / 'a.conll').write_text(
+    '-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\n# sent_id = 3\n# NN O\n'
+  )
+  (where, first), (_, second) = read(tmp_path / 'a.conll')
+  assert where.endswith('a.conll:3')
+  assert first['tokens'] == first['0'] == ['EU', 'rejects'] and first['1'] == ['NNP', 'VBZ']
+  assert first['tags'] == first['2'] == ['B-ORG', 'O']
+  assert second['tokens'] == ['#'] and second['tags'] == ['O']
+  # With tabs, a word may hold a space; a line of white space ends a sentence.
+  (tmp_path / 'b.annotated').write_text('New York\tB-LOC\n\t\nx\tO\n')
+  rows = [row for _, row in read(tmp_path / 'b.annotated')]
+  assert [row['tokens'] for row in rows] == [['New York'], ['x']]
+
+
+def test_one_column_has_no_tags(tmp_path):
+  (tmp_path / 'a.txt').write_text('only\nwords\n')
+  ((_, row),) = read(tmp_path / 'a.txt')
+  assert row == {'0': ['only', 'words'], 'tokens': ['only', 'words']}
+
+
+@pytest.mark.parametrize(
+  'content, message',
+  [
+    (b'a O\nb\n\nc O\n', ':2: 1 columns, but the sentence begins with 2'),
+    (b'a O\nb\xff O\n\nc O\n', ':2: not UTF-8'),
+  ],
+)
+def test_a_damaged_sentence_stops_or_is_left_out_whole(tmp_path, content, message):
+  (tmp_path / 'a.conll').write_bytes(content)
+  with pytest.raises(UserError, match=message):
+    read(tmp_path / 'a.conll')
+  bad = BadRows('skip')
+  assert [row['tokens'] for _, row in read(tmp_path / 'a.conll', bad)] == [['c']]
+  assert bad.counts == {'train': 1}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+  'name, sentences, words',
+  [
+    ('wnut17train.conll.xz', 3394, 62730),
+    ('emerging.dev.conll', 1009, 15733),
+    ('emerging.test.annotated', 1287, 23394),
+  ],
+)
+def test_the_real_files_have_as_many_sentences_as_published(data_folder, name, sentences, words):
+  rows = read(data_folder / 'wnut17' / name)
+  assert len(rows) == sentences
+  assert sum(len(row['tokens']) for _, row in rows) == words
