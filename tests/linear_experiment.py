@@ -126,6 +126,13 @@ class Experiment:
       jax.eval_shape(self._init),
     )
 
+  @property
+  def stored_parts(self):
+    return {'params': self.abstract_state.params}
+
+  def weights(self, params, extras=None):
+    return params
+
   def put(self, batch):
     return jax.device_put(batch, self.sharding)
 

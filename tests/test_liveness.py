@@ -78,6 +78,7 @@ VALUES = {
   'tuning.frozen': ['mlp/up'],
   'tuning.unfreeze_epochs': ['0.02'],
   'task.choice_columns': ['choices3'],
+  'tuning.lora_targets': ['mlp/up'],
   'task.target_column': ['other'],
   'task.prefix': ['the '],
   'objective.members': ['x=span_corruption,r=span_corruption'],
@@ -88,6 +89,8 @@ VALUES = {
 FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
   'tokenizer.add': (('tokenizer.path', '{}/published'),),
+  'tuning.lora_alpha': (('tuning.lora_rank', '2'),),
+  'tuning.lora_targets': (('tuning.lora_rank', '2'),),
   'model.local_rope_theta': (('model.num_layers', '2'),),
   'objective.pair_separators': (('task.pair_column', 'other'),),
 }

@@ -1,7 +1,8 @@
-"""The new folder that a command writes, whole or not at all."""
+"""The new folder that a command writes, whole or not at all; a run made of weights."""
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -25,3 +26,23 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
     target.rmdir()
   with cache.staged(target) as temporary:
     yield temporary
+
+
+def write_run(folder: epath.Path, config: Any, tokenizer: Any, params: Any) -> None:
+  """Writes weights as a run at step 0: config.json, tokenizer/ and checkpoints/."""
+  from flaxlm.config import tree
+  from flaxlm.training import checkpoint
+  from flaxlm.training.writers import write_json
+
+  tokenizer.save(folder / 'tokenizer')
+  write_json(folder / 'config.json', tree.to_dict(config))
+  checkpoints = checkpoint.Checkpoints(folder / 'checkpoints', config.checkpoint)
+  meta = {
+    'config': tree.to_dict(config),
+    'tokenizer': tokenizer.fingerprint,
+    'total_steps': config.total_steps,
+    'processes': 1,
+  }
+  checkpoints.save(0, {'params': params}, meta)
+  checkpoints.wait()
+  checkpoints.close()

@@ -17,7 +17,6 @@ from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.commands import _folder
-from flaxlm.errors import UserError
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 # Names that a public folder has for files of a tokenizer here.
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--to', required=True, type=expanduser, help='folder to write; new')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
   parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
   args = parser.parse(argv)
@@ -56,34 +55,25 @@ def main(argv: Sequence[str]) -> None:
   print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
 
 
-def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int]:
-  """(config, parameter by path, step) of a checkpoint, on one device."""
+def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | str]:
+  """(config, weights by path, step or `average:N`) of a run, on one device."""
   import jax
   import numpy as np
 
   from flaxlm.config import tree
-  from flaxlm.training import checkpoint
+  from flaxlm.training import restore, weights
+  from flaxlm.training.paths import leaf_paths
 
   directory = workdir / 'checkpoints'
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  configs = []
 
-  def read(step: int, meta: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    stored = checkpoint.stored_params(directory, step)
-    wanted = {
-      path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-      for path, leaf in stored.items()
-    }
-    leaves = checkpoint.restore_params(directory, step, wanted, meta)
-    return tree.from_dict(meta['config']), {p: np.asarray(leaf) for p, leaf in leaves.items()}
+  def read(step: int, meta: dict[str, Any]) -> Any:
+    configs.append(tree.from_dict(meta['config']))
+    return weights.read(directory, step, meta, here)
 
-  step = checkpoint.find(directory, which)
-  if which == 'latest':
-    step, _, found, _ = checkpoint.newest(directory, read)
-    return *found, step
-  try:
-    return *read(step, checkpoint.read_meta(directory, step)), step
-  except checkpoint.Damaged as error:
-    raise UserError(f'{directory}/{step}: damaged: {error}') from None
+  found, step = restore.read_run(directory, which, read)
+  return configs[-1], jax.tree.map(np.asarray, leaf_paths(found)), step
 
 
 def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict[str, Any]]:

@@ -21,7 +21,7 @@ MASK = '[MASK]'
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--text', action='append', required=True, help=f'text with {MASK} in it')
   parser.add_argument('--top-k', type=int, default=5, help='candidates for each mask')
   parser.add_argument('--json', action='store_true', help='one JSON object a text')

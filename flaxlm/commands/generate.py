@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best or a step')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--num-samples', type=int, default=1, help='texts for each prompt')
   parser.add_argument('--max-new-tokens', type=int, default=100)

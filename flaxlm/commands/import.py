@@ -58,12 +58,9 @@ def main(argv: Sequence[str]) -> None:
 def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Path) -> Any:
   """Writes config.json, tokenizer/ and checkpoints/; what became of the tensors."""
   from flaxlm.commands import _reference
-  from flaxlm.config import tree
   from flaxlm.interop import convert
-  from flaxlm.training import checkpoint
   from flaxlm.training.experiment import build
   from flaxlm.training.paths import leaf_paths, nested
-  from flaxlm.training.writers import write_json
 
   _tokenizer(tensors.folder, public.model.vocab_size).save(temporary / 'tokenizer')
   config = _config(public, temporary / 'tokenizer')
@@ -78,17 +75,7 @@ def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Pa
     experiment.config,
     tokenizer=dataclasses.replace(config.tokenizer, path=str(workdir / 'tokenizer')),
   )
-  write_json(temporary / 'config.json', tree.to_dict(config))
-  checkpoints = checkpoint.Checkpoints(temporary / 'checkpoints', config.checkpoint)
-  meta = {
-    'config': tree.to_dict(config),
-    'tokenizer': experiment.tokenizer.fingerprint,
-    'total_steps': experiment.total_steps,
-    'processes': 1,
-  }
-  checkpoints.save(0, {'params': params}, meta)
-  checkpoints.wait()
-  checkpoints.close()
+  _folder.write_run(temporary, config, experiment.tokenizer, params)
   return loaded
 
 

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
   )
-  parser.add_argument('--checkpoint', default='best', help='latest, best or a step')
+  parser.add_argument('--checkpoint', default='best', help='latest, best, average:N or a step')
   parser.add_argument('--input', required=True, help='file or glob of rows')
   parser.add_argument('--output', default='', help='file to write')
   args = parser.parse(argv)

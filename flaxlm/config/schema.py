@@ -8,6 +8,7 @@ from flaxlm.errors import UserError
 
 TEXT_KINDS = ('sentencepiece', 'wordpiece', 'byte_bpe', 'characters', 'bytes')
 STARTED_FROM = {'config.init_from': (SET,)}
+LABELLED_TEXT = {'config.task.name': (SET,)}
 RUNNING_TEXT = {'config.task.name': ('',)}
 # Tasks whose rows have one column of labels under a name of the user's choice.
 LABEL_TASKS = (
@@ -101,6 +102,23 @@ class DataConfig:
   cache_dir: str = field(
     '', 'where tokenised corpora and trained tokenizers are kept; $FLAXLM_CACHE or ~/.cache/flaxlm'
   )
+  word_drop: float = field(
+    0.0,
+    'augmentation of labelled texts while training: chance to leave a word out',
+    low=0.0,
+    below=1.0,
+    when=LABELLED_TEXT,
+  )
+  word_swap: float = field(
+    0.0,
+    'chance that a word and the next change places',
+    low=0.0,
+    high=1.0,
+    when=LABELLED_TEXT,
+  )
+  word_mask: float = field(
+    0.0, 'chance to put the mask token in place of a word', low=0.0, below=1.0, when=LABELLED_TEXT
+  )
   prefetch: int = field(2, 'batches that are made ahead of the step', low=0)
 
 
@@ -191,6 +209,12 @@ class OptimizerConfig:
     'regular expressions: leaves whose path matches one are not decayed',
     when=DECAYED | {'weight_decay': (SET,)},
   )
+  ema_decay: float = field(
+    0.0,
+    'decay of an exponential moving average of the parameters that train; 0: none is kept',
+    low=0.0,
+    below=1.0,
+  )
   clip_norm: float = field(1.0, 'largest global norm of the gradient; 0: no clipping', low=0.0)
 
 
@@ -211,8 +235,18 @@ class EvaluationConfig:
 
   every_steps: int = field(250, 'steps between evaluations; 0: only at the end', low=0)
   batch_size: int | None = field(None, 'rows in a batch; global_batch_size if unset', low=1)
+  patience: int = field(
+    0,
+    'stop after so many evaluations in a row without a better checkpoint.best_metric; 0: never',
+    low=0,
+  )
   max_batches: int | None = field(
     None, 'evaluate only so many batches during training; eval.py reads all', low=1
+  )
+  ema: bool = field(
+    True,
+    'evaluate, decode and export the moving average of optimizer.ema_decay',
+    when={'config.optimizer.ema_decay': (SET,)},
   )
   seed: int = field(0, 'of masks and spans on held-out text; the same at every evaluation', low=0)
 
@@ -297,6 +331,7 @@ class Config:
       'layers=',
       'table=',
       'classes=',
+      'rank=',
     ),
     'LOGICAL=MESH_AXIS entries; an empty right side replicates',
   )

@@ -6,7 +6,7 @@ its part of the global batch), after any resume.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -88,10 +88,16 @@ class _Rows:
     maker = self._maker(rng, epoch, row)
     segments = []
     for number, item in enumerate(items):
-      found = maker.features(item, rng.at(epoch, row, number))
+      generator = rng.at(epoch, row, number)
+      found = maker.features(self._item(item, generator), generator)
       if found is not None:
         segments += found if isinstance(found, list) else [found]
     return segments
+
+  def _item(self, item: Any, rng: np.random.Generator) -> Any:
+    """The item as features are made of it."""
+    del rng
+    return item
 
   def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
     """What makes the features of a row: the objective, or what it draws for the row."""
@@ -103,7 +109,7 @@ class Pipeline(_Rows):
   """Training batches.
 
   rows: len() and [row] -> items; of `sampling='windows'`, `windows` draws them instead.
-  store: the token store, or None for labelled items.
+  store: the token store, or None for labelled items; augment: (item, rng) -> item, or None.
   """
 
   def __init__(
@@ -113,9 +119,11 @@ class Pipeline(_Rows):
     rows: Any,
     windows: packing.Windows | None = None,
     processes: tuple[int, int] = (0, 1),
+    augment: Callable[[Any, np.random.Generator], Any] | None = None,
   ):
     super().__init__(config, objective, rows, processes)
     self.windows = windows
+    self._augment = augment
     self.store = getattr(rows, 'store', None)
     self.batch_size = config.global_batch_size
     self.steps_per_epoch = len(rows) / self.batch_size
@@ -136,6 +144,9 @@ class Pipeline(_Rows):
         features = (maker.features(p, generator) for p in self.windows.draw(generator))
         rows.append([f for f in features if f is not None])
     return packing.pack_rows(rows, self.objective.streams)
+
+  def _item(self, item: Any, rng: np.random.Generator) -> Any:
+    return self._augment(item, rng) if self._augment else item
 
   def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
     """Batches from `start_step` on, without end; a thread makes `data.prefetch` of them ahead."""

@@ -138,11 +138,11 @@ def evaluate_workdir(
 
   Args:
     workdir: of the run.
-    which: 'latest', 'best' or a step.
+    which: 'latest', 'best', a step, or 'average:N', of which the files are then average-N....
     overrides: (dotted key, text) pairs of evaluation.*, data.validation and data.test.
 
   Returns:
-    JSON-able: checkpoint (its step), workdir, and the metrics of each set under its name.
+    JSON-able: checkpoint (step or average:N), workdir, and the metrics of each set under its name.
 
   Raises:
     UserError: without such a checkpoint, or for an override that would change the run.
@@ -157,6 +157,7 @@ def evaluate_workdir(
   experiment, params, step = restore.open_run(workdir, which, make)
   result: dict[str, Any] = {'workdir': str(workdir), 'checkpoint': step}
   out = epath.Path(workdir) / 'eval'
+  file = str(step).replace(':', '-')
   for name in experiment.eval_data:
     terminal.phase('eval', f'{name} at step {step}')
     evaluation = evaluate(experiment, params, name)
@@ -166,13 +167,13 @@ def evaluate_workdir(
       result[name] = result[name] | experiment.task.details(evaluation.predictions, examples)
       lines = experiment.task.records(evaluation.predictions, examples)
       text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-      write_text(out / f'{step}-{name}.jsonl', text)
+      write_text(out / f'{file}-{name}.jsonl', text)
       files = getattr(experiment.task, 'files', lambda *_: {})(evaluation.predictions, examples)
       for ending, content in files.items():
-        (out / f'{step}-{name}-{ending}').write_bytes(content)
+        (out / f'{file}-{name}-{ending}').write_bytes(content)
     if experiment.config.data.on_bad_row == 'skip':
       result[name]['skipped_rows'] = experiment.skipped.get(name, 0)
-  write_json(out / f'{step}.json', result)
+  write_json(out / f'{file}.json', result)
   return result
 
 

@@ -6,16 +6,21 @@ from typing import Any
 
 import jax
 
+from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.tokenizer import Tokenizer
-from flaxlm.objectives import losses
+from flaxlm.objectives import divergence, losses
 from flaxlm.objectives.pooled import Pooled, PooledConfig
 from flaxlm.types import Array, Batch, Mean
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(PooledConfig):
-  """Classification."""
+  """Classification. The reported loss is without smoothing."""
+
+  label_smoothing: float = field(
+    0.0, 'probability taken from the label and spread over all', low=0.0, below=1.0
+  )
 
 
 class Objective(Pooled):
@@ -25,6 +30,7 @@ class Objective(Pooled):
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     super().__init__(config, tokenizer)
+    self.smoothing = config.objective.label_smoothing
     self.labels = tuple(config.task.labels)
     self.num_outputs = len(self.labels)
 
@@ -37,8 +43,16 @@ class Objective(Pooled):
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
-    loss, accuracy = losses.class_metrics(outputs, batch['targets'], batch['target_weights'])
-    return {'loss': loss.total}, {'loss': loss, 'accuracy': accuracy}
+    targets, weights = batch['targets'], batch['target_weights']
+    loss, accuracy = losses.class_metrics(outputs, targets, weights)
+    total = loss.total
+    if self.smoothing:
+      total = losses.smoothed_class_loss(outputs, targets, weights, self.smoothing)
+    return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
+
+  def divergence(self, first: Array, second: Array, batch: Batch) -> dict[str, Array]:
+    """Of two passes over a batch, summed over texts, for each loss term."""
+    return {'loss': divergence.over_classes(first, second, batch['target_weights'])}
 
   def predict(self, outputs: Array, batch: Batch) -> dict[str, Array]:
     """probabilities [B, T, C], example_ids [B, T], weights [B, T] (0: an empty slot)."""

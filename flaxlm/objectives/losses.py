@@ -164,6 +164,13 @@ def token_scores(output: VocabOutput, targets: Array) -> tuple[Array, Array]:
   return tuple(jnp.moveaxis(score, 0, 1) for score in scores)
 
 
+def smoothed_class_loss(logits: Array, targets: Array, weights: Array, smoothing: float) -> Array:
+  """Cross-entropy summed over targets, `smoothing` of whose probability is spread over classes."""
+  log_p = jax.nn.log_softmax(logits)
+  nll = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+  return (((1 - smoothing) * nll - smoothing * log_p.mean(-1)) * weights).sum()
+
+
 def class_metrics(logits: Array, targets: Array, weights: Array) -> tuple[Mean, Mean]:
   """(cross-entropy, accuracy) of float32 logits [..., C] against targets [...]."""
   log_p = jax.nn.log_softmax(logits)

@@ -7,7 +7,7 @@ import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.models.heads import VocabHead
-from flaxlm.objectives import losses
+from flaxlm.objectives import divergence, losses
 from flaxlm.types import Array, Batch, Mean
 
 
@@ -48,6 +48,10 @@ class NextToken:
     targets, weights = batch['targets'], batch['target_weights']
     total, loss, accuracy = losses.token_metrics(self.config, outputs, targets, weights)
     return {'loss': total}, {'loss': loss, 'accuracy': accuracy}
+
+  def divergence(self, first, second, batch: Batch) -> dict[str, Array]:
+    """Of two passes over a batch, summed over targets, for each loss term."""
+    return {'loss': divergence.over_vocabulary(first, second, batch['target_weights'])}
 
 
 class Head(nn.Module):

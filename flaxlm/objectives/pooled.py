@@ -56,6 +56,7 @@ class Pooled:
   likelihood = False
   label_key = 'targets'
   num_outputs = 1
+  augmented = ('tokens', 'pair')
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.marks = Marks(config, tokenizer, config.objective.pair_separators)

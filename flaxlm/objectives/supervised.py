@@ -23,6 +23,7 @@ class Supervised(NextToken, abc.ABC):
   packing = 'first_fit'
   needs = ('text', 'target')
   likelihood = False
+  augmented = ('source',)
   tokenizer: Tokenizer
 
   @abc.abstractmethod

@@ -24,6 +24,7 @@ from flaxlm.errors import UserError, nearest
 from flaxlm.training.paths import leaf_paths, nested
 
 FORMAT = 1
+AVERAGE = 'average'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.
 _RISING = (
@@ -222,26 +223,34 @@ def newest(
   return None
 
 
-def find(directory: epath.PathLike, which: str | int) -> int:
-  """The step that `latest`, `best` or a number stands for.
+def find(directory: epath.PathLike, which: str | int) -> list[int]:
+  """The steps that `latest`, `best`, a number or `average:N` (the newest N) stand for.
 
   Raises:
-    UserError: if there is no such checkpoint; lists those there are.
+    UserError: if there are no such checkpoints; lists those there are.
   """
   steps = steps_in(directory)
   if not steps:
     raise UserError(f'{directory}: no checkpoint there')
   if which == 'latest':
-    return steps[-1]
+    return steps[-1:]
   if which == 'best':
     scores = _stored_scores(directory, steps)
     if not scores:
       raise UserError(f'--checkpoint=best: no checkpoint in {directory} was evaluated')
-    return max(scores, key=lambda step: (scores[step], step))
+    return [max(scores, key=lambda step: (scores[step], step))]
   if str(which).isdigit() and int(which) in steps:
-    return int(which)
+    return [int(which)]
   shown = ', '.join(str(step) for step in steps)
-  raise UserError(f'--checkpoint={which}: valid are latest, best, {shown}')
+  kind, _, count = str(which).partition(':')
+  if kind == AVERAGE and count.isdigit() and int(count):
+    if int(count) > len(steps):
+      raise UserError(
+        f'--checkpoint={which}: there are {len(steps)}: {shown}; config.checkpoint.keep_last says '
+        'how many a run keeps'
+      )
+    return steps[-int(count) :]
+  raise UserError(f'--checkpoint={which}: valid are latest, best, {AVERAGE}:N, {shown}')
 
 
 def _stored_scores(directory: epath.PathLike, steps: list[int]) -> dict[int, float]:

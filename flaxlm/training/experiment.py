@@ -17,16 +17,17 @@ from flaxlm import sharding, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.data import cache, holdout, pipeline
+from flaxlm.data.augment import Augmentation
 from flaxlm.data.bad_rows import BadRows, Handler
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 from flaxlm.models.model import Model, make_model
-from flaxlm.training import checkpoint, compiler, restore
+from flaxlm.training import checkpoint, compiler, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
-from flaxlm.training.state import abstract_state, init_params, init_state
+from flaxlm.training.state import EMA, abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
 from flaxlm.types import Batch, TrainState
 
@@ -71,7 +72,7 @@ class Experiment:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return jax.jit(
       lambda key: nn.unbox(
-        init_state(self.model, self.objective, self.optimizer, self.partition, key)
+        init_state(self.config, self.model, self.objective, self.optimizer, self.partition, key)
       ),
       out_shardings=shardings,
       compiler_options=compiler.once_options(),
@@ -91,6 +92,9 @@ class Experiment:
       seed=self.config.seed,
       num_microbatches=self.config.num_microbatches,
       partition=self.partition,
+      weights_of=functools.partial(lora.merge, self.config.tuning),
+      ema_decay=self.config.optimizer.ema_decay,
+      r_drop=self.config.tuning.r_drop,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return jax.jit(
@@ -101,10 +105,33 @@ class Experiment:
       compiler_options=compiler.step_options(),
     )
 
+  @property
+  def stored_parts(self) -> dict[str, Any]:
+    """Shapes and shardings of what `weights` needs of a checkpoint: its keyword arguments."""
+    state = self.abstract_state
+    return weights.stored_parts(self.config, state.params, state.extras.get(EMA))
+
+  @property
+  def abstract_weights(self) -> Any:
+    """Shapes and shardings of {'trunk', 'head'}, which is what the model takes."""
+    params = self.abstract_state.params
+    return {name: node for name, node in params.items() if name != lora.DELTA}
+
+  def weights(self, params: Any, extras: Mapping[str, Any] | None = None) -> Any:
+    """What is evaluated, decoded and exported: averaged where that is asked for, LoRA merged."""
+    if not weights.is_averaged(self.config) and lora.DELTA not in params:
+      return params
+    return self._weights(params, extras)
+
+  @functools.cached_property
+  def _weights(self) -> Callable[[Any, Any], Any]:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights)
+    return jax.jit(functools.partial(weights.evaluated, self.config), out_shardings=shardings)
+
   @functools.cached_property
   def eval_step(self) -> Callable[[Any, Batch], tuple[dict[str, Any], dict[str, Any]]]:
-    """(params, batch) -> (Means by name, predictions by name), compiled."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state.params)
+    """(weights, batch) -> (Means by name, predictions by name), compiled."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights)
     return jax.jit(
       make_eval_step(self.model, self.objective),
       in_shardings=(shardings, self.batch_sharding),
@@ -156,7 +183,9 @@ def build(
       train_data = pipeline.train_pipeline(config, tokenizer, objective, processes)
   total_steps = _total_steps(config, train_data)
   model = make_model(config.model, objective.head(config.model))
-  boxed = jax.eval_shape(lambda key: init_params(model, objective, key), jax.random.key(0))
+  if config.tuning.r_drop:
+    _check_r_drop(config, objective)
+  boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
   partition = make_partition(config.tuning, nn.unbox(boxed))
   optimizer, schedule = make_optimizer(
     config.optimizer,
@@ -317,7 +346,10 @@ def _labelled(
       bar.advance(len(rows))
     if name == 'train':
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack)
-      train = pipeline.Pipeline(config, objective, packed, None, processes)
+      augment = Augmentation(config.data, objective, config.objective.name)
+      train = pipeline.Pipeline(
+        config, objective, packed, None, processes, augment if augment.is_on else None
+      )
     else:
       packed = pipeline.PackedItems(objective, items, None)
       evals[name] = pipeline.EvalPipeline(config, objective, packed, processes)
@@ -330,6 +362,19 @@ def _total_steps(config: Config, train_data: pipeline.Pipeline | None) -> int:
   if train_data is None:
     return 1  # unused without training
   return max(1, math.ceil(config.num_epochs * train_data.steps_per_epoch))
+
+
+def _check_r_drop(config: Config, objective: Any) -> None:
+  """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
+  if not hasattr(objective, 'divergence'):
+    raise UserError(
+      f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
+    )
+  model = dataclasses.asdict(config.model)
+  if not any(value for name, value in model.items() if name.endswith('drop_rate')) and not any(
+    value for name, value in model.items() if name.endswith('dropout_rate')
+  ):
+    raise UserError('config.tuning.r_drop: would do nothing: every dropout rate of the model is 0')
 
 
 def _unfreeze_every(config: Config, train_data: pipeline.Pipeline | None) -> int:

@@ -1,8 +1,6 @@
 """The training loop: where a run starts, what it does at each step, and how it ends."""
 
-import dataclasses
 import hashlib
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +15,10 @@ from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 from flaxlm.evaluation.evaluator import evaluate
 from flaxlm.training import checkpoint, restore, writers
+from flaxlm.training.clock import Clock
 from flaxlm.training.interrupt import Interrupted, Interrupts, name_of
 from flaxlm.training.paths import leaf_paths
+from flaxlm.training.state import with_params
 from flaxlm.types import Mean, TrainState
 
 # Steps in flight. Their metrics are read this late, so that the device never waits for the host.
@@ -84,9 +84,9 @@ def fit(
     run.check_best_metric(state)
     run.evaluate_missing(state)
     interrupts.begin_training()
-    if step < run.total:
+    if run.goes_on(step):
       terminal.phase('compile', f'step {step + 1} of {run.total}')
-    while step < run.total:
+    while run.goes_on(step):
       if interrupts.signum is not None:
         run.stop(state)
       run.profile(state)
@@ -138,7 +138,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
   state = experiment.init_state()
   if config.init_from:
     params = restore.init_from(experiment, state.params, workdir)
-    state = dataclasses.replace(state, params=params)
+    state = with_params(config, experiment.partition, state, params)
   writers.drop_after(workdir, -1)  # of a run that was stopped before its first checkpoint
   return state, 0
 
@@ -178,51 +178,6 @@ def _prefixed(name: str, metrics: Mapping[str, float], first: bool) -> dict[str,
   return dict(metrics) if first else {f'{name}/{key}': value for key, value in metrics.items()}
 
 
-class _Clock:
-  """Real tokens per second, over the stretches spent training, and the time left."""
-
-  def __init__(self) -> None:
-    self._since: float | None = None  # of the current stretch; None between stretches
-    self._seconds = self._tokens = 0.0
-    self._steps = 0
-    self._pace = 0.0  # seconds per step over the whole run, evaluation and saving included
-    self._begin: float | None = None
-    self._shown = float('nan')
-
-  def step(self, tokens: float) -> None:
-    """A step is complete. The first one of a stretch, which may compile, only starts the clock."""
-    now = time.monotonic()
-    if self._begin is None:
-      self._begin = now
-    else:
-      self._steps += 1
-      self._pace = (now - self._begin) / self._steps
-    if self._since is not None:
-      self._seconds += now - self._since
-      self._tokens += tokens
-    self._since = now
-
-  def pause(self) -> None:
-    """What follows, until the next step, is not training."""
-    self._since = None
-
-  def take_rate(self) -> float:
-    """Tokens per second since the last call; NaN if no step was timed since."""
-    rate = self._tokens / self._seconds if self._seconds else float('nan')
-    self._seconds = self._tokens = 0.0
-    self._shown = rate if np.isfinite(rate) else self._shown
-    return rate
-
-  def shown_rate(self) -> float:
-    """A rate that is steady enough to look at: of the last stretch that was long enough."""
-    if not np.isfinite(self._shown) and self._seconds:
-      return self._tokens / self._seconds
-    return self._shown
-
-  def seconds_left(self, steps: int) -> float:
-    return self._pace * steps
-
-
 class _Run:
   """What goes on beside the steps: metrics, evaluation, checkpoints, the profile, the end."""
 
@@ -237,8 +192,9 @@ class _Run:
     self._workdir, self._interrupts = workdir, interrupts
     self._step = self._first = step
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
-    self._clock = _Clock()
+    self._clock = Clock()
     self._validation: tuple[int, dict[str, float]] = (-1, {})
+    self._scores: dict[int, float] = {}
     self._tracing = False
     self._checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', self.config.checkpoint)
     self._writers = writers.Writers(workdir, self.config, step + 1)
@@ -248,6 +204,13 @@ class _Run:
       'total_steps': self.total,
       'processes': jax.process_count(),
     }
+
+    if self.config.evaluation.patience:
+      self._recall_scores()
+
+  def goes_on(self, step: int) -> bool:
+    """Whether there is another step to do."""
+    return step < self.total and not self._is_exhausted()
 
   # Metrics
 
@@ -304,8 +267,9 @@ class _Run:
       return
     terminal.phase('eval', f'looking for {self.config.checkpoint.best_metric!r} in one batch')
     results: dict[str, float] = {}
+    weights = self.experiment.weights(state.params, state.extras)
     for name in self.experiment.eval_data:
-      evaluation = evaluate(self.experiment, state.params, name, 1, lambda: self._interrupts.signum)
+      evaluation = evaluate(self.experiment, weights, name, 1, lambda: self._interrupts.signum)
       if evaluation is None:
         return
       results |= _prefixed(name, evaluation.metrics, first=not results)
@@ -324,11 +288,12 @@ class _Run:
     self._drain()
     self._clock.pause()
     results: dict[str, float] = {}
+    weights = self.experiment.weights(state.params, state.extras)
     for name in self.experiment.eval_data if names is None else names:
       terminal.phase('eval', f'{name} at step {self._step}')
       limit = self.config.evaluation.max_batches
       stop = lambda: self._interrupts.signum
-      evaluation = evaluate(self.experiment, state.params, name, limit, stop)
+      evaluation = evaluate(self.experiment, weights, name, limit, stop)
       if evaluation is None:
         return
       self._writers.write(self._step, name, evaluation.metrics)
@@ -336,8 +301,40 @@ class _Run:
       terminal.say(f'{name}: ' + '  '.join(f'{key} {value:.4g}' for key, value in shown))
       results |= _prefixed(name, evaluation.metrics, first=not results)
     self._validation = (self._step, results)
-    if self._step < self.total:
+    self._note_score(self._step, results)
+    if self._is_exhausted():
+      terminal.say(
+        f'stopping early: no better {self.config.checkpoint.best_metric or "loss"} in '
+        f'{self.config.evaluation.patience} evaluations'
+      )
+    elif self._step < self.total:
       terminal.phase('train', f'{self.total - self._step} steps to go')
+
+  # Early stopping
+
+  def _recall_scores(self) -> None:
+    """Scores of the evaluations so far, from metrics.jsonl: a resume stops where the run would."""
+    results: dict[int, dict[str, float]] = {}
+    first = next(iter(self.experiment.eval_data), '')
+    for line in writers.read_metrics(self._workdir):
+      if line['split'] in self.experiment.eval_data:
+        found = results.setdefault(line['step'], {})
+        numbers = {k: v for k, v in line.items() if k not in ('step', 'split')}
+        found |= _prefixed(line['split'], numbers, line['split'] == first)
+    for step, found in results.items():
+      self._note_score(step, found)
+
+  def _note_score(self, step: int, results: Mapping[str, float]) -> None:
+    score = self._checkpoints.score(results)
+    self._scores[step] = -np.inf if score is None else score
+
+  def _is_exhausted(self) -> bool:
+    """Whether the last `evaluation.patience` evaluations all were no better than one before."""
+    patience = self.config.evaluation.patience
+    scores = [self._scores[step] for step in sorted(self._scores)]
+    if not patience or len(scores) <= patience:
+      return False
+    return max(scores[-patience:]) <= max(scores[:-patience])
 
   # Checkpoints
 
@@ -347,7 +344,7 @@ class _Run:
 
   def save_is_due(self, step: int) -> bool:
     """At the interval, at the end, and after an evaluation that is the best so far."""
-    due = step == self.total or step % self.config.checkpoint.every_steps == 0
+    due = not self.goes_on(step) or step % self.config.checkpoint.every_steps == 0
     return due or self._checkpoints.is_best(self._metrics_now())
 
   def save(self, state: TrainState) -> None:

@@ -112,8 +112,12 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
   everything = [name for group in names.values() for name in group]
   trains = set(everything)
   if config.trainable:
-    trains = _matching('config.tuning.trainable', config.trainable, everything)
-  trains -= _matching('config.tuning.frozen', config.frozen, everything)
+    trains = matching('config.tuning.trainable', config.trainable, everything)
+  elif config.lora_rank:
+    trains = {name for name in everything if name.startswith('head/')}
+  if config.lora_rank:
+    trains |= {name for name in everything if name.startswith('delta/')}
+  trains -= matching('config.tuning.frozen', config.frozen, everything)
   if not trains:
     raise UserError('config.tuning.frozen: no parameter would train')
   if len(trains) == len(everything):
@@ -124,11 +128,16 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
     if all(marks):
       trained[path] = None
     elif any(marks):
-      trained[path] = _runs(path, marks)
+      trained[path] = runs_of(path, marks)
   return Partition(trained)
 
 
-def _matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+def matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+  """The names that a pattern of the config field `key` is found in.
+
+  Raises:
+    UserError: for a pattern that is malformed or matches no name.
+  """
   found: set[str] = set()
   for text in patterns:
     pattern = compile_pattern(key, text)
@@ -139,11 +148,14 @@ def _matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> set[st
   return found
 
 
-def _runs(path: str, marks: Sequence[bool]) -> list[Run]:
-  """Runs of neighbouring layers that are marked."""
+def runs_of(path: str, marks: Sequence[bool]) -> list[Run]:
+  """Runs of neighbouring layers that are marked; a run of all of them keeps the path."""
   nodes = path.split('/')
-  at, match = next((i, m) for i, node in enumerate(nodes) if (m := STACK.fullmatch(node)))
-  first = int(match[1] or 0)
+  at, first = next(
+    ((i, int(m[1] or 0)) for i, node in enumerate(nodes) if (m := STACK.fullmatch(node))), (0, 0)
+  )
+  if all(marks):
+    return [Run(path, 0, len(marks))]
   runs, start = [], None
   for layer, mark in enumerate([*marks, False]):
     if mark and start is None:

@@ -16,7 +16,7 @@ from flaxlm import sharding, terminal
 from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training import checkpoint, matching
+from flaxlm.training import checkpoint, lora, matching, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
 from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
@@ -80,8 +80,11 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
     _check_model(tree.from_dict(meta['config']), config)
     _check_tokenizer(meta, experiment.tokenizer.fingerprint, config.restore)
     stored = checkpoint.stored_params(directory, step)
+    added = _check_deltas(stored, wanted, source)
     stored_parts, wanted_parts = matching.parts(stored), matching.parts(wanted)
-    plan = matching.match(stored_parts, wanted_parts, config.restore)
+    known = {name: part for name, part in wanted_parts.items() if part.path not in added}
+    plan = matching.match(stored_parts, known, config.restore)
+    plan |= {name: None for name, part in wanted_parts.items() if part.path in added}
     needed = sorted({part.path for part in plan.values() if part})
     targets = {path: _target(stored[path], wanted.get(path), experiment.mesh) for path in needed}
     loaded = checkpoint.restore_params(directory, step, targets, meta)
@@ -153,6 +156,23 @@ def _show(report: matching.Report, source: epath.Path, step: int) -> None:
     terminal.say(f'  {name}: {len(paths)}' + (f' ({", ".join(shown)})' if paths else ''))
 
 
+def _check_deltas(
+  stored: Mapping[str, Any], wanted: Mapping[str, Any], source: epath.Path
+) -> set[str]:
+  """Paths of what LoRA adds to the model, which are fresh unless the checkpoint has LoRA too.
+
+  Raises:
+    UserError: if the checkpoint has LoRA and the model has not: its weights would lack a part.
+  """
+  has = lambda leaves: {path for path in leaves if path.startswith(f'{lora.DELTA}/')}
+  if has(stored) and not has(wanted):
+    raise UserError(
+      f'config.init_from: {source} was tuned with LoRA, which its weights lack; merge it first: '
+      f'python -m flaxlm merge --workdir={source} --to=NEW'
+    )
+  return set() if has(stored) else has(wanted)
+
+
 def _check_model(saved: Config, now: Config) -> None:
   """Raises UserError for model fields that differ and are not declared."""
   declared = {name.removeprefix('model.') for name in now.restore.change} - {_CHANGE_TOKENIZER}
@@ -181,37 +201,63 @@ def _check_tokenizer(meta: Mapping[str, Any], fingerprint: str, restore: Restore
 
 def open_run(
   workdir: epath.PathLike, which: str | int, make: Callable[[Config], Any]
-) -> tuple[Any, Any, int]:
-  """Parameters of a run, for everything but training.
+) -> tuple[Any, Any, int | str]:
+  """The weights of a run, for everything but training.
 
   Args:
     workdir: of the run.
-    which: 'latest' (falls back on an older whole one, loudly), 'best' or a step.
-    make: config of the run -> an object with `tokenizer` and `abstract_state`.
+    which: see `read_run`.
+    make: config of the run -> an object with `tokenizer`, `stored_parts` and `weights`.
 
   Returns:
-    (what `make` returned, parameters, step).
+    (what `make` returned, {'trunk', 'head'}, step or `average:N`).
 
   Raises:
     UserError: if there is no such checkpoint, it is damaged, or the tokenizer is not the run's.
   """
   directory = epath.Path(workdir) / 'checkpoints'
+  made = []
 
-  def read(step: int, meta: dict[str, Any]) -> tuple[Any, Any]:
-    experiment = make(tree.from_dict(meta['config']))
-    check_same_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
+  def read(step: int, meta: dict[str, Any]) -> Any:
+    if not made:
+      made.append(make(tree.from_dict(meta['config'])))
+    check_same_tokenizer(meta, made[0].tokenizer.fingerprint, workdir)
     terminal.phase('init', f'checkpoint {step}')
-    wanted = {'params': experiment.abstract_state.params}
-    return experiment, checkpoint.restore_tree(directory, step, wanted, meta)['params']
+    return made[0].weights(**checkpoint.restore_tree(directory, step, made[0].stored_parts, meta))
 
-  step = checkpoint.find(directory, which)
+  found, name = read_run(directory, which, read)
+  return made[0], found, name
+
+
+def read_run(
+  directory: epath.PathLike, which: str | int, read: Callable[[int, dict[str, Any]], Any]
+) -> tuple[Any, int | str]:
+  """(a tree of arrays, the step it is of): of one checkpoint, or the mean of several.
+
+  Args:
+    directory: of the checkpoints.
+    which: 'latest' (falls back on an older whole one, loudly), 'best', a step, or 'average:N' for
+      the mean of the newest N, which is then the name in place of the step.
+    read: (step, its description) -> the tree.
+
+  Raises:
+    UserError: if there is no such checkpoint, or it is damaged.
+  """
+  steps = checkpoint.find(directory, which)
   if which == 'latest':
-    step, _, (experiment, params), _ = checkpoint.newest(directory, read)
-    return experiment, params, step
-  try:
-    return *read(step, checkpoint.read_meta(directory, step)), step
-  except checkpoint.Damaged as error:
-    raise UserError(f'{directory}/{step}: damaged: {error}') from None
+    step, _, found, _ = checkpoint.newest(directory, read)
+    return found, step
+
+  def whole(step: int) -> Any:
+    try:
+      return read(step, checkpoint.read_meta(directory, step))
+    except checkpoint.Damaged as error:
+      raise UserError(f'{directory}/{step}: damaged: {error}') from None
+
+  if len(steps) == 1:
+    return whole(steps[0]), steps[0]
+  terminal.say(f'the mean of checkpoints {", ".join(map(str, steps))}')
+  return weights.mean(map(whole, steps)), str(which)
 
 
 def check_same_tokenizer(

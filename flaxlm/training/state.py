@@ -12,18 +12,37 @@ from flaxlm import sharding
 from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.models.model import Model
+from flaxlm.training import lora
 from flaxlm.training.partition import Partition
 from flaxlm.training.paths import leaf_paths
 from flaxlm.types import TrainState
 
+EMA = 'ema'  # The name of the moving average among the extras.
+_DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
 
-def init_params(model: Model, objective: Any, key: jax.Array) -> Any:
+
+def init_params(config: Config, model: Model, objective: Any, key: jax.Array) -> Any:
   """Parameters, boxed with their logical axes."""
   batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
-  return model.init(key, batch)['params']
+  params = model.init(key, batch)['params']
+  return lora.add_deltas(config.tuning, params, jax.random.fold_in(key, _DELTAS))
+
+
+def init_extras(config: Config, trained: Any) -> dict[str, Any]:
+  """What a run keeps beside parameters and moments: the moving average begins at the start."""
+  if not config.optimizer.ema_decay:
+    return {}
+  return {EMA: jax.tree.map(jnp.copy, trained)}
+
+
+def with_params(config: Config, partition: Partition, state: TrainState, params: Any) -> TrainState:
+  """A fresh state that starts from other parameters."""
+  extras = init_extras(config, partition.take(params))
+  return state.replace(params=params, extras=extras)
 
 
 def init_state(
+  config: Config,
   model: Model,
   objective: Any,
   optimizer: optax.GradientTransformation,
@@ -31,9 +50,10 @@ def init_state(
   key: jax.Array,
 ) -> TrainState:
   """A state whose parameters are boxed with their logical axes."""
-  params = init_params(model, objective, key)
-  opt_state = optimizer.init(partition.take(nn.unbox(params)))
-  return TrainState(jnp.zeros((), jnp.int32), params, opt_state, {})
+  params = init_params(config, model, objective, key)
+  trained = partition.take(nn.unbox(params))
+  extras = init_extras(config, trained)
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), extras)
 
 
 def abstract_state(
@@ -46,7 +66,7 @@ def abstract_state(
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state. Moments lie where their parameters do."""
   boxed = jax.eval_shape(
-    lambda key: init_state(model, objective, optimizer, partition, key), jax.random.key(0)
+    lambda key: init_state(config, model, objective, optimizer, partition, key), jax.random.key(0)
   )
   rules = sharding.parse_rules(config.sharding_rules)
   placed = sharding.parameter_shardings(boxed.params, mesh, rules)

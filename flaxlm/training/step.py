@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flaxlm.training.partition import EVERYTHING, Partition
+from flaxlm.training.state import EMA
 from flaxlm.types import Array, Batch, Mean, TrainState
 
 Metrics = dict[str, Any]
@@ -22,13 +23,20 @@ def make_train_step(
   num_microbatches: int = 1,
   axis_name: str | None = None,
   partition: Partition = EVERYTHING,
+  weights_of: Callable[[Any], Any] = lambda params: params,
+  ema_decay: float = 0.0,
+  r_drop: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics).
 
   The denominator of each loss term is taken on the global batch, before it is split into
   micro-batches or devices, so that their number never changes the loss. With `axis_name` the step
   runs per device under a mapped axis: denominators are summed over it before the loss, gradients
-  before the update. `optimizer` sees the part of the parameters that `partition` says trains.
+  before the update. `optimizer` sees the part of the parameters that `partition` says trains;
+  `weights_of` makes what the model takes of all of them. `extras['ema']`, where there is a decay,
+  moves by 1 - ema_decay towards the parameters that train. With `r_drop` the model runs twice, with
+  two draws of dropout, and the loss is the mean of both plus r_drop / 2 times
+  `objective.divergence`: half of what Wu et al. 2021 (R-Drop, equation 3) minimise.
 
   metrics: Means of the objective, `loss` (what is minimised), `grad_norm` before clipping, `tokens`
   (not padding) and `leaf_norms` [leaves that train], the gradient norm of each.
@@ -36,9 +44,15 @@ def make_train_step(
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
   def loss_and_metrics(trained, params, batch, weights, key):
-    params = partition.put(params, trained)
+    params = weights_of(partition.put(params, trained))
     outputs, _ = model.apply({'params': params}, batch, False, rngs={'dropout': key})
     totals, metrics = objective.losses(outputs, batch)
+    if r_drop:
+      rngs = {'dropout': jax.random.fold_in(key, 0)}
+      second, _ = model.apply({'params': params}, batch, False, rngs=rngs)
+      others, _ = objective.losses(second, batch)
+      apart = objective.divergence(outputs, second, batch)
+      totals = {t: (totals[t] + others[t]) / 2 + r_drop / 2 * apart.get(t, 0.0) for t in totals}
     loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
     return loss, metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
 
@@ -57,11 +71,15 @@ def make_train_step(
     grads, metrics = reduce(_accumulate(gradient, batch, num_microbatches))
     norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-    params = partition.put(state.params, optax.apply_updates(trained, updates))
+    trained = optax.apply_updates(trained, updates)
+    params = partition.put(state.params, trained)
+    extras = dict(state.extras)
+    if ema_decay:
+      extras[EMA] = optax.incremental_update(trained, extras[EMA], 1.0 - ema_decay)
     # The summed parts of `loss` already are its value on the whole batch.
     metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}
-    return TrainState(state.step + 1, params, opt_state, state.extras), metrics
+    return TrainState(state.step + 1, params, opt_state, extras), metrics
 
   return step
 

@@ -94,7 +94,7 @@ def test_the_best_is_known_after_a_restart(tmp_path):
   write(tmp_path, [10, 20], [1.0, 2.0], keep_last=1)
   checkpoints = write(tmp_path, [30, 40], [1.5, 3.0], keep_last=1)
   assert checkpoint.steps_in(tmp_path) == [10, 40]
-  assert checkpoint.find(tmp_path, 'best') == 10
+  assert checkpoint.find(tmp_path, 'best') == [10]
   assert checkpoints.is_best({'loss': 0.9}) and not checkpoints.is_best({'loss': 1.1})
 
 
@@ -204,9 +204,13 @@ def test_find_lists_what_there_is(tmp_path):
   with pytest.raises(UserError, match='no checkpoint there'):
     checkpoint.find(tmp_path, 'latest')
   write(tmp_path, [1, 2], [1.0, 2.0])
-  assert checkpoint.find(tmp_path, 'latest') == 2
-  assert checkpoint.find(tmp_path, 1) == 1
-  with pytest.raises(UserError, match='latest, best, 1, 2'):
+  assert checkpoint.find(tmp_path, 'latest') == [2]
+  assert checkpoint.find(tmp_path, 1) == [1]
+  assert checkpoint.find(tmp_path, 'average:2') == [1, 2]
+  for which in ('average:3', 'average:0', 'average', 'average:x'):
+    with pytest.raises(UserError, match=f'--checkpoint={which}: '):
+      checkpoint.find(tmp_path, which)
+  with pytest.raises(UserError, match='latest, best, average:N, 1, 2'):
     checkpoint.find(tmp_path, '7')
 
 

@@ -254,6 +254,37 @@ def test_the_best_checkpoint_is_kept_though_it_is_between_intervals(tmp_path):
   assert checkpoint.steps_in(tmp_path / 'checkpoints') == [1, 6]
 
 
+def early(data=None, **changes):
+  """Losses fall, so that the metric that should rise is best at the first evaluation."""
+  return {
+    'total_steps': 20, 'evaluation__every_steps': 2, 'checkpoint__every_steps': 3,
+    'checkpoint__best_mode': 'max', 'evaluation__patience': 3, **changes,
+  }  # fmt: skip
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path, capsys):
+  state = fit(tmp_path, **early())
+  assert int(state.step) == 8  # Evaluated at 2, 4, 6, 8: three in a row were worse than the first.
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [2, 6, 8]
+  assert 'stopping early: no better loss in 3 evaluations' in capsys.readouterr().err
+  data = linear.Data()
+  assert int(fit(tmp_path, data, **early()).step) == 8 and not data.seen
+  # More patience is no other run.
+  assert int(fit(tmp_path, **early(evaluation__patience=5)).step) == 12
+
+
+def test_patience_is_kept_over_a_stop(tmp_path):
+  whole = fit(tmp_path / 'whole', **early())
+  with pytest.raises(Interrupted):
+    fit(tmp_path / 'cut', stop_at(5), **early())
+  assert_same_state(fit(tmp_path / 'cut', **early()), whole)
+  assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
+
+
+def test_a_run_that_gets_better_is_not_stopped(tmp_path):
+  assert int(fit(tmp_path, **early(checkpoint__best_mode='auto')).step) == 20
+
+
 def test_an_unknown_best_metric_is_an_error_before_the_first_step(tmp_path):
   data = linear.Data()
   with pytest.raises(UserError, match="best_metric: no metric 'acuracy'"):

@@ -1,0 +1,45 @@
+"""How far apart two predictions of one target are: (KL(p || q) + KL(q || p)) / 2, for R-Drop."""
+
+import jax
+import jax.numpy as jnp
+
+from flaxlm.objectives.losses import CHUNK_LOGITS
+from flaxlm.types import Array, VocabOutput
+
+
+def over_classes(first: Array, second: Array, weights: Array) -> Array:
+  """Summed over targets: float32 logits [..., C] of both passes, weights [...]."""
+  log_p, log_q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
+  apart = 0.5 * ((jnp.exp(log_p) - jnp.exp(log_q)) * (log_p - log_q)).sum(-1)
+  return (apart * weights).sum()
+
+
+def over_vocabulary(first: VocabOutput, second: VocabOutput, weights: Array) -> Array:
+  """Summed over targets, weights [B, T]; the logits of a chunk of targets are made at a time."""
+  batch, length = weights.shape
+  parts = min(length, -(-batch * length * first.table.shape[0] // CHUNK_LOGITS))
+  size = -(-length // parts)
+  pad = [(0, 0), (0, -length % size)]
+
+  def split(x: Array) -> Array:
+    x = jnp.pad(x, [*pad, *[(0, 0)] * (x.ndim - 2)])
+    return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def chunk(a: Array, b: Array, w: Array) -> Array:
+    return over_classes(_logits(first, a), _logits(second, b), w)
+
+  xs = split(first.hidden), split(second.hidden), split(weights)
+  total, _ = jax.lax.scan(lambda total, x: (total + chunk(*x), None), jnp.zeros(()), xs)
+  return total
+
+
+def _logits(output: VocabOutput, hidden: Array) -> Array:
+  """float32 [..., table_size]; those of padding rows are far below all others."""
+  table = output.table.astype(hidden.dtype)
+  logits = jnp.dot(hidden, table.T, preferred_element_type=jnp.float32)
+  if output.bias is not None:
+    logits = logits + output.bias.astype(jnp.float32)
+  if output.softcap:
+    logits = output.softcap * jnp.tanh(logits / output.softcap)
+  return jnp.where(jnp.arange(table.shape[0]) < output.vocab_size, logits, -1e30)
