@@ -144,5 +144,5 @@ def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, bui
   for key in ('model.emb_dim', 'seed', 'data.train'):
     with pytest.raises(UserError, match=f'config.{key}: eval.py takes the config of the run'):
       evaluator.evaluate_workdir(str(run), 5, [(key, '1')])
-  with pytest.raises(UserError, match='--checkpoint=7: valid are latest, best, 5, 10'):
+  with pytest.raises(UserError, match='--checkpoint=7: valid are latest, best, average:N, 5, 10'):
     evaluator.evaluate_workdir(str(run), '7')
