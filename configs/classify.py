@@ -57,6 +57,8 @@ def fine_tuned(config, recipe):
     'embedding_dropout_rate',
     'attention_dropout_rate',
     'layer_drop_rate',
+    'adapter_dim',
+    'adapter_placement',
   )
   config.num_epochs = 3.0
   config.global_batch_size = 16

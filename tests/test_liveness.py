@@ -89,6 +89,7 @@ VALUES = {
 FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
   'tokenizer.add': (('tokenizer.path', '{}/published'),),
+  'model.adapter_placement': (('model.adapter_dim', '4'),),
   'tuning.lora_alpha': (('tuning.lora_rank', '2'),),
   'tuning.lora_targets': (('tuning.lora_rank', '2'),),
   'model.local_rope_theta': (('model.num_layers', '2'),),

@@ -8,6 +8,9 @@ from flaxlm.errors import UserError
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi')
 RATE = {'low': 0.0, 'below': 1.0}
 ROPE = {'position': ('rope',)}
+ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
+# The trunks that are made of `models/block.py`.
+BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder')}
 LLAMA3 = ROPE | {'rope_scaling': ('llama3',)}
 
 
@@ -125,6 +128,16 @@ class TransformerConfig(Named):
     0.0, 'stochastic depth: chance to skip a sublayer of the last layer, rising linearly', **RATE
   )
 
+  adapter_dim: int = field(
+    0, 'units of bottleneck adapters behind sublayers; 0: none', low=0, when=BLOCKS
+  )
+  adapter_placement: str = field(
+    'houlsby',
+    'behind every sublayer (houlsby), or behind the MLP only (pfeiffer)',
+    choices=('houlsby', 'pfeiffer'),
+    when=BLOCKS | {'adapter_dim': (SET,)},
+  )
+
   init: str = field('gpt2', 'initialisation scheme', choices=('gpt2', 'bert', 't5'))
   init_std: float = field(
     0.02, 'standard deviation of kernels', above=0.0, when={'init': ('gpt2', 'bert')}
@@ -165,6 +178,13 @@ class TransformerConfig(Named):
   @property
   def decoder_layers(self) -> int:
     return self.num_decoder_layers or self.num_layers
+
+  @property
+  def adapted(self) -> tuple[str, ...]:
+    """Names of the sublayers that have an adapter behind them."""
+    if not self.adapter_dim:
+      return ()
+    return ('mlp',) if self.adapter_placement == 'pfeiffer' else ALL_SUBLAYERS
 
   def is_local(self, layer: int) -> bool:
     """Whether the layer attends within `window` only."""

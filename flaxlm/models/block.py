@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers.adapter import Adapter
 from flaxlm.layers.attention import Attention, Cache
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.mlp import MLP
@@ -51,6 +52,8 @@ class Block(nn.Module):
       norm = (lambda x: x) if bare else Norm(c, name=f'{name}_norm')
       y, result = function(norm(x) if c.norm_placement == 'pre' else x)
       y = dropout(self, y, c.dropout_rate, deterministic)
+      if name in c.adapted:
+        y = Adapter(c, name=f'{name}_adapter')(y)
       y = self._drop_path(y, depth, deterministic)
       return (x + y if c.norm_placement == 'pre' else norm(x + y)), result
 

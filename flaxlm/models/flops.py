@@ -41,7 +41,10 @@ def _layer(config: TransformerConfig, length: int, memory: int = 0) -> float:
   if memory:
     attention += _attention(config, length, memory)
   matrices = 3 if config.gated_mlp else 2
-  return attention + length * matrices * config.emb_dim * config.mlp_size
+  sublayers = ('attention', 'mlp', 'cross_attention') if memory else ('attention', 'mlp')
+  adapters = 2 * sum(name in config.adapted for name in sublayers)
+  widths = matrices * config.mlp_size + adapters * config.adapter_dim
+  return attention + length * widths * config.emb_dim
 
 
 def _attention(config: TransformerConfig, queries: int, keys: int) -> float:
