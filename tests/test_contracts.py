@@ -79,7 +79,8 @@ def test_model(name):
   assert names[:2] == ['batch', '[deterministic]']
   # Decoding reads what it needs by these names.
   wanted = {'encoder': [], 'decoder': ['[cache]'], 'encoder_decoder': ['[cache]', '[memory]']}
-  assert names[2:] == wanted[module.FAMILY]
+  recurrent = ['[cache]'] * hasattr(module.Trunk, 'empty_memory')
+  assert names[2:] == wanted[module.FAMILY] + recurrent
   assert module.Trunk.__doc__ and '[B' in module.Trunk.__doc__
   assert [field.name for field in dataclasses.fields(module.Trunk)][0] == 'config'
 

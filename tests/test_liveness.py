@@ -32,6 +32,7 @@ PLACES = (
   't5.py:mini',
   't5.py:v1_1_mini',
   'modernbert.py:mini',
+  'xlnet.py:mini',
   'classify.py:encoder',
   'classify.py:decoder',
   'classify.py:encoder_decoder',

@@ -96,6 +96,8 @@ def load(place, folder, changes=()):
     config.model.window = 4
   if config.model.head_dim:
     config.model.head_dim = 8
+  if config.model.get('memory_length'):
+    config.model.memory_length = 5
   if config.tokenizer.name in tokenizer_training.PIECES:
     config.tokenizer.vocab_size = 360 + config.tokenizer.sentinels
     config.tokenizer.train_megabytes = 1.0

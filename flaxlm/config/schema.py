@@ -89,8 +89,9 @@ class DataConfig:
   sampling: str = field(
     'epochs',
     '`epochs`: every row once, in a new order each epoch; `windows`: rows at random offsets of a '
-    'document (nanoGPT)',
-    choices=('epochs', 'windows'),
+    'document (nanoGPT); `streams`: each row of a batch goes on where that of the step before '
+    'ended (for a memory)',
+    choices=('epochs', 'windows', 'streams'),
     when=RUNNING_TEXT,
   )
   shuffle_block: int = field(

@@ -5,7 +5,7 @@ import dataclasses
 from flaxlm.config.field import SET, Named, field
 from flaxlm.errors import UserError
 
-POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi')
+POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi', 'transformer_xl')
 RATE = {'low': 0.0, 'below': 1.0}
 ROPE = {'position': ('rope',)}
 ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
@@ -220,8 +220,8 @@ class TransformerConfig(Named):
       raise UserError(f'num_kv_heads: {self.kv_heads} does not divide num_heads={self.num_heads}')
     if self.position == 'rope' and self.head_size % 2:
       raise UserError(f'head_dim: RoPE needs an even head size, got {self.head_size}')
-    if self.position == 'sinusoidal' and self.emb_dim % 2:
-      raise UserError(f'emb_dim: sinusoidal positions need an even width, got {self.emb_dim}')
+    if self.position in ('sinusoidal', 'transformer_xl') and self.emb_dim % 2:
+      raise UserError(f'emb_dim: {self.position} positions need an even width, got {self.emb_dim}')
     if self.position == 't5_bias' and self.relative_buckets % 4:
       raise UserError(f'relative_buckets: must be a multiple of 4, got {self.relative_buckets}')
     if self.window is not None and self.global_every == 1:

@@ -56,6 +56,25 @@ class EpochOrder:
     )
 
 
+class StreamOrder:
+  """order[i] = (epoch, row) of `streams` walks through all rows, side by side.
+
+  Each goes from row to the next one for ever, and from the last to the first; they begin at equal
+  distances, and an epoch is over when each has come to where the next one began. Where the rows do
+  not divide, a stream meets the first of the next one's in the same epoch.
+  """
+
+  def __init__(self, num_rows: int, streams: int):
+    if num_rows < 1:
+      raise ValueError('no rows to order')
+    self.num_rows, self.streams = num_rows, streams
+    self._each = -(-num_rows // streams)
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    step, stream = divmod(index, self.streams)
+    return step // self._each, (stream * self._each + step) % self.num_rows
+
+
 def _shuffled(number: int, key: int) -> np.ndarray:
   """A permutation of range(number): int64 [number]."""
   keys = _hash(np.arange(number, dtype=np.uint64) ^ _hash(key & 0xFFFFFFFFFFFFFFFF))

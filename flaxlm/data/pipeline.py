@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm.data import holdout, packing, store
-from flaxlm.data.order import EpochOrder
+from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
 TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
@@ -128,7 +128,10 @@ class Pipeline(_Rows):
     self.batch_size = config.global_batch_size
     self.steps_per_epoch = len(rows) / self.batch_size
     self._mine = self._part(self.batch_size)
-    self._order = EpochOrder(len(rows), config.seed, config.data.shuffle_block)
+    if config.data.sampling == 'streams':
+      self._order = StreamOrder(len(rows), self.batch_size)
+    else:
+      self._order = EpochOrder(len(rows), config.seed, config.data.shuffle_block)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """This host's part of the batch of a step (from 0): dict of [B, ...]."""

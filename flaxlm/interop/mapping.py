@@ -8,6 +8,7 @@ A family is a file of `interop/families`, named as its `model_type`, with
   FIXED           model fields that are the same in all of the family
   FIELDS          the others, as `Field`
   REQUIRED        config.json field -> the only values supported, the first being the default
+  UNSAID          model fields that change no result and that its files do not hold (optional)
   special(config_json), unspecial(model)  what is not one field for one (optional)
   table(model, head, prefix)  the entries (`interop/rules.py`)
 """
@@ -139,7 +140,7 @@ def to_theirs(family: types.ModuleType, model: TransformerConfig) -> dict[str, A
   if model.name != family.MODEL:
     raise UserError(_cannot(family, 'name', model.name))
   for item in dataclasses.fields(TransformerConfig):
-    if item.name in FREE or not _is_read(item.name, model):
+    if item.name in (*FREE, *getattr(family, 'UNSAID', ())) or not _is_read(item.name, model):
       continue
     if resolved(back, item.name) != resolved(model, item.name):
       raise UserError(_cannot(family, item.name, getattr(model, item.name)))

@@ -79,6 +79,26 @@ class Table(Plain):
     return leaves[0]
 
 
+class LastFirst(Plain):
+  """A kernel whose last axis, that of its outputs, comes first in the tensor."""
+
+  def shape(self, leaves):
+    return (leaves[0][-1], *leaves[0][:-1])
+
+  def load(self, tensor, leaves):
+    return [np.moveaxis(tensor, 0, -1)]
+
+  def save(self, leaves):
+    return np.moveaxis(leaves[0], -1, 0)
+
+
+class Boxed(Plain):
+  """A vector of a tensor [1, 1, n]."""
+
+  def shape(self, leaves):
+    return (1, 1, *leaves[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary(Plain):
   """A table or bias with a row for each token, padded with rows of zeros in the parameter."""

@@ -9,7 +9,8 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense, dropout
 from flaxlm.layers.norm import Norm
-from flaxlm.layers.position import rotate
+from flaxlm.layers.position import Distances, rotate
+from flaxlm.layers.relative import RelativeScores
 
 
 @flax.struct.dataclass
@@ -37,10 +38,14 @@ class Attention(nn.Module):
     deterministic: bool,
     memory: jax.Array | None = None,
     cache: Cache | None = None,
+    distances: Distances | None = None,
+    key_positions: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache | None]:
     """x: [B, Lq, D]; memory: [B, Lk, D]; positions: [B, Lq] or None where none apply.
 
     mask: bool, broadcastable to [B, 1, Lq, Lk]; bias: float32, broadcastable to [B, H, Lq, Lk].
+    distances: of queries and keys, of a position scheme that has them. key_positions: [B, Lk], if
+    they are not those of x.
     With a cache, the keys and values of x are written to the slots `positions` first and the
     queries attend to all slots that the mask allows. Returns ([B, Lq, D], the new cache).
     """
@@ -53,12 +58,16 @@ class Attention(nn.Module):
       norm = lambda name: Norm(c, 'rmsnorm', 'head_dim', name=name)
       q, k = norm('query_norm')(q), norm('key_norm')(k)
     if positions is not None:
-      q, k = rotate(c, q, positions, self.local), rotate(c, k, positions, self.local)
+      q = rotate(c, q, positions, self.local)
+      k = rotate(c, k, positions if key_positions is None else key_positions, self.local)
     if cache is not None:
       rows = jnp.arange(x.shape[0])[:, None]
       k = cache.key.at[rows, positions].set(k.astype(cache.key.dtype))
       v = cache.value.at[rows, positions].set(v.astype(cache.value.dtype))
       cache = Cache(k, v)
+    if distances is not None:
+      q, scores = RelativeScores(c, name='relative')(q, k.shape[1], distances)
+      bias = scores if bias is None else bias + scores
     if c.scale_attention:
       q = q * c.head_size**-0.5
     y = self._attend(q, k, v, mask, bias, deterministic)

@@ -2,18 +2,35 @@
 
 none; learned table (BERT, GPT); sinusoidal (Vaswani et al. 2017, 3.5); RoPE (Su et al. 2021,
 half-split pairing as in GPT-NeoX and Llama); T5's bucketed bias (Raffel et al. 2020, 2.1); ALiBi
-(Press et al. 2022). The relative ones depend on the difference of two places only.
+(Press et al. 2022); Transformer-XL (Dai et al. 2019, 3.3). The relative ones depend on the
+difference of two places only.
 """
 
 import math
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
+
+
+@flax.struct.dataclass
+class Distances:
+  """What scores need that depend on the query and on its distance from the key.
+
+  encoding: float32 [N, D] of distances (query place - key place), each one less than that before;
+  first: int32 [B, Lq], which of them is that of each query from its first key; None where the
+  places of queries count up by one to that of the last key, and the first query's is N - Lk;
+  other_segment: bool [B, 1, Lq, Lk], whether the two have other token types, or None.
+  """
+
+  encoding: jax.Array
+  first: jax.Array | None = None
+  other_segment: jax.Array | None = None
 
 
 class PositionEncoding(nn.Module):
@@ -29,6 +46,15 @@ class PositionEncoding(nn.Module):
 
   def bias(self, q_places: jax.Array, k_places: jax.Array) -> jax.Array | None:
     """Places [..., Lq] and [..., Lk] -> float32 [..., H, Lq, Lk] added to the scores, or None."""
+    del q_places, k_places
+    return None
+
+  def distances(self, q_places: jax.Array, k_places: jax.Array) -> Distances | None:
+    """As `bias`, of a scheme whose scores depend on the query (`layers/relative.py`).
+
+    Keys count up by one. So do queries [Lq], to the place of the last key; queries [B, Lq] are at
+    any of the keys' places.
+    """
     del q_places, k_places
     return None
 
@@ -48,10 +74,7 @@ class Sinusoidal(PositionEncoding):
   """Sines in the first half of D, cosines in the second."""
 
   def embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-    half = x.shape[-1] // 2
-    wavelengths = 1e4 ** (jnp.arange(half) / half)
-    angles = positions[..., None] / wavelengths
-    return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(x.dtype)
+    return x + sinusoids(positions, x.shape[-1]).astype(x.dtype)
 
 
 class T5Bias(PositionEncoding):
@@ -78,6 +101,20 @@ class ALiBi(PositionEncoding):
     return -slopes[:, None, None] * distance[..., None, :, :]
 
 
+class TransformerXL(PositionEncoding):
+  """Scores of each query against the sinusoids of its distances, projected in each layer."""
+
+  def distances(self, q_places: jax.Array, k_places: jax.Array) -> Distances:
+    keys, origin = k_places.shape[-1], k_places[..., :1]
+    first = None
+    if q_places.ndim == 1:
+      number, top = q_places.shape[0] + keys - 1, q_places[-1] - origin
+    else:
+      number, top = 2 * keys - 1, keys - 1
+      first = top - (q_places - origin)
+    return Distances(sinusoids(top - jnp.arange(number), self.config.emb_dim), first)
+
+
 SCHEMES = {
   'none': PositionEncoding,
   'learned': Learned,
@@ -85,12 +122,20 @@ SCHEMES = {
   'rope': PositionEncoding,
   't5_bias': T5Bias,
   'alibi': ALiBi,
+  'transformer_xl': TransformerXL,
 }
 
 
 def scheme(config: TransformerConfig, bidirectional: bool, name: str) -> PositionEncoding:
   """The module of `config.position`; RoPE has no leaves, `rotate` is all of it."""
   return SCHEMES[config.position](config, bidirectional, name=name)
+
+
+def sinusoids(positions: jax.Array, size: int) -> jax.Array:
+  """float32 [..., size] of any numbers: sines in the first half, cosines in the second."""
+  half = size // 2
+  angles = positions[..., None] / 1e4 ** (jnp.arange(half) / half)
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
 def rotate(

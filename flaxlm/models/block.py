@@ -1,5 +1,7 @@
 """One transformer layer; every family but XLNet is a config of it."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -7,10 +9,11 @@ import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers.adapter import Adapter
-from flaxlm.layers.attention import Attention, Cache
+from flaxlm.layers.attention import Attention
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.mlp import MLP
 from flaxlm.layers.norm import Norm
+from flaxlm.layers.position import Distances
 
 
 @flax.struct.dataclass
@@ -18,13 +21,14 @@ class Context:
   """What every layer of a stack sees besides the residual stream.
 
   mask: bool [B or 1, 1, Lq, Lk]; local_mask: that of local layers, or None; bias: float32
-  [B or 1, H, Lq, Lk] or None; positions: [B, Lq]; memory: encoder output [B, Lm, D] with
-  memory_mask [B, 1, Lq, Lm], or None.
+  [B or 1, H, Lq, Lk] or None; distances: those that scores depend on, or None; positions: [B, Lq];
+  memory: encoder output [B, Lm, D] with memory_mask [B, 1, Lq, Lm], or None.
   """
 
   mask: jax.Array
   bias: jax.Array | None
   positions: jax.Array
+  distances: Distances | None = None
   local_mask: jax.Array | None = None
   memory: jax.Array | None = None
   memory_mask: jax.Array | None = None
@@ -42,12 +46,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context: Context, depth: jax.Array, deterministic: bool, cache: Cache | None
-  ) -> tuple[jax.Array, Cache | None]:
-    """x: [B, L, D]; depth: 1 / number of layers for the first layer ... 1 for the last."""
+    self, x: jax.Array, context: Context, depth: jax.Array, deterministic: bool, cache: Any
+  ) -> tuple[jax.Array, Any]:
+    """x: [B, L, D]; depth: 1 / number of layers for the first layer ... 1 for the last.
+
+    cache: of the self-attention, or None.
+    """
     c = self.config
 
-    def sublayer(name: str, x: jax.Array, function) -> tuple[jax.Array, Cache | None]:
+    def sublayer(name: str, x: jax.Array, function) -> tuple[jax.Array, Any]:
       bare = self.bare and name == 'attention'
       norm = (lambda x: x) if bare else Norm(c, name=f'{name}_norm')
       y, result = function(norm(x) if c.norm_placement == 'pre' else x)
@@ -58,16 +65,7 @@ class Block(nn.Module):
       return (x + y if c.norm_placement == 'pre' else norm(x + y)), result
 
     x, cache = sublayer(
-      'attention',
-      x,
-      lambda y: Attention(c, self.local, name='attention')(
-        y,
-        mask=context.local_mask if self.local else context.mask,
-        bias=context.bias,
-        positions=context.positions,
-        deterministic=deterministic,
-        cache=cache,
-      ),
+      'attention', x, lambda y: self._self_attention(y, context, deterministic, cache)
     )
     if context.memory is not None:
       x, _ = sublayer(
@@ -84,6 +82,24 @@ class Block(nn.Module):
       )
     x, _ = sublayer('mlp', x, lambda y: (MLP(c, name='mlp')(y, deterministic), None))
     return x, cache
+
+  def _self_attention(
+    self, y: jax.Array, context: Context, deterministic: bool, cache: Any, **source: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    """y: [B, L, D], normalised if norms come first -> ([B, L, D], the new cache).
+
+    source: `memory` and `key_positions` of Attention, if keys are made of something else.
+    """
+    return Attention(self.config, self.local, name='attention')(
+      y,
+      mask=context.local_mask if self.local else context.mask,
+      bias=context.bias,
+      distances=context.distances,
+      positions=context.positions,
+      deterministic=deterministic,
+      cache=cache,
+      **source,
+    )
 
   def _drop_path(self, y: jax.Array, depth: jax.Array, deterministic: bool) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): skips a row's sublayer, more often in later layers."""

@@ -75,5 +75,6 @@ def self_context(
     mask=mask,
     local_mask=None if window is None else mask & masks.near(queries, keys, window),
     bias=position.bias(queries, keys),
+    distances=position.distances(queries, keys),
     positions=positions,
   )

@@ -53,5 +53,6 @@ def self_context(
     mask=mask,
     local_mask=None if window is None else mask & masks.near(places, places, window),
     bias=position.bias(places, places),
+    distances=position.distances(places, places),
     positions=positions,
   )

@@ -20,11 +20,12 @@ def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
 class VocabHead(nn.Module):
   """hidden [B, T, D] -> VocabOutput, by the token table or by one of its own.
 
-  transform: a dense layer, activation and norm first, and an output bias (BERT's MLM head).
+  transform: a dense layer, activation and norm first (BERT's MLM head); bias: of the output.
   """
 
   config: TransformerConfig
   transform: bool = False
+  bias: bool = False
 
   @nn.compact
   def __call__(self, hidden: jax.Array, embedding: jax.Array) -> VocabOutput:
@@ -35,6 +36,7 @@ class VocabHead(nn.Module):
       axes = ('embed',), ('embed_out',)
       x = Dense((c.emb_dim,), (c.emb_dim,), *axes, init, c.use_bias, name='dense')(x)
       x = Norm(c, name='norm')(ACTIVATIONS[c.activation](x))
+    if self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',))
       bias = self.param('bias', zeros, (c.table_size,))
     if c.tie_embeddings:

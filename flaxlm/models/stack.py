@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers.attention import Cache
 from flaxlm.models.block import Block, Context
 
 POLICIES = {
@@ -34,19 +33,20 @@ class Stack(nn.Module):
 
   config: TransformerConfig
   num_layers: int
+  block: type[Block] = Block
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context: Context, deterministic: bool, cache: Cache | None = None
-  ) -> tuple[jax.Array, Cache | None]:
-    """x: [B, L, D]; cache: keys and values with a leading axis of layers, or None."""
+    self, x: jax.Array, context: Context, deterministic: bool, cache: Any = None
+  ) -> tuple[jax.Array, Any]:
+    """x: [B, L, D]; cache: that of each block, with a leading axis of layers, or None."""
     c = self.config
     layers, later = self._parameters(x, context)
     key = None if deterministic else self.make_rng('dropout')
 
     def layer(i: int, scanned: bool) -> Layer:
       """How layer i, and any other with its place in the pattern, is run."""
-      block = Block(c, c.is_local(i), c.bare_first_layer and i == 0, parent=None)
+      block = self.block(c, c.is_local(i), c.bare_first_layer and i == 0, parent=None)
 
       def apply(x, layer):
         params, index, cache = layer
@@ -86,7 +86,7 @@ class Stack(nn.Module):
       return self.get_variable('params', 'layers'), (
         self.get_variable('params', 'layers_from_1') if later else {}
       )
-    block = Block(self.config, parent=None)
+    block = self.block(self.config, parent=None)
 
     def init(key, layers):
       keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(layers)

@@ -247,7 +247,9 @@ class Head(nn.Module):
   def __call__(self, output, batch, deterministic):
     selected = gather(output.hidden, batch['target_positions'])
     outputs = {
-      'mlm': VocabHead(self.config, transform=True, name='mlm')(selected, output.embedding)
+      'mlm': VocabHead(self.config, transform=True, bias=True, name='mlm')(
+        selected, output.embedding
+      )
     }
     if self.pair:
       pooled = gather(output.hidden, batch[f'{self.pair}_positions'])

@@ -27,9 +27,9 @@ from flaxlm.training import checkpoint, compiler, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
-from flaxlm.training.state import EMA, abstract_state, init_params, init_state
+from flaxlm.training.state import abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
-from flaxlm.types import Batch, TrainState
+from flaxlm.types import EMA, Batch, TrainState
 
 Examples = Mapping[str, Sequence[Mapping[str, Any]]]
 

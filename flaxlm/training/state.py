@@ -15,9 +15,8 @@ from flaxlm.models.model import Model
 from flaxlm.training import lora
 from flaxlm.training.partition import Partition
 from flaxlm.training.paths import leaf_paths
-from flaxlm.types import TrainState
+from flaxlm.types import EMA, MEMORY, TrainState
 
-EMA = 'ema'  # The name of the moving average among the extras.
 _DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
 
 
@@ -37,7 +36,7 @@ def init_extras(config: Config, trained: Any) -> dict[str, Any]:
 
 def with_params(config: Config, partition: Partition, state: TrainState, params: Any) -> TrainState:
   """A fresh state that starts from other parameters."""
-  extras = init_extras(config, partition.take(params))
+  extras = {**state.extras, **init_extras(config, partition.take(params))}
   return state.replace(params=params, extras=extras)
 
 
@@ -53,6 +52,8 @@ def init_state(
   params = init_params(config, model, objective, key)
   trained = partition.take(nn.unbox(params))
   extras = init_extras(config, trained)
+  if getattr(objective, 'recurrent', False):
+    extras[MEMORY] = model.trunk.empty_memory(config.global_batch_size)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), extras)
 
 
@@ -64,7 +65,9 @@ def abstract_state(
   partition: Partition,
   mesh: Mesh,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do."""
+  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do, a memory where
+  the rows do.
+  """
   boxed = jax.eval_shape(
     lambda key: init_state(config, model, objective, optimizer, partition, key), jax.random.key(0)
   )
@@ -73,7 +76,12 @@ def abstract_state(
   everywhere = sharding.replicated(mesh)
   trained = jax.eval_shape(partition.take, nn.unbox(boxed.params))
   alike = lambda tree: _placed_alike(tree, trained, partition.take(placed), everywhere)
-  shardings = TrainState(everywhere, placed, alike(boxed.opt_state), alike(boxed.extras))
+  rows = sharding.batch_sharding(mesh, rules)
+  extras = {
+    name: jax.tree.map(lambda _: rows, tree) if name == MEMORY else alike(tree)
+    for name, tree in boxed.extras.items()
+  }
+  shardings = TrainState(everywhere, placed, alike(boxed.opt_state), extras)
   place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
   return jax.tree.map(place, nn.unbox(boxed), shardings)
 

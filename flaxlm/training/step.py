@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flaxlm.training.partition import EVERYTHING, Partition
-from flaxlm.training.state import EMA
-from flaxlm.types import Array, Batch, Mean, TrainState
+from flaxlm.types import EMA, MEMORY, Array, Batch, Mean, TrainState
 
 Metrics = dict[str, Any]
 
@@ -40,21 +39,29 @@ def make_train_step(
 
   metrics: Means of the objective, `loss` (what is minimised), `grad_norm` before clipping, `tokens`
   (not padding) and `leaf_norms` [leaves that train], the gradient norm of each.
+
+  The trunk's memory of the rows before, where the state has one in `extras`, goes in with the batch
+  and comes out for the next.
   """
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
-  def loss_and_metrics(trained, params, batch, weights, key):
+  def loss_and_metrics(trained, params, part, weights, key):
+    batch, memory = part
     params = weights_of(partition.put(params, trained))
-    outputs, _ = model.apply({'params': params}, batch, False, rngs={'dropout': key})
+    recurrent = {} if memory is None else {'cache': memory}
+    apply = lambda key: model.apply(
+      {'params': params}, batch, False, rngs={'dropout': key}, **recurrent
+    )
+    outputs, trunk = apply(key)
     totals, metrics = objective.losses(outputs, batch)
     if r_drop:
-      rngs = {'dropout': jax.random.fold_in(key, 0)}
-      second, _ = model.apply({'params': params}, batch, False, rngs=rngs)
+      second, _ = apply(jax.random.fold_in(key, 0))
       others, _ = objective.losses(second, batch)
       apart = objective.divergence(outputs, second, batch)
       totals = {t: (totals[t] + others[t]) / 2 + r_drop / 2 * apart.get(t, 0.0) for t in totals}
     loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
-    return loss, metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
+    metrics = metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
+    return loss, (metrics, trunk.cache if recurrent else None)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = reduce(objective.weights(batch))
@@ -68,7 +75,8 @@ def make_train_step(
       differentiated = jax.grad(loss_and_metrics, has_aux=True)
       return differentiated(trained, state.params, part, weights, part_key)
 
-    grads, metrics = reduce(_accumulate(gradient, batch, num_microbatches))
+    sums, memory = _accumulate(gradient, (batch, state.extras.get(MEMORY)), num_microbatches)
+    grads, metrics = reduce(sums)
     norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))) for g in jax.tree.leaves(grads)])
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     trained = optax.apply_updates(trained, updates)
@@ -79,27 +87,40 @@ def make_train_step(
     # The summed parts of `loss` already are its value on the whole batch.
     metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}
+    if memory is not None:
+      extras[MEMORY] = memory
     return TrainState(state.step + 1, params, opt_state, extras), metrics
 
   return step
 
 
-def _accumulate(gradient: Callable, batch: Batch, parts: int) -> Any:
-  """Sums `gradient(part, number)` over `parts` interleaved parts of the batch."""
+def _accumulate(gradient: Callable, rows: Any, parts: int) -> tuple[Any, Any]:
+  """Calls `gradient(part, number)` on `parts` interleaved parts of a pytree of rows.
+
+  Returns (sums of gradients and metrics, memory of all rows), of what it returns for a part:
+  (gradients, (metrics, memory)).
+  """
+
+  def summed(part, number):
+    grads, (metrics, memory) = gradient(part, number)
+    return (grads, metrics), memory
+
   if parts == 1:
-    return gradient(batch, 0)
+    return summed(rows, 0)
   # Interleaving (row r goes to part r % parts) keeps every row on the device that has it.
   split = lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
-  batch = jax.tree.map(split, batch)
-  first = jax.tree.map(lambda x: x[0], batch)
-  zeros = jax.tree.map(
-    lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda b: gradient(b, 0), first)
-  )
+  joined = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+  rows = jax.tree.map(split, rows)
+  first = jax.tree.map(lambda x: x[0], rows)
+  shapes = jax.eval_shape(lambda part: summed(part, 0)[0], first)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def body(sums, part):
-    return jax.tree.map(jnp.add, sums, gradient(*part)), None
+    new, memory = summed(*part)
+    return jax.tree.map(jnp.add, sums, new), memory
 
-  return jax.lax.scan(body, zeros, (batch, jnp.arange(parts)))[0]
+  sums, memory = jax.lax.scan(body, zeros, (rows, jnp.arange(parts)))
+  return sums, jax.tree.map(joined, memory)
 
 
 def make_eval_step(model: Any, objective: Any) -> Callable[[Any, Batch], tuple[Metrics, Metrics]]:

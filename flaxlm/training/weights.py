@@ -12,7 +12,7 @@ from flaxlm.config.schema import Config
 from flaxlm.training import checkpoint, lora
 from flaxlm.training.partition import make_partition
 from flaxlm.training.paths import nested
-from flaxlm.training.state import EMA
+from flaxlm.types import EMA
 
 
 def is_averaged(config: Config) -> bool:

@@ -1,10 +1,12 @@
 """The order of rows: a permutation each epoch, different ones, in blocks."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from flaxlm.data.order import EpochOrder
+from flaxlm.data.order import EpochOrder, StreamOrder
 
 
 @pytest.mark.parametrize('num_rows', [1, 2, 15, 16, 17, 1023, 1024, 1025, 2500, 20_000])
@@ -65,3 +67,16 @@ def test_rows_after_the_last_whole_block_move_too():
   order = EpochOrder(2007, seed=0, block=16, window=1)
   last = [sorted(order[epoch * 2007 + 2000 + i][1] for i in range(7)) for epoch in range(3)]
   assert last[0] != last[1] and last[1] != last[2]
+
+
+@pytest.mark.parametrize(('num_rows', 'streams'), [(12, 4), (13, 4), (3, 5), (1, 1), (100, 1)])
+def test_streams_go_from_row_to_row(num_rows, streams):
+  order, each = StreamOrder(num_rows, streams), -(-num_rows // streams)
+  walks = [[order[step * streams + b] for step in range(3 * num_rows)] for b in range(streams)]
+  for walk in walks:
+    rows = [row for _, row in walk]
+    assert all(after == (before + 1) % num_rows for before, after in itertools.pairwise(rows))
+  # An epoch sees every row, and no more of them twice than do not divide.
+  for epoch in range(2):
+    seen = [row for walk in walks for e, row in walk if e == epoch]
+    assert set(seen) == set(range(num_rows)) and len(seen) == each * streams

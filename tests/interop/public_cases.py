@@ -37,6 +37,9 @@ MODERN = {
   'num_attention_heads': 3, 'max_position_embeddings': 64, 'local_attention': 8,
   'pad_token_id': 0, 'bos_token_id': 1, 'eos_token_id': 2, 'cls_token_id': 1, 'sep_token_id': 2,
 }  # fmt: skip
+XLNET = {
+  'vocab_size': V, 'd_model': 24, 'n_layer': 2, 'n_head': 3, 'd_inner': 40, 'pad_token_id': 0,
+}  # fmt: skip
 LLAMA3 = {
   'rope_type': 'llama3', 'rope_theta': 1e4, 'factor': 4.0, 'low_freq_factor': 1.0,
   'high_freq_factor': 4.0, 'original_max_position_embeddings': 16,
@@ -137,6 +140,10 @@ CASES = dict(
       'modernbert-trunk', 'ModernBertModel', MODERN,
       num_hidden_layers=4, layer_types=['full_attention', 'sliding_attention'] * 2,
     ),
+    case('xlnet', 'XLNetLMHeadModel', XLNET),
+    case('xlnet-untied', 'XLNetLMHeadModel', XLNET, True, n_head=1, ff_activation='relu'),
+    case('xlnet-classes', 'XLNetForSequenceClassification', XLNET, num_labels=3),
+    case('xlnet-trunk', 'XLNetModel', XLNET, n_head=4, mem_len=7),
   ]
 )  # fmt: skip
 
@@ -146,11 +153,12 @@ def inputs(case, length=23, seed=0):
   rng = np.random.default_rng(seed)
   ids = rng.integers(5, V, (2, length))
   mask = np.ones((2, length), np.int64)
-  mask[1, length - length // 3 :] = 0
+  if not case.cls.startswith('XLNetForSequence'):  # Which reads the last place, padding or not.
+    mask[1, length - length // 3 :] = 0
   arrays = {'input_ids': np.where(mask == 1, ids, case.pad), 'attention_mask': mask}
   if case.encoder_decoder:
     arrays['decoder_input_ids'] = rng.integers(5, V, (2, max(length - 4, 1)))
-  if case.cls.startswith('Bert'):
+  if case.cls.startswith(('Bert', 'XLNet')):
     types = case.config.get('type_vocab_size', 2)
     arrays['token_type_ids'] = rng.integers(0, types, (2, length))
   return arrays

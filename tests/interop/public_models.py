@@ -8,8 +8,9 @@ import torch
 
 from flaxlm.config import tree
 from flaxlm.interop import convert
+from flaxlm.models.family import family_of
 from flaxlm.models.model import Model
-from flaxlm.objectives import classification, masked_lm, next_token
+from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm
 from flaxlm.training.paths import leaf_paths, nested
 
 LETTERS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'int64': 'I64'}
@@ -62,8 +63,12 @@ def model_of(public):
   if public.head.objective == 'masked_lm':
     head = masked_lm.Head(public.model, masked_lm.PREFIXES[public.head.options['pairs']])
   elif public.head.objective == 'classification':
-    pooling = 'last' if public.model.name == 'decoder' else 'first'
-    head = classification.Head(public.model, len(public.labels), pooling, public.model.name)
+    family = family_of(public.model.name)
+    auto = 'last' if family == 'decoder' else 'first'
+    pooling = public.head.options.get('pooling', auto)
+    head = classification.Head(public.model, len(public.labels), pooling, family)
+  elif public.head.objective == 'permutation_lm':
+    head = permutation_lm.Head(public.model)
   else:
     head = next_token.Head(public.model)
   return Model(trunk, head)

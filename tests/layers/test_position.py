@@ -3,13 +3,14 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers import position
+from flaxlm.layers import position, relative
 
 
 def bucket_by_hand(distance, bidirectional, buckets, max_distance):
@@ -164,3 +165,67 @@ def test_a_learned_table_may_begin_before_position_0():
   positions = jnp.array([[0, 2, 1]])
   got = module.apply({'params': {'table': table}}, jnp.ones((1, 3, 4)), positions, method='embed')
   np.testing.assert_array_equal(got[0], 1 + table[[2, 4, 3]])
+
+
+def transformer_xl(queries, keys, size=8, heads=2):
+  """(config, module, q [B, Lq, H, K], places of both): queries are the last of the keys."""
+  config = TransformerConfig(position='transformer_xl', num_heads=heads, emb_dim=heads * size)
+  q = np.random.default_rng(0).normal(size=(3, queries, heads, size)).astype(np.float32)
+  return (
+    config,
+    relative.RelativeScores(config),
+    q,
+    np.arange(queries),
+    np.arange(keys) - (keys - queries),
+  )
+
+
+def apply_relative(config, module, q, q_places, k_places, other=None):
+  """(parameters drawn by numpy, q + u, scores)."""
+  distances = position.scheme(config, True, None).distances(q_places, k_places)
+  distances = distances.replace(other_segment=other)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), q, len(k_places), distances))[
+    'params'
+  ]
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), nn.unbox(shapes)
+  )
+  return params, *module.apply({'params': params}, q, len(k_places), distances)
+
+
+@pytest.mark.parametrize('queries, keys', [(5, 5), (1, 4), (3, 7), (1, 1)])
+def test_transformer_xl_scores_by_hand(queries, keys):
+  """One query, key and head at a time, in float64, after Dai et al. 2019, section 3.3."""
+  config, module, q, q_places, k_places = transformer_xl(queries, keys)
+  other = np.random.default_rng(2).random((3, 1, queries, keys)) < 0.5
+  params, with_u, got = apply_relative(config, module, q, q_places, k_places, other)
+  size, width = config.head_size, config.emb_dim
+  for b, i, j, h in np.ndindex(3, queries, keys, config.num_heads):
+    distance = float(q_places[i] - k_places[j])
+    angles = [distance / 10000 ** (2 * n / width) for n in range(width // 2)]
+    r = np.array([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
+    r = np.einsum('d,dk->k', r, params['key']['kernel'][:, h].astype(float))
+    want = (q[b, i, h] + params['position_bias'][h]) @ r
+    segment = params['segments'][int(other[b, 0, i, j]), h]
+    want += (q[b, i, h] + params['segment_bias'][h]) @ segment
+    assert got[b, h, i, j] == pytest.approx(want / math.sqrt(size), rel=1e-4, abs=1e-4)
+  np.testing.assert_allclose(with_u, q + params['content_bias'], rtol=1e-6)
+
+
+def test_transformer_xl_places_one_by_one_are_the_row():
+  """Queries whose places are listed get what those have that count up; shifted places, too."""
+  config, module, q, q_places, k_places = transformer_xl(4, 9)
+  _, _, row = apply_relative(config, module, q, q_places, k_places)
+  listed = np.broadcast_to(q_places, (3, 4))
+  for shift in (0, 1000):
+    _, _, got = apply_relative(config, module, q, listed + shift, k_places + shift)
+    np.testing.assert_allclose(got, row, rtol=1e-5, atol=1e-5)
+  _, _, shifted = apply_relative(config, module, q, q_places + 77, k_places + 77)
+  np.testing.assert_array_equal(shifted, row)
+  # Any order, and any of the keys' places.
+  order = np.array([[2, 0], [1, 1], [3, 2]])
+  picked = np.take_along_axis(q, order[:, :, None, None], 1)
+  _, _, got = apply_relative(config, module, picked, q_places[order], k_places)
+  want = np.take_along_axis(np.asarray(row), order[:, None, :, None], 2)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

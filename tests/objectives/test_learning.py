@@ -13,7 +13,6 @@ import optax
 import pytest
 from objective_setup import Documents, byte_tokenizer, make
 
-from flaxlm.config.transformer import TransformerConfig
 from flaxlm.config.tree import load_module
 from flaxlm.data import packing
 from flaxlm.data.pipeline import PackedItems
@@ -53,7 +52,7 @@ def task_rows(objective, rng):
 
 def learn(objective, family, rows, steps=STEPS):
   """Means by name, over 10 new batches, after some steps."""
-  config = TransformerConfig(
+  config = load_module('flaxlm.models', family).Config(
     name=family, num_layers=1, emb_dim=32, num_heads=2, max_length=32, init_std=0.1,
     vocab_size=TOKENIZER.vocab_size,
   )  # fmt: skip
@@ -94,6 +93,11 @@ def test_prefix():
   """The first letter is unknown to one piece of 13, which has 7 targets in the mean."""
   objective = make('prefix_lm', 'decoder', TOKENIZER, data__max_length=16)
   near(learn(objective, 'decoder', text_rows)['loss'], math.log(8) / 13 / 7)
+
+
+def test_permuted_letters():
+  objective = make('permutation_lm', 'xlnet', TOKENIZER, data__max_length=16)
+  near(learn(objective, 'xlnet', text_rows)['loss'], 0.0)
 
 
 def test_denoising():

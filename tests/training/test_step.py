@@ -11,10 +11,9 @@ from flaxlm.config.schema import OptimizerConfig
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.paths import leaf_paths
 from flaxlm.training.step import make_train_step
-from flaxlm.types import TrainState
 
-# Each pretraining objective; MLM has two terms, whose denominators differ. In T5 the decoder's.
-RECIPES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini')
+# Each family; MLM has two terms, whose denominators differ, and XLNet a memory.
+RECIPES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini', 'xlnet.py:mini')
 STEPS = 3
 CONSTANT = dict(schedule='constant', warmup_steps=0)
 SGD = make_optimizer(OptimizerConfig(name='sgd', learning_rate=0.3, **CONSTANT), STEPS)[0]
@@ -43,8 +42,8 @@ def uneven(batches):
 
 
 def start(experiment, optimizer):
-  params = tiny.random_state(experiment).params
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), {})
+  state = tiny.random_state(experiment)
+  return state.replace(opt_state=optimizer.init(state.params))
 
 
 def both(optimizers):
