@@ -92,16 +92,18 @@ class Objective(NextToken):
   def draw_targets(self, n: int, rng: np.random.Generator) -> np.ndarray:
     """Positions [t], sorted, of n tokens; t is n / predict_one_in, rounded at random.
 
-    The spans are put anywhere between the tokens that stay, and two may touch. One is cut, so that
-    t has its mean.
+    All ways to put the spans between the tokens that stay are equally likely; two may touch. One is
+    cut, so that t has its mean.
     """
     count = int(n / self.config.predict_one_in + rng.random())
     lengths = rng.integers(1, self.config.longest_span + 1, count)
     lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), count)) + 1]
     if count:
       lengths[-1] -= lengths.sum() - count
-    places = np.sort(rng.integers(0, n - count + 1, len(lengths)))
-    return np.arange(count) + np.repeat(places, rng.permutation(lengths))
+    spans = len(lengths)
+    # Of the tokens that stay and the spans, in a row, which are spans: any choice is as likely.
+    stay = np.sort(rng.permutation(n - count + spans)[:spans]) - np.arange(spans)
+    return np.arange(count) + np.repeat(stay, rng.permutation(lengths))
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model)
