@@ -24,27 +24,36 @@ def train_step_flops(
   """
   if 'encoder_inputs' in shapes:
     (rows, length), (_, target) = shapes['encoder_inputs'], shapes['decoder_inputs']
-    forward = config.num_layers * rows * _layer(config, length)
-    forward += config.decoder_layers * rows * _layer(config, target, memory=length)
+    forward = config.num_layers * _layer(config, rows, length, length)
+    forward += config.decoder_layers * _layer(config, rows, target, target, memory=length)
   else:
-    rows, length = shapes['inputs']
-    forward = config.num_layers * rows * _layer(config, length)
+    rows, keys = shapes['inputs']
+    queries = keys
+    if 'order' in shapes:  # Two streams, and the memory before the first.
+      queries += shapes['target_positions'][1]
+      keys += config.memory_length if 'continues' in shapes else 0
+    forward = config.num_layers * _layer(config, rows, queries, keys)
   rows, targets = shapes['targets']
   head = config.table_size + (config.emb_dim if head_transform else 0)
   forward += rows * targets * config.emb_dim * head
   return 2.0 * 3.0 * forward
 
 
-def _layer(config: TransformerConfig, length: int, memory: int = 0) -> float:
-  """Multiply-adds of one layer for one row, attending also to `memory` places of an encoder."""
-  attention = _attention(config, length, length)
+def _layer(config: TransformerConfig, rows: int, queries: int, keys: int, memory: int = 0) -> float:
+  """Multiply-adds of one layer, attending also to `memory` places of an encoder."""
+  attention = _attention(config, queries, keys)
   if memory:
-    attention += _attention(config, length, memory)
+    attention += _attention(config, queries, memory)
   matrices = 3 if config.gated_mlp else 2
   sublayers = ('attention', 'mlp', 'cross_attention') if memory else ('attention', 'mlp')
   adapters = 2 * sum(name in config.adapted for name in sublayers)
   widths = matrices * config.mlp_size + adapters * config.adapter_dim
-  return attention + length * widths * config.emb_dim
+  layer = rows * (attention + queries * widths * config.emb_dim)
+  if config.position == 'transformer_xl':
+    # Distances are projected once for all rows, and each query meets all of them.
+    width, distances = config.num_heads * config.head_size, 2 * keys - 1
+    layer += distances * width * (config.emb_dim + rows * queries)
+  return layer
 
 
 def _attention(config: TransformerConfig, queries: int, keys: int) -> float:

@@ -65,8 +65,9 @@ def abstract_state(
   partition: Partition,
   mesh: Mesh,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state. Moments lie where their parameters do, a memory where
-  the rows do.
+  """Shapes, dtypes and shardings of the state.
+
+  Moments lie where their parameters do, a memory where the rows do.
   """
   boxed = jax.eval_shape(
     lambda key: init_state(config, model, objective, optimizer, partition, key), jax.random.key(0)

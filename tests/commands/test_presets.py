@@ -26,6 +26,8 @@ PUBLISHED = {
   'llama.py:3.2-3b': (3_212_749_824, 3_212_749_824),
   'modernbert.py:base': (149_655_232, 149_014_272),
   'modernbert.py:large': (395_881_664, 394_781_696),
+  'xlnet.py:base': (116_750_336, 116_718_336),
+  'xlnet.py:large': (360_300_800, 360_268_800),
   'bart.py:base': (139_420_416, 139_420_416),
   'bart.py:large': (406_291_456, 406_291_456),
   't5.py:small': (60_506_624, 60_506_624),
@@ -89,6 +91,17 @@ def test_operations_and_bytes():
   assert found.optimizer_bytes == 8 * stored + 8
 
 
+def test_operations_of_xlnet():
+  """Queries are the row and its targets, keys the memory and the row; distances both ways."""
+  found = presets.measure('xlnet.py:base')
+  targets = 1 + -(-510 // 6)
+  queries, keys = 512 + targets, 384 + 512
+  products = 768**2 * (2 * queries + 2 * keys + 8 * queries) + 2 * queries * keys * 768
+  relative = (2 * keys - 1) * 768 * (768 + queries)  # of a batch of one row
+  forward = 12 * (products + relative) + targets * 768 * 32_000
+  assert found.flops_per_token == pytest.approx(6 * forward / 512, rel=1e-9)
+
+
 def test_both_ways_to_print(monkeypatch, capsys):
   monkeypatch.setattr(presets, 'names', lambda: iter(['gpt2.py:mini', 'bert.py:tiny']))
   presets.main(['--json'])
@@ -133,6 +146,11 @@ def theirs():
     ),
     'bart.py:base': (t.BartForConditionalGeneration, t.BartConfig(**bart)),
     'bart.py:large': (t.BartForConditionalGeneration, t.BartConfig(vocab_size=50265)),
+    'xlnet.py:base': (
+      t.XLNetLMHeadModel,
+      t.XLNetConfig(d_model=768, n_layer=12, n_head=12, d_inner=3072),
+    ),
+    'xlnet.py:large': (t.XLNetLMHeadModel, t.XLNetConfig()),
     't5.py:small': (t.T5ForConditionalGeneration, t.T5Config()),
   }
 
