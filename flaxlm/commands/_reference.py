@@ -10,7 +10,7 @@ from etils import epath
 from flaxlm import decoding, terminal
 from flaxlm.errors import UserError
 from flaxlm.interop import files
-from flaxlm.models.family import family_of
+from flaxlm.models.family import family_of, has_cls_last
 from flaxlm.types import VocabOutput
 
 FILE = 'reference.safetensors'
@@ -75,7 +75,7 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
   first = np.zeros((len(ids), 1), np.int32)
   if public.head.objective == 'classification':
     last = (segments.sum(-1, keepdims=True) - 1).astype(np.int32)
-    at_last = public.model.name == 'decoder' or public.head.options.get('pooling') == 'last'
+    at_last = public.model.name == 'decoder' or has_cls_last(public.model.name)
     batch['target_positions'] = last if at_last else first
   if family_of(public.model.name) == 'encoder':
     batch['nsp_positions'] = first

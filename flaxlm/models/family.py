@@ -8,3 +8,13 @@ FAMILIES = ('encoder', 'decoder', 'encoder_decoder')
 def family_of(name: str) -> str:
   """FAMILY of the trunk that `config.model.name` names, the user's own included."""
   return load_module('flaxlm.models', name).FAMILY
+
+
+def has_cls_last(name: str) -> bool:
+  """Whether a text ends with [CLS], and does not begin with it: CLS_LAST of the trunk's file."""
+  return getattr(load_module('flaxlm.models', name), 'CLS_LAST', False)
+
+
+def has_two_streams(name: str) -> bool:
+  """Whether the trunk reads an `order` of factorisation: TWO_STREAMS of its file."""
+  return getattr(load_module('flaxlm.models', name), 'TWO_STREAMS', False)

@@ -25,6 +25,7 @@ from flaxlm.models.stack import Stack
 from flaxlm.types import Batch, ModelOutput
 
 FAMILY = 'encoder'
+CLS_LAST = TWO_STREAMS = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """How one text or two are written down for a trunk that reads them, not continues them.
 
 Encoder: [CLS] text [SEP], or [CLS] first [SEP] second [SEP], the second part with token type 1
-where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them).
+where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them). XLNet
+has [CLS] at the end, with a token type of its own, 2 (Yang et al. 2019, section 2.5).
 Decoder: BOS text EOS, or BOS first SEP second EOS (Radford et al. 2018, figure 1). Encoder-decoder:
 text EOS, or first EOS second EOS, of which the decoder sees nothing (Raffel et al. 2020).
 """
@@ -12,7 +13,7 @@ import numpy as np
 
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.tokenizer import Tokenizer
-from flaxlm.models.family import family_of
+from flaxlm.models.family import family_of, has_cls_last
 
 
 class Marks:
@@ -30,7 +31,11 @@ class Marks:
     self.prefix = 'encoder_' if self.family == 'encoder_decoder' else ''
     self.key = f'{self.prefix}inputs'
     self.typed = self.family == 'encoder' and config.model.token_types > 1
-    if self.family == 'encoder':
+    self._cls_type = None
+    if has_cls_last(config.model.name):
+      self._first, middle, self._last = [], t.sep_id, [t.sep_id, t.cls_id]
+      self._cls_type = min(2, config.model.token_types - 1)
+    elif self.family == 'encoder':
       self._first, middle, self._last = [t.cls_id], t.sep_id, [t.sep_id]
     elif self.family == 'decoder':
       self._first, middle, self._last = [t.bos_id], t.sep_id, [t.eos_id]
@@ -68,7 +73,10 @@ class Marks:
     tokens = np.concatenate(parts).astype(np.int32)
     features = {self.key: tokens}
     if self.typed:
-      features['token_type_ids'] = (np.arange(len(tokens)) >= boundary).astype(np.int32)
+      types = (np.arange(len(tokens)) >= boundary).astype(np.int32)
+      if self._cls_type is not None:
+        types[-1] = self._cls_type
+      features['token_type_ids'] = types
     return features
 
 

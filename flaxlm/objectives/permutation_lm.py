@@ -5,8 +5,7 @@ an order of factorisation that is drawn anew each epoch: each is predicted from 
 predicted, and from those targets that come before it in the order. As in the released code, the
 tokens that are not predicted see each other all.
 
-A piece of text is followed by [SEP] [CLS], which are never predicted. The token type of [CLS] is 2,
-and that of the rest 0.
+What stands round a piece of text (`marks.py`) is never predicted.
 """
 
 import dataclasses
@@ -20,11 +19,11 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
+from flaxlm.models.family import has_two_streams
 from flaxlm.models.heads import VocabHead
 from flaxlm.objectives import losses
+from flaxlm.objectives.marks import Marks
 from flaxlm.objectives.next_token import NextToken
-
-CLS_TYPE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +45,25 @@ class Objective(NextToken):
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
+    if not has_two_streams(config.model.name):
+      raise UserError(
+        f'config.objective.name: permutation_lm needs a trunk of two streams, such as xlnet, and '
+        f'config.model.name is {config.model.name!r}'
+      )
     self.recurrent = getattr(config.model, 'memory_length', 0) > 0
     if self.recurrent and config.data.sampling != 'streams':
       raise UserError(
         f"config.data.sampling: a memory needs 'streams', in which rows go on where those of the "
         f'step before ended, not {config.data.sampling!r}; or set config.model.memory_length=0'
       )
-    self._marks = np.array([tokenizer.sep_id, tokenizer.cls_id], np.int32)
+    self.marks = Marks(config, tokenizer)
+    marks = self.marks.count(pair=False)
     rate, length = 1 / self.config.predict_one_in, config.max_length
-    keys = ('inputs', 'order', 'token_type_ids') + ('continues',) * self.recurrent
+    keys = (*self.marks.keys, 'order') + ('continues',) * self.recurrent
     self.streams = {
-      'inputs': Stream(length, keys, per_token=1, per_item=len(self._marks), prefix=''),
+      'inputs': Stream(length, keys, per_token=1, per_item=marks, prefix=''),
       'targets': Stream(
-        int(np.ceil(rate * (length - len(self._marks)))) + 1,
+        int(np.ceil(rate * (length - marks))) + 1,
         ('targets', 'target_positions', 'target_weights'),
         per_token=rate,
         per_item=1,
@@ -68,25 +73,23 @@ class Objective(NextToken):
     self.span, self.gap = span_and_gap(self.streams)
 
   def features(self, piece: Piece, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
-    """inputs, order, token_type_ids (and continues) [n]; targets and their keys [t]."""
+    """inputs and order [n] (and token_type_ids, continues); targets and their keys [t]."""
     tokens = piece.read(piece.start, piece.stop)
     if not len(tokens):
       return None
     targets = self.draw_targets(len(tokens), rng)
-    inputs = np.concatenate([tokens, self._marks])
-    order, types = np.zeros((2, len(inputs)), np.int32)
-    order[targets] = 1 + rng.permutation(len(targets))
-    types[-1] = CLS_TYPE
-    features = {
-      'inputs': inputs,
+    features = dict(self.marks.features(tokens))
+    places = (targets + self.marks.first_start()).astype(np.int32)
+    order = np.zeros(len(features['inputs']), np.int32)
+    order[places] = 1 + rng.permutation(len(targets))
+    features |= {
       'order': order,
-      'token_type_ids': types,
       'targets': tokens[targets],
-      'target_positions': targets.astype(np.int32),
+      'target_positions': places,
       'target_weights': np.ones(len(targets), np.float32),
     }
     if self.recurrent:
-      features['continues'] = np.full(len(inputs), piece.start > 0, np.int32)
+      features['continues'] = np.full(len(order), piece.start > 0, np.int32)
     return features
 
   def draw_targets(self, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
+from flaxlm.models.family import has_cls_last
 from flaxlm.models.heads import ClassHead, gather
 from flaxlm.objectives.marks import Marks, cut_pair
 
@@ -33,7 +34,7 @@ class PooledConfig(Named):
   pooling: str = field(
     'auto',
     'what stands for the text: `first`, `last` or `mean` of its tokens; `auto`: first of an '
-    'encoder, last of a decoder, the start token of an encoder-decoder',
+    'encoder (last of an XLNet), last of a decoder, the start token of an encoder-decoder',
     choices=('auto', 'first', 'last', 'mean'),
   )
   pair_separators: int = field(
@@ -138,7 +139,7 @@ def auto_pooling(config: ExperimentConfig, family: str) -> str:
   if family == 'encoder_decoder' and pooling != 'auto':
     raise UserError("config.objective.pooling: an encoder-decoder has only 'auto'")
   if pooling == 'auto':
-    return 'last' if family == 'decoder' else 'first'
+    return 'last' if family == 'decoder' or has_cls_last(config.model.name) else 'first'
   return pooling
 
 

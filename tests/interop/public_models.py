@@ -8,7 +8,7 @@ import torch
 
 from flaxlm.config import tree
 from flaxlm.interop import convert
-from flaxlm.models.family import family_of
+from flaxlm.models.family import family_of, has_cls_last
 from flaxlm.models.model import Model
 from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm
 from flaxlm.training.paths import leaf_paths, nested
@@ -64,8 +64,8 @@ def model_of(public):
     head = masked_lm.Head(public.model, masked_lm.PREFIXES[public.head.options['pairs']])
   elif public.head.objective == 'classification':
     family = family_of(public.model.name)
-    auto = 'last' if family == 'decoder' else 'first'
-    pooling = public.head.options.get('pooling', auto)
+    at_last = family == 'decoder' or has_cls_last(public.model.name)
+    pooling = 'last' if at_last else 'first'
     head = classification.Head(public.model, len(public.labels), pooling, family)
   elif public.head.objective == 'permutation_lm':
     head = permutation_lm.Head(public.model)

@@ -15,7 +15,7 @@ TOKENIZER = byte_tokenizer(0)
 
 
 def xlnet(**changes):
-  return make('permutation_lm', 'xlnet', TOKENIZER, **changes)
+  return make('permutation_lm', 'xlnet', TOKENIZER, **({'model__token_types': 3} | changes))
 
 
 @hypothesis.given(
@@ -86,3 +86,8 @@ def test_what_goes_on_is_marked_for_a_memory():
 def test_a_memory_needs_rows_that_go_on():
   with pytest.raises(UserError, match="config.data.sampling: a memory needs 'streams'.*'epochs'"):
     xlnet(model__memory_length=8)
+
+
+def test_a_trunk_of_one_stream_is_refused():
+  with pytest.raises(UserError, match="two streams, such as xlnet.*'encoder'"):
+    make('permutation_lm', 'encoder', TOKENIZER)

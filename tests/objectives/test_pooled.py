@@ -32,7 +32,7 @@ def batch_of(objective, examples):
 
 
 @pytest.mark.parametrize('separators', [1, 2])
-@pytest.mark.parametrize('family', ['encoder', 'decoder', 'encoder_decoder'])
+@pytest.mark.parametrize('family', ['encoder', 'decoder', 'encoder_decoder', 'xlnet'])
 def test_how_a_pair_is_written(family, separators):
   objective = regressor(family, objective__pair_separators=separators)
   (item,) = objective.items([PAIR | {'label': 1.5}])
@@ -42,6 +42,7 @@ def test_how_a_pair_is_written(family, separators):
     'encoder': ([T.cls_id], T.sep_id, [T.sep_id]),
     'decoder': ([T.bos_id], T.sep_id, [T.eos_id]),
     'encoder_decoder': ([], T.eos_id, [T.eos_id]),
+    'xlnet': ([], T.sep_id, [T.sep_id, T.cls_id]),
   }[family]
   tokens = begin + first + [middle] * separators + second + end
   key = 'encoder_inputs' if family == 'encoder_decoder' else 'inputs'
@@ -49,7 +50,7 @@ def test_how_a_pair_is_written(family, separators):
   assert objective.lengths(item)['encoder' if family == 'encoder_decoder' else 'inputs'] == len(
     tokens
   )
-  place = len(tokens) - 1 if family == 'decoder' else 0
+  place = len(tokens) - 1 if family in ('decoder', 'xlnet') else 0
   assert features['target_positions'] == place and features['target_values'] == 1.5
   assert 'token_type_ids' not in features
 
@@ -60,6 +61,9 @@ def test_token_types_where_the_trunk_has_them():
   assert objective.features(pair, None)['token_type_ids'].tolist() == [0] * 4 + [1] * 4
   assert objective.features(single, None)['token_type_ids'].tolist() == [0] * 4
   assert 'token_type_ids' in batch_of(objective, [PAIR])
+  (pair,) = regressor('xlnet', model__token_types=3).items([PAIR])
+  types = regressor('xlnet', model__token_types=3).features(pair, None)['token_type_ids']
+  assert types.tolist() == [0] * 3 + [1] * 4 + [2]
 
 
 @given(first=st.integers(0, 60), second=st.integers(0, 60), room=st.integers(2, 50))

@@ -7,7 +7,7 @@ MODEL = 'xlnet'
 PREFIX = 'transformer.'
 ARCHITECTURES = {
   'XLNetLMHeadModel': Head('permutation_lm'),
-  'XLNetForSequenceClassification': Head('classification', {'pooling': 'last'}),
+  'XLNetForSequenceClassification': Head('classification'),
   'XLNetModel': Head('permutation_lm', trunk_only=True),
 }
 FIXED = {
