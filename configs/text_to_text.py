@@ -15,19 +15,32 @@ scratch, in the size `mini` of configs/t5.py or configs/gpt2.py.
 Evaluation reports loss, perplexity, token accuracy and exact match, and writes each row's scores.
 """
 
-from configs import gpt2, t5
+from configs import bart, gpt2, t5
 from flaxlm.config import tree
 
-VARIANTS = {'encoder_decoder': (t5, 'seq2seq'), 'decoder': (gpt2, 'completion')}
+VARIANTS = ('encoder_decoder', 'decoder')
+# Name -> recipe of the trunk, its family, the objective that writes.
+TRUNKS = {
+  'encoder_decoder': (t5, 'encoder_decoder', 'seq2seq'),
+  'bart': (bart, 'encoder_decoder', 'seq2seq'),
+  'decoder': (gpt2, 'decoder', 'completion'),
+}
 
 
 def get_config(variant):
-  recipe, objective = VARIANTS[variant]
-  config = tree.new(model=variant, objective=objective, task='text_to_text')
+  return writer(variant, 'text_to_text')
+
+
+def writer(trunk, task):
+  """The config of a task that writes, with a trunk of TRUNKS in its mini size."""
+  recipe, family, objective = TRUNKS[trunk]
+  config = tree.new(model=family, objective=objective, task=task)
   pretraining = recipe.get_config('mini')
   with config.unlocked():
     config.model = pretraining.model
     config.tokenizer = pretraining.tokenizer
+  if trunk == 'bart':
+    config.objective.marks = 'bart'
   config.num_epochs = 3.0
   config.global_batch_size = 16
   config.optimizer.learning_rate = 3e-4

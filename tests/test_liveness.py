@@ -49,6 +49,8 @@ PLACES = (
   'squad.py:encoder',
   'multiple_choice.py:encoder',
   'multiple_choice.py:decoder',
+  'translate.py:encoder_decoder',
+  'summarize.py:encoder_decoder',
 )
 # One layer shows as much as two, in half the time; the schedule's shape shows after the warm-up.
 SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
@@ -106,6 +108,8 @@ ELSEWHERE = {
   'task.unanswerable': 'test_what_only_predictions_depend_on',
   'task.null_threshold': 'test_what_only_predictions_depend_on',
   'objective.max_answer_length': 'test_how_many_and_how_long_answers_are_kept',
+  'task.bleu_tokenizer': 'test_how_written_texts_are_scored',
+  'task.lead_sentences': 'test_how_written_texts_are_scored',
   'objective.n_best': 'test_how_many_and_how_long_answers_are_kept',
 }
 # Choices that show nothing on these data, and why.
@@ -416,6 +420,24 @@ def test_what_only_predictions_depend_on(folder):
     decided = {} if change[0] == 'task.unanswerable' else {'unanswerable': True}
     (record,) = records('squad.py:encoder', folder, change, predictions, example, **decided)
     assert record['prediction'] == answer
+
+
+def test_how_written_texts_are_scored(folder):
+  """Words of BLEU, and sentences of the baseline of summaries."""
+
+  def details(place, change):
+    config = tiny.load(place, folder, (change,))
+    task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+    example = task.parse({'text': 'One. Two.', 'target': 'one two'}, 'f:1')
+    one = {'output_ids': np.zeros(1, int), 'outputs': np.array(['x'], object)}
+    return task.details(one, [example])
+
+  place = 'translate.py:encoder_decoder'
+  signature = details(place, ('task.bleu_tokenizer', 'char'))['bleu_signature']
+  assert 'tok:char' in signature
+  place = 'summarize.py:encoder_decoder'
+  assert set(details(place, ('task.lead_sentences', '1'))) == {'lead_1'}
+  assert details(place, ('task.lead_sentences', '2'))['lead_2']['rouge1'] == 1.0
 
 
 def test_how_many_and_how_long_answers_are_kept(folder):

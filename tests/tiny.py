@@ -15,8 +15,8 @@ from flaxlm.training.paths import leaf_paths, nested
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = 400
 LENGTH = 32
-# What the tasks read that have other rows than tasks.jsonl.
-TABLES = {'text_classification': 'rows.tsv', 'text_to_text': 'rows.tsv'}
+# The tasks that read rows.tsv; the others read tasks.jsonl.
+ROWS = ('text_classification', 'text_to_text', 'translation', 'summarization')
 # Everything that differs between variants of one architecture in size or rate only.
 SIZES = {
   'model': {'num_layers': 2, 'emb_dim': 16, 'num_heads': 2, 'max_length': LENGTH},
@@ -106,8 +106,9 @@ def load(place, folder, changes=()):
   if config.objective.name == 'span_qa':
     config.objective.max_question_length, config.objective.doc_stride = 12, 6
   config.global_batch_size = 4
-  name = TABLES.get(config.task.name, 'tasks.jsonl') if config.task.name else 'text.txt'
-  config.data.train, config.data.validation = str(folder / name), ''
+  name = 'rows.tsv' if config.task.name in ROWS else 'tasks.jsonl'
+  config.data.train = str(folder / (name if config.task.name else 'text.txt'))
+  config.data.validation = ''
   overrides.apply(config, changes)
   return tree.from_config_dict(config)
 

@@ -22,6 +22,11 @@ LABEL_TASKS = (
 TEXT_TASKS = ('', *LABEL_TASKS, 'text_to_text', 'translation', 'summarization')
 MUON = {'name': ('muon',)}
 DECAYED = {'name': ('adamw', 'adafactor', 'lion', 'muon')}
+# Where an evaluation writes texts.
+WRITTEN = {
+  'config.objective.name': ('seq2seq', 'completion'),
+  'config.task.name': ('translation', 'summarization', 'text_classification', 'glue'),
+}
 TRAINED_PIECES = {'name': ('sentencepiece', 'wordpiece', 'byte_bpe'), 'path': ('',)}
 
 
@@ -248,6 +253,19 @@ class EvaluationConfig:
     True,
     'evaluate, decode and export the moving average of optimizer.ema_decay',
     when={'config.optimizer.ema_decay': (SET,)},
+  )
+  max_written: int | None = field(
+    None,
+    'of a task that scores written texts (BLEU, ROUGE), write only so many in training; eval.py '
+    'writes all',
+    low=0,
+    when=WRITTEN,
+  )
+  max_new_tokens: int | None = field(
+    None,
+    'tokens of a text that is written; data.max_target_length, or 128, if unset',
+    low=1,
+    when=WRITTEN,
   )
   seed: int = field(0, 'of masks and spans on held-out text; the same at every evaluation', low=0)
 

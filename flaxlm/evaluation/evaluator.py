@@ -16,6 +16,7 @@ from flaxlm.config import overrides as config_overrides
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
+from flaxlm.evaluation import writing
 from flaxlm.training import restore
 from flaxlm.training.writers import write_json, write_text
 from flaxlm.types import Mean
@@ -39,6 +40,7 @@ def evaluate(
   name: str,
   max_batches: int | None = None,
   should_stop: Callable[[], Any] = lambda: None,
+  max_written: int | None = None,
 ) -> Evaluation | None:
   """Evaluates `params` on the set `name` of `experiment.eval_data`.
 
@@ -54,6 +56,7 @@ def evaluate(
     name: of the set.
     max_batches: read only the first so many.
     should_stop: polled between batches.
+    max_written: of a task that scores written texts, write only the first so many.
 
   Returns:
     The evaluation, or None if it was stopped.
@@ -83,6 +86,15 @@ def evaluate(
     share = count / len(data)
     result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / (data.num_bytes * share)
   predictions = _joined(collected)
+  if predictions and writing.writes(experiment):
+    numbers = range(len(experiment.examples[name]))
+    if max_batches is not None:
+      numbers = np.unique(predictions['example_ids'])
+    numbers = numbers[:max_written]
+    texts = writing.write(experiment, params, name, numbers, should_stop)
+    if texts is None:
+      return None
+    predictions |= texts
   if predictions and experiment.task is not None:
     result |= experiment.task.metrics(predictions, experiment.examples[name])
   return Evaluation(result, predictions)

@@ -52,11 +52,11 @@ class Objective(Supervised):
     return {
       'inputs': tokens[:-1],
       'targets': tokens[1:],
-      'target_weights': (np.arange(n) >= n - len(target)).astype(np.float32),
+      'target_weights': self.weighed(item, np.arange(n) >= n - len(target)),
       'example_ids': np.full(n, item['id'], np.int32),
     }
 
-  def prompt(self, text: str) -> Prompt:
+  def prompt_of(self, tokens: np.ndarray) -> Prompt:
     """To complete a text."""
     t = self.tokenizer
-    return Prompt(np.append(t.bos_id, t.encode(text)), eos_id=t.eos_id)
+    return Prompt(np.append(t.bos_id, tokens).astype(np.int32), eos_id=t.eos_id)

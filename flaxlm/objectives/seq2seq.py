@@ -71,14 +71,15 @@ class Objective(Supervised):
       'decoder_inputs': tokens[:-1],
       'targets': tokens[1:],
       # BART's second start token is given, not predicted.
-      'target_weights': (np.arange(n) >= len(self._start) - 1).astype(np.float32),
+      'target_weights': self.weighed(item, np.arange(n) >= len(self._start) - 1),
       'example_ids': np.full(n, item['id'], np.int32),
     }
 
   def _source(self, tokens: np.ndarray) -> np.ndarray:
     return np.concatenate([self._before, tokens, [self.tokenizer.eos_id]]).astype(np.int32)
 
-  def prompt(self, text: str) -> Prompt:
+  def prompt_of(self, tokens: np.ndarray) -> Prompt:
     """To write the target of a source."""
-    t = self.tokenizer
-    return Prompt(np.array(self._start, np.int32), self._source(t.encode(text)), t.eos_id)
+    return Prompt(
+      np.array(self._start, np.int32), self._source(tokens), eos_id=self.tokenizer.eos_id
+    )

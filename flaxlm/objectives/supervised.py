@@ -9,7 +9,7 @@ import numpy as np
 from flaxlm import terminal
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken
+from flaxlm.objectives.next_token import NextToken, Prompt
 from flaxlm.types import Array, Batch
 
 
@@ -30,17 +30,37 @@ class Supervised(NextToken, abc.ABC):
   def cut(self, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Source and target without what does not fit a row."""
 
+  @abc.abstractmethod
+  def prompt_of(self, tokens: np.ndarray) -> Prompt:
+    """To write the target of a source, given as token ids."""
+
+  def prompt(self, text: str) -> Prompt:
+    """To write the target of a source text."""
+    return self.prompt_of(self.tokenizer.encode(text))
+
+  def prompts(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+    """To write the targets of examples, whose sources are cut to fit a row."""
+    sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
+    return [self.prompt_of(self.cut(source, source[:0])[0]) for source in sources]
+
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: source and target, cut to fit a row, and the example's number."""
-    texts = [example.get('source', example['text']) for example in examples]
-    sources = self.tokenizer.encode_batch(texts)
-    targets = self.tokenizer.encode_batch([example['target'] for example in examples])
+    sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
+    # A text may be there only for its target to be written.
+    targets = self.tokenizer.encode_batch([example.get('target', '') for example in examples])
     items, cut = [], 0
     for number, whole in enumerate(zip(sources, targets, strict=True)):
       source, target = self.cut(*whole)
       cut += len(source) + len(target) < len(whole[0]) + len(whole[1])
-      items.append({'source': source, 'target': target, 'id': number})
-      items[-1]['whole'] = len(target) == len(whole[1])
+      items.append(
+        {
+          'source': source,
+          'target': target,
+          'id': number,
+          'whole': len(target) == len(whole[1]),
+          'labelled': 'target' in examples[number],
+        }
+      )
     if cut:
       terminal.warn(f'{cut} of {len(items)} rows are longer than config.data allows, and are cut')
     return items
@@ -49,6 +69,10 @@ class Supervised(NextToken, abc.ABC):
     """The target tokens of an item, with EOS unless they were cut: int32 [t]."""
     end = [self.tokenizer.eos_id] if item['whole'] else []
     return np.concatenate([item['target'], end]).astype(np.int32)
+
+  def weighed(self, item: Mapping[str, Any], targets: np.ndarray) -> np.ndarray:
+    """target_weights [T]: 1 for the marked targets, 0 for all of an item without a target."""
+    return (targets & item['labelled']).astype(np.float32)
 
   def predict(self, outputs: Any, batch: Batch) -> dict[str, Array]:
     """Of each target [B, T]: nll, correct (the likeliest token is right), example_ids, weights."""
@@ -59,3 +83,8 @@ class Supervised(NextToken, abc.ABC):
       'example_ids': batch['example_ids'],
       'weights': batch['target_weights'],
     }
+
+
+def source_text(example: Mapping[str, Any]) -> str:
+  """What is read of an example; a task may have put what it reads of a pair into one text."""
+  return example.get('source', example['text'])

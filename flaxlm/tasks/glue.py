@@ -33,6 +33,7 @@ class Task:
 
   gives = ('text', 'label', 'target', 'number')
   unlabelled = ('test',)
+  writes = True  # By an objective that can.
 
   def __init__(self, config: ExperimentConfig):
     name = config.task.subset

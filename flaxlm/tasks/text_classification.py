@@ -42,6 +42,7 @@ class Task:
   """
 
   gives = ('text', 'label', 'target')
+  writes = True  # By an objective that can.
 
   def __init__(self, config: ExperimentConfig):
     self._data = config.data

@@ -268,8 +268,11 @@ class _Run:
     terminal.phase('eval', f'looking for {self.config.checkpoint.best_metric!r} in one batch')
     results: dict[str, float] = {}
     weights = self.experiment.weights(state.params, state.extras)
+    most = self.config.evaluation.max_written
     for name in self.experiment.eval_data:
-      evaluation = evaluate(self.experiment, weights, name, 1, lambda: self._interrupts.signum)
+      stop = lambda: self._interrupts.signum
+      one = 1 if most is None else min(1, most)
+      evaluation = evaluate(self.experiment, weights, name, 1, stop, one)
       if evaluation is None:
         return
       results |= _prefixed(name, evaluation.metrics, first=not results)
@@ -293,7 +296,8 @@ class _Run:
       terminal.phase('eval', f'{name} at step {self._step}')
       limit = self.config.evaluation.max_batches
       stop = lambda: self._interrupts.signum
-      evaluation = evaluate(self.experiment, weights, name, limit, stop)
+      most = self.config.evaluation.max_written
+      evaluation = evaluate(self.experiment, weights, name, limit, stop, most)
       if evaluation is None:
         return
       self._writers.write(self._step, name, evaluation.metrics)
