@@ -20,7 +20,8 @@ class Marks:
   """What stands round the tokens of a text, by the family of the trunk.
 
   Public: family; key (the batch key of the tokens); prefix (of their stream); typed (whether token
-  types are among the features).
+  types are among the features); at_end (whether the last token stands for the text, and not the
+  first: all that a decoder has read, or a [CLS] at the end).
 
   separators: [SEP] between two texts.
   """
@@ -31,10 +32,11 @@ class Marks:
     self.prefix = 'encoder_' if self.family == 'encoder_decoder' else ''
     self.key = f'{self.prefix}inputs'
     self.typed = self.family == 'encoder' and config.model.token_types > 1
-    self._cls_type = None
-    if has_cls_last(config.model.name):
+    cls_last = has_cls_last(config.model.name)
+    self.at_end = self.family == 'decoder' or cls_last
+    self._cls_type = min(2, config.model.token_types - 1) if cls_last else None
+    if cls_last:
       self._first, middle, self._last = [], t.sep_id, [t.sep_id, t.cls_id]
-      self._cls_type = min(2, config.model.token_types - 1)
     elif self.family == 'encoder':
       self._first, middle, self._last = [t.cls_id], t.sep_id, [t.sep_id]
     elif self.family == 'decoder':

@@ -48,7 +48,7 @@ class Objective:
     self.marks = Marks(config, tokenizer, config.objective.pair_separators)
     self.tokenizer = tokenizer
     self.max_length = config.max_length
-    self.pooling = auto_pooling(config, self.marks.family)
+    self.pooling = auto_pooling(config, self.marks)
     choices = max(config.task.num_choices, 2)
     # A segment's positions begin at 0: only the longest choice counts for a table of them.
     self.longest = self.max_length // choices

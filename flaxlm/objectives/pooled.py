@@ -19,7 +19,6 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
-from flaxlm.models.family import has_cls_last
 from flaxlm.models.heads import ClassHead, gather
 from flaxlm.objectives.marks import Marks, cut_pair
 
@@ -64,7 +63,7 @@ class Pooled:
     self.family = self.marks.family
     self.tokenizer = tokenizer
     self.max_length = config.max_length
-    self.pooling = auto_pooling(config, self.family)
+    self.pooling = auto_pooling(config, self.marks)
     self.slots = max(1, self.max_length // MIN_ITEM)
     keys = ('target_positions', 'target_weights', 'example_weights', 'example_ids')
     keys = (self.label_key, *keys) if self.label_key else keys
@@ -133,13 +132,13 @@ class Pooled:
     return Head(model, self.num_outputs, self.pooling, self.family)
 
 
-def auto_pooling(config: ExperimentConfig, family: str) -> str:
+def auto_pooling(config: ExperimentConfig, marks: Marks) -> str:
   """What `objective.pooling` comes to; UserError where the family leaves no choice."""
   pooling = config.objective.pooling
-  if family == 'encoder_decoder' and pooling != 'auto':
+  if marks.family == 'encoder_decoder' and pooling != 'auto':
     raise UserError("config.objective.pooling: an encoder-decoder has only 'auto'")
   if pooling == 'auto':
-    return 'last' if family == 'decoder' or has_cls_last(config.model.name) else 'first'
+    return 'last' if marks.at_end else 'first'
   return pooling
 
 

@@ -118,7 +118,7 @@ class Objective:
     starts, ends = np.full(n, NO_CHARACTER), np.full(n, NO_CHARACTER)
     starts[first : first + len(item['text'])] = item['characters'][:, 0]
     ends[first : first + len(item['text'])] = item['characters'][:, 1]
-    null = n - 1 if self.marks.family == 'decoder' else 0
+    null = n - 1 if self.marks.at_end else 0
     start, end = (null, null) if item['span'] is None else (first + x for x in item['span'])
     one = lambda value, dtype=np.int32: np.array([value], dtype)
     return features | {

@@ -45,7 +45,7 @@ def test_windows_cover_everything(length, room, stride):
   assert len(found) == 1 or found[-2][1] < length  # No window more than is needed.
 
 
-@pytest.mark.parametrize('family', ['encoder', 'decoder'])
+@pytest.mark.parametrize('family', ['encoder', 'decoder', 'xlnet'])
 @pytest.mark.parametrize('answer', ['24-10', 'Denver', 'K\u00f6ln', 'that day.'])
 def test_the_target_of_a_window_is_the_answer_or_nothing(family, answer):
   objective = answerer(family)
@@ -53,7 +53,7 @@ def test_the_target_of_a_window_is_the_answer_or_nothing(family, answer):
   for item in objective.items([question(answer)]):
     features = objective.features(item, None)
     start, end = int(features['start_targets'][0]), int(features['end_targets'][0])
-    null = len(features['inputs']) - 1 if family == 'decoder' else 0
+    null = 0 if family == 'encoder' else len(features['inputs']) - 1
     if (start, end) == (null, null):
       text = TEXT[item['characters'][0, 0] : item['characters'][-1, 1]]
       assert answer not in text
