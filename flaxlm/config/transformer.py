@@ -12,6 +12,7 @@ ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
 # The trunks that are made of `models/block.py`.
 BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder')}
 LLAMA3 = ROPE | {'rope_scaling': ('llama3',)}
+YARN = ROPE | {'rope_scaling': ('yarn',)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +88,15 @@ class TransformerConfig(Named):
   rope_scaling: str = field(
     'none',
     'how RoPE reaches beyond the trained length: all angles divided (linear), or those of the '
-    'long wavelengths (llama3)',
-    choices=('none', 'linear', 'llama3'),
+    'long wavelengths (llama3; yarn, which also sharpens attention)',
+    choices=('none', 'linear', 'llama3', 'yarn'),
     when=ROPE,
   )
   rope_factor: float = field(
     8.0,
     'what RoPE angles are divided by',
     low=1.0,
-    when=ROPE | {'rope_scaling': ('linear', 'llama3')},
+    when=ROPE | {'rope_scaling': ('linear', 'llama3', 'yarn')},
   )
   rope_low_freq_factor: float = field(
     1.0,
@@ -107,7 +108,22 @@ class TransformerConfig(Named):
     4.0, 'wavelengths below rope_original_length / this are left alone', above=0.0, when=LLAMA3
   )
   rope_original_length: int = field(
-    8192, 'length that was trained before scaling', low=1, when=LLAMA3
+    8192,
+    'length that was trained before scaling',
+    low=1,
+    when=ROPE | {'rope_scaling': ('llama3', 'yarn')},
+  )
+  rope_beta_fast: float = field(
+    32.0, 'wavelengths with more turns in rope_original_length are left alone', above=0.0, when=YARN
+  )
+  rope_beta_slow: float = field(
+    1.0, 'wavelengths with fewer turns are divided in full', above=0.0, when=YARN
+  )
+  rope_attention_factor: float | None = field(
+    None,
+    'what rotated queries and keys are multiplied by; 0.1 ln(rope_factor) + 1 if unset',
+    above=0.0,
+    when=YARN,
   )
   relative_buckets: int = field(
     32, 'buckets of the T5 bias; half for each direction', low=4, when={'position': ('t5_bias',)}
@@ -226,6 +242,11 @@ class TransformerConfig(Named):
       raise UserError(f'relative_buckets: must be a multiple of 4, got {self.relative_buckets}')
     if self.window is not None and self.global_every == 1:
       raise UserError('global_every: 1 makes every layer global, so that window would do nothing')
+    if self.rope_beta_slow >= self.rope_beta_fast:
+      raise UserError(
+        f'rope_beta_slow: must be below rope_beta_fast={self.rope_beta_fast}, '
+        f'got {self.rope_beta_slow}'
+      )
     if self.rope_low_freq_factor >= self.rope_high_freq_factor:
       raise UserError(
         f'rope_low_freq_factor: must be below rope_high_freq_factor={self.rope_high_freq_factor}, '

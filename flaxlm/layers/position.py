@@ -150,6 +150,8 @@ def rotate(
   frequencies = rope_frequencies(config, local).astype(np.float32)
   angles = positions[..., None, None] * frequencies
   sin, cos = jnp.sin(angles), jnp.cos(angles)
+  if (factor := rope_attention_factor(config, local)) != 1.0:
+    sin, cos = factor * sin, factor * cos
   a, b = jnp.split(x.astype(jnp.float32), 2, -1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
@@ -159,8 +161,9 @@ def rope_frequencies(config: TransformerConfig, local: bool = False) -> np.ndarr
 
   linear: all divided by the factor (Chen et al. 2023, section 2.3). llama3: those whose wavelength
   exceeds the trained length divided, short ones kept, linear in the frequency between (Grattafiori
-  et al. 2024, section 3.4.3, and the released code). Local layers with a base of their own see no
-  distance that was not trained, and are not scaled (as of Gemma 3).
+  et al. 2024, section 3.4.3, and the released code). yarn: likewise, but linear in the number of
+  the pair, between whole ones (Peng et al. 2023, section 3.2, and the released code). Local layers
+  with a base of their own see no distance that was not trained, and are not scaled (as of Gemma 3).
   """
   half = config.head_size // 2
   own = local and config.local_rope_theta is not None
@@ -170,10 +173,29 @@ def rope_frequencies(config: TransformerConfig, local: bool = False) -> np.ndarr
   divided = frequencies / config.rope_factor
   if config.rope_scaling == 'linear':
     return divided
-  turns = config.rope_original_length * frequencies / (2 * math.pi)
-  low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
-  kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+  if config.rope_scaling == 'yarn':
+    # The pair that makes so many turns in the trained length, as a real number.
+    pair = lambda turns: (
+      half * math.log(config.rope_original_length / (2 * math.pi * turns), config.rope_theta)
+    )
+    first = max(math.floor(pair(config.rope_beta_fast)), 0)
+    last = min(math.ceil(pair(config.rope_beta_slow)), config.head_size - 1)
+    kept = 1.0 - np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0.0, 1.0)
+  else:
+    turns = config.rope_original_length * frequencies / (2 * math.pi)
+    low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
   return kept * frequencies + (1 - kept) * divided
+
+
+def rope_attention_factor(config: TransformerConfig, local: bool = False) -> float:
+  """What rotated queries and keys are multiplied by (Peng et al. 2023, equation 22)."""
+  own = local and config.local_rope_theta is not None
+  if own or config.rope_scaling != 'yarn':
+    return 1.0
+  if config.rope_attention_factor is not None:
+    return config.rope_attention_factor
+  return 0.1 * math.log(config.rope_factor) + 1.0
 
 
 def relative_bucket(

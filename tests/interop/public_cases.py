@@ -46,6 +46,11 @@ LLAMA3 = {
 }  # fmt: skip
 
 
+YARN = {
+  'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0, 'original_max_position_embeddings': 16,
+}  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
   """A class of transformers and its config; untied: its output table is one of its own."""
@@ -128,6 +133,14 @@ CASES = dict(
     case(
       'llama-linear', 'LlamaForCausalLM', LLAMA, True, hidden_act='gelu',
       rope_parameters={'rope_type': 'linear', 'rope_theta': 5e3, 'factor': 2.0},
+    ),
+    case(
+      'llama-biased', 'LlamaForCausalLM', LLAMA, True,
+      attention_bias=True, mlp_bias=True, num_key_value_heads=2, rope_parameters=YARN,
+    ),
+    case(
+      'llama-yarn', 'LlamaForCausalLM', LLAMA, True, head_dim=12, attention_bias=True,
+      rope_parameters=YARN | {'beta_fast': 4.0, 'beta_slow': 0.2, 'attention_factor': 1.3},
     ),
     case('llama-classes', 'LlamaForSequenceClassification', LLAMA, num_labels=3),
     case('llama-trunk', 'LlamaModel', LLAMA, num_key_value_heads=4),

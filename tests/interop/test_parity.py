@@ -18,7 +18,10 @@ from flaxlm.objectives import losses
 
 pytestmark = pytest.mark.full
 HEADS = [name for name in cases.CASES if not name.endswith('-trunk')]
-GENERATORS = ['gpt2', 'gpt2-untied', 't5', 't5-silu', 'bart', 'bart-scaled', 'llama', 'llama-tied']
+GENERATORS = [
+  *('gpt2', 'gpt2-untied', 't5', 't5-silu', 'bart', 'bart-scaled', 'llama', 'llama-tied'),
+  'llama-biased',
+]
 
 
 def loaded(case, torch_model, arrays):

@@ -136,6 +136,15 @@ def test_linear_scaling_divides_positions():
       'high_freq_factor': 4.0,
       'original_max_position_embeddings': 8192,
     },
+    {'rope_type': 'yarn', 'factor': 8.0, 'original_max_position_embeddings': 8192},
+    {
+      'rope_type': 'yarn',
+      'factor': 3.0,
+      'original_max_position_embeddings': 1000,
+      'beta_fast': 9.0,
+      'beta_slow': 2.5,
+      'attention_factor': 0.9,
+    },
   ],
 )
 def test_scaling_against_transformers(scaling):
@@ -153,8 +162,12 @@ def test_scaling_against_transformers(scaling):
     rope_theta=5e5,
     rope_scaling=scaling['rope_type'],
     rope_factor=scaling['factor'],
+    rope_original_length=scaling.get('original_max_position_embeddings', 8192),
+    rope_beta_fast=scaling.get('beta_fast', 32.0),
+    rope_beta_slow=scaling.get('beta_slow', 1.0),
+    rope_attention_factor=scaling.get('attention_factor'),
   )
-  assert factor == 1.0
+  assert math.isclose(factor, position.rope_attention_factor(ours), rel_tol=1e-9)
   np.testing.assert_allclose(position.rope_frequencies(ours), want, rtol=1e-5)
 
 

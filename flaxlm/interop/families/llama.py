@@ -32,16 +32,29 @@ FIELDS = (
   Field('attention_dropout', 'attention_dropout_rate', 0.0),
   Field('initializer_range', 'init_std', 0.02),
   Field('tie_word_embeddings', 'tie_embeddings', False),
+  Field('attention_bias', 'attention_bias', False),
+  Field('mlp_bias', 'mlp_bias', False),
 )
-REQUIRED = {'attention_bias': (False,), 'mlp_bias': (False,)}
-# Further RoPE fields under each kind of scaling.
+REQUIRED = {}
+# Further RoPE fields under each kind of scaling, and their values where config.json lacks them.
+# `dynamic` is not among them: its angles depend on the length of the text at hand, so that tokens
+# in a cache would have been rotated by other angles than those of the same text read at once.
 SCALED = {
   'factor': 'rope_factor',
+  'original_max_position_embeddings': 'rope_original_length',
   'low_freq_factor': 'rope_low_freq_factor',
   'high_freq_factor': 'rope_high_freq_factor',
-  'original_max_position_embeddings': 'rope_original_length',
+  'beta_fast': 'rope_beta_fast',
+  'beta_slow': 'rope_beta_slow',
+  'attention_factor': 'rope_attention_factor',
 }
-SCALINGS = {'default': (), 'linear': tuple(SCALED)[:1], 'llama3': tuple(SCALED)}
+SCALINGS = {
+  'default': (),
+  'linear': ('factor',),
+  'llama3': tuple(SCALED)[:4],
+  'yarn': (*tuple(SCALED)[:2], *tuple(SCALED)[4:]),
+}
+DEFAULTS = {'beta_fast': 32.0, 'beta_slow': 1.0, 'attention_factor': None}
 
 
 def special(config_json):
@@ -54,16 +67,29 @@ def special(config_json):
   theta = rope.get('rope_theta', config_json.get('rope_theta', 10_000.0))
   values = {'rope_theta': theta, 'rope_scaling': 'none' if kind == 'default' else kind}
   for name in SCALINGS[kind]:
-    if name not in rope:
+    value = rope.get(name, DEFAULTS.get(name))
+    if value is None and name not in DEFAULTS:
       raise UserError(f'config.json: rope_type={kind!r} needs {name}')
-    values[SCALED[name]] = rope[name]
+    values[SCALED[name]] = value if value is not None else DEFAULTS[name]
+  if kind == 'yarn':
+    _check_yarn(rope)
   return values
+
+
+def _check_yarn(rope):
+  """UserError for variants of the scaling that are not there."""
+  for name in ('mscale', 'mscale_all_dim'):
+    if rope.get(name) and rope.get('attention_factor') is None:
+      raise UserError(f'config.json: {name}={rope[name]!r} is not supported; give attention_factor')
+  if not rope.get('truncate', True):
+    raise UserError('config.json: truncate=False is not supported')
 
 
 def unspecial(model):
   kind = 'default' if model.rope_scaling == 'none' else model.rope_scaling
   rope = {'rope_type': kind, 'rope_theta': model.rope_theta}
-  return {'rope_parameters': rope | {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}}
+  more = {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}
+  return {'rope_parameters': rope | {k: v for k, v in more.items() if v is not None}}
 
 
 def table(model, head, prefix):
@@ -92,5 +118,5 @@ def table(model, head, prefix):
     ('mlp.down_proj', 'mlp/down'),
   ):
     inputs = 2 if ours == 'attention/out' else 1
-    entries += rules.dense(f'{layer}.{theirs}', f'{here}/{ours}', inputs, bias=False)
+    entries += rules.dense(f'{layer}.{theirs}', f'{here}/{ours}', inputs)
   return entries
