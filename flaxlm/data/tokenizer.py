@@ -193,6 +193,22 @@ class Tokenizer:
       return tokenizer
     return cls(tokenizer_published.grow(tokenizer.published_spec(), add, sentinels), files)
 
+  def extends(self, older: 'Tokenizer') -> bool:
+    """Whether this is another tokenizer and more special tokens, with ids after all of its own."""
+    grown = ('size', 'special', 'roles', 'sentinel_ids')
+    mine, theirs = self.published_spec(), older.published_spec()
+    rest = lambda spec: {key: value for key, value in spec.items() if key not in grown}
+    ids = dict(mine['special'])
+    kept = {name: ids.pop(name, None) for name in theirs['special']}
+    return (
+      self.files == older.files
+      and rest(mine) == rest(theirs)
+      and kept == theirs['special']
+      and mine['roles'] | theirs['roles'] == mine['roles']
+      and bool(ids)
+      and min(ids.values()) >= older.vocab_size
+    )
+
   def published_spec(self) -> dict[str, Any]:
     """The spec in which special tokens and roles stand with their ids."""
     if 'special' in self.spec:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flaxlm.config.schema import RestoreConfig
@@ -37,7 +37,10 @@ def parts(leaves: Mapping[str, Any]) -> dict[str, Part]:
 
 
 def match(
-  stored: Mapping[str, Part], wanted: Mapping[str, Part], restore: RestoreConfig
+  stored: Mapping[str, Part],
+  wanted: Mapping[str, Part],
+  restore: RestoreConfig,
+  grown: Collection[str] = (),
 ) -> dict[str, Part | None]:
   """Decides for every virtual path of the model which part of the checkpoint it takes.
 
@@ -47,6 +50,7 @@ def match(
     restore: `rename` is applied first; `reuse` then takes leaves that the model has and no rename
       fills; `skip` sees the other paths of the checkpoint, before and after rename, and of the
       model.
+    grown: paths of the model whose first axis may be longer than in the checkpoint.
 
   Returns:
     Virtual path of the model -> part of the checkpoint, or None for one that stays as initialised.
@@ -67,7 +71,8 @@ def match(
         f'{_SKIP}: leaf {new} of the checkpoint has no place in the model{nearest(new, wanted)}; '
         'skip it or rename it'
       )
-    _check_sizes(_SKIP, new, stored[path].shape, wanted[new].shape)
+    rows = slice(1, None) if new in grown else slice(None)
+    _check_sizes(_SKIP, new, stored[path].shape[rows], wanted[new].shape[rows])
     plan[new] = stored[path]
   for path in wanted:
     if path not in plan and path not in skipped:
@@ -163,28 +168,34 @@ def _skipped(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
 class Report:
   """What became of every leaf, by path; single layers of a stack are named where they differ.
 
-  renamed: 'PATH IN THE CHECKPOINT -> PATH', of those loaded or reshaped that have another there.
+  grown: loaded, with rows for further tokens of the vocabulary. renamed: 'PATH IN THE CHECKPOINT ->
+  PATH', of those that are not fresh and have another there.
   """
 
   loaded: list[str]
   reshaped: list[str]
+  grown: list[str]
   fresh: list[str]
   dropped: list[str]
   renamed: list[str]
 
 
 def report(
-  plan: Mapping[str, Part | None], stored: Mapping[str, Part], wanted: Mapping[str, Part]
+  plan: Mapping[str, Part | None],
+  stored: Mapping[str, Part],
+  wanted: Mapping[str, Part],
+  grown: Collection[str] = (),
 ) -> Report:
-  """The report of a plan that `match` made of `stored` and `wanted`."""
+  """The report of a plan that `match` made of `stored`, `wanted` and `grown`."""
   taken = {(part.path, part.layer) for part in plan.values() if part}
-  moved = [path for path, part in plan.items() if part and part.shape != wanted[path].shape]
-  loaded = [path for path, part in plan.items() if part and path not in moved]
+  found = [path for path, part in plan.items() if part and path not in grown]
+  moved = [path for path in found if plan[path].shape != wanted[path].shape]
+  loaded = [path for path in found if path not in moved]
   fresh = [path for path, part in plan.items() if not part]
   dropped = [path for path, part in stored.items() if (part.path, part.layer) not in taken]
   return Report(
-    _folded(loaded, wanted), _folded(moved, wanted), _folded(fresh, wanted),
-    _folded(dropped, stored), _renamed(plan, stored, wanted),
+    _folded(loaded, wanted), _folded(moved, wanted), [path for path in grown if plan[path]],
+    _folded(fresh, wanted), _folded(dropped, stored), _renamed(plan, stored, wanted),
   )  # fmt: skip
 
 

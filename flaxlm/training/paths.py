@@ -1,7 +1,7 @@
 """Paths of leaves: the one selector of parameters, in patterns, reports and messages."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,12 @@ from flaxlm.errors import UserError, nearest
 STACK = re.compile(r'layers(?:_from_(\d+))?')
 
 
-def leaf_paths(tree: Any) -> dict[str, Any]:
-  """Path -> leaf, in tree order; the parts of a path are joined by '/'."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+  """Path -> leaf, in tree order; the parts of a path are joined by '/'.
+
+  is_leaf: what else is a leaf, such as a box with logical axes.
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 

@@ -16,7 +16,7 @@ from flaxlm import sharding, terminal
 from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training import checkpoint, lora, matching, weights
+from flaxlm.training import checkpoint, lora, matching, vocabulary, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
 from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
@@ -75,20 +75,27 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
   if not checkpoint.steps_in(directory):
     raise UserError(f'config.init_from: {source} has no checkpoints')
   wanted = leaf_paths(experiment.abstract_state.params)
+  fresh = leaf_paths(params)
 
   def read(step: int, meta: dict[str, Any]) -> tuple[Any, matching.Report, dict[str, Any]]:
     _check_model(tree.from_dict(meta['config']), config)
-    _check_tokenizer(meta, experiment.tokenizer.fingerprint, config.restore)
+    sizes = vocabulary.growth(source, meta, experiment.tokenizer, config.restore)
+    grown = vocabulary.leaves(experiment.model, experiment.objective) if sizes else set()
+    if not sizes:
+      _check_tokenizer(meta, experiment.tokenizer.fingerprint, config.restore)
     stored = checkpoint.stored_params(directory, step)
     added = _check_deltas(stored, wanted, source)
     stored_parts, wanted_parts = matching.parts(stored), matching.parts(wanted)
     known = {name: part for name, part in wanted_parts.items() if part.path not in added}
-    plan = matching.match(stored_parts, known, config.restore)
+    plan = matching.match(stored_parts, known, config.restore, grown)
     plan |= {name: None for name, part in wanted_parts.items() if part.path in added}
     needed = sorted({part.path for part in plan.values() if part})
     targets = {path: _target(stored[path], wanted.get(path), experiment.mesh) for path in needed}
     loaded = checkpoint.restore_params(directory, step, targets, meta)
-    return plan, matching.report(plan, stored_parts, wanted_parts), loaded
+    for path in grown:
+      if plan[path]:
+        loaded[plan[path].path] = vocabulary.grow(loaded[plan[path].path], fresh[path], *sizes)
+    return plan, matching.report(plan, stored_parts, wanted_parts, grown), loaded
 
   step, _, (plan, report, loaded), _ = checkpoint.newest(directory, read)
   _show(report, source, step)
@@ -96,7 +103,6 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
     epath.Path(workdir) / 'restore_report.json',
     {'workdir': str(source), 'step': step, **dataclasses.asdict(report)},
   )
-  fresh = leaf_paths(params)
   return nested(
     {path: _fill(path, leaf, fresh[path], plan, loaded) for path, leaf in wanted.items()}
   )
@@ -186,7 +192,7 @@ def _check_model(saved: Config, now: Config) -> None:
       continue
     raise UserError(
       f'config.{key}: the checkpoint of config.init_from has {before!r}, this model {after!r}; '
-      f'make them equal, or declare it by --config.restore.change={name}'
+      f'make them equal, or declare it by --config.restore.change={_declared(now.restore, name)}'
     )
 
 
@@ -195,8 +201,14 @@ def _check_tokenizer(meta: Mapping[str, Any], fingerprint: str, restore: Restore
     raise UserError(
       'config.tokenizer: differs from the tokenizer of the checkpoint of config.init_from, so that '
       'its embeddings would stand for other tokens; set config.tokenizer.path to its tokenizer '
-      'directory, or declare it by --config.restore.change=tokenizer'
+      'directory, or declare it by --config.restore.change='
+      f'{_declared(restore, _CHANGE_TOKENIZER)}'
     )
+
+
+def _declared(restore: RestoreConfig, name: str) -> str:
+  """The text of `restore.change` with one more name."""
+  return ','.join([*restore.change, name])
 
 
 def open_run(

@@ -31,7 +31,7 @@ def without(leaves, *names, **more):
 def test_the_same_model_takes_everything():
   made, report = plan(STORED, STORED)
   assert all(made.values())
-  assert report == matching.Report(list(STORED), [], [], [], [])
+  assert report == matching.Report(list(STORED), [], [], [], [], [])
   assert made['trunk/layers/2/mlp/kernel'] == matching.Part('trunk/layers/mlp/kernel', 2, (4, 8))
 
 
@@ -110,6 +110,7 @@ def test_a_leaf_of_a_skipped_head_is_reused_where_both_have_it():
   assert made['head/classes/pooler/kernel'].path == 'head/nsp/pooler/kernel'
   assert report == matching.Report(
     ['trunk/layers/kernel', 'head/classes/pooler/kernel'],
+    [],
     [],
     ['head/classes/out/kernel'],
     ['head/nsp/out/kernel'],
