@@ -48,8 +48,12 @@ def fine_tuned(config, recipe):
     # The trunk is what init_from is for; the head of pretraining predicts tokens.
     config.restore.skip = ('^head/',)
   if config.objective.name in POOLED:
-    # But a pooler of sentence pairs, or of other classes, is what an encoder's head begins with.
-    config.restore.reuse = ('^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',)
+    # But a pooler of sentence pairs or of other classes, or what a masked LM head begins with, is
+    # what the head begins with, where it has the like.
+    config.restore.reuse = (
+      '^head/(nsp|sop|classes)/pooler/=head/classes/pooler/',
+      r'^head/(mlm|classes)/(dense|norm)/=head/classes/\2/',
+    )
   # Dropout is not part of what a trunk computes; small trunks are pretrained without.
   config.restore.change = (
     'dropout_rate',

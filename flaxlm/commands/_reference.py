@@ -10,7 +10,7 @@ from etils import epath
 from flaxlm import decoding, terminal
 from flaxlm.errors import UserError
 from flaxlm.interop import files
-from flaxlm.models.family import family_of, has_cls_last
+from flaxlm.models.family import family_of
 from flaxlm.types import VocabOutput
 
 FILE = 'reference.safetensors'
@@ -67,16 +67,21 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
   """A batch of the inputs that the original takes: [B, L] each, every row one sequence."""
   ids = arrays['input_ids'].astype(np.int32)
   segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
+  last = (segments.sum(-1, keepdims=True) - 1).astype(np.int32)
   if public.model.name == 'encoder_decoder':
+    if public.head.objective == 'classification':
+      # As the original does by itself: the decoder reads the text one place later.
+      start = public.config_json.get('decoder_start_token_id', public.family.START)
+      shifted = np.insert(ids, 0, start, axis=1)[:, :-1]
+      streams = _stream('encoder_', ids, segments) | _stream('decoder_', shifted, segments)
+      return {**streams, 'target_positions': last}
     targets = arrays.get('decoder_input_ids', ids).astype(np.int32)
     return _stream('encoder_', ids, segments) | _stream('decoder_', targets, np.ones_like(targets))
   batch = _stream('', ids, segments)
   batch['target_positions'] = batch['positions']
   first = np.zeros((len(ids), 1), np.int32)
   if public.head.objective == 'classification':
-    last = (segments.sum(-1, keepdims=True) - 1).astype(np.int32)
-    at_last = public.model.name == 'decoder' or has_cls_last(public.model.name)
-    batch['target_positions'] = last if at_last else first
+    batch['target_positions'] = last if public.head.options['pooling'] == 'last' else first
   if family_of(public.model.name) == 'encoder':
     batch['nsp_positions'] = first
     if public.model.token_types:

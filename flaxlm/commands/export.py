@@ -85,9 +85,10 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
     if architecture in ('', manifest['architecture']):
       config_json = files.read_json(kept / convert.CONFIG)
       return convert.describe(config_json, manifest['tensors']), manifest
-  options = {
-    item.name: getattr(config.objective, item.name) for item in dataclasses.fields(config.objective)
-  }
+  objective = config.objective
+  if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
+    objective = objective.resolved(config.model.name)
+  options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
   labels = tuple(config.task.labels) if config.task.name else ()
   return (
     convert.for_export(config.model, config.objective.name, options, labels, architecture),

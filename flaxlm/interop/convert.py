@@ -89,7 +89,8 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   if not isinstance(vocab_size, int) or vocab_size < 1:
     raise UserError(f'config.json: vocab_size={vocab_size!r} is no number of tokens')
   model = mapping.model_config(family, config_json, vocab_size)
-  prefix = family.PREFIX if any(name.startswith(family.PREFIX) for name in names) else ''
+  prefix = mapping.prefix_of(family, head)
+  prefix = prefix if any(name.startswith(prefix) for name in names) else ''
   labels = _labels(config_json) if head.objective == 'classification' else ()
   return Public(family, architecture, head, model, config_json, prefix, labels)
 
@@ -150,22 +151,23 @@ def for_export(
   for family in mapping.families().values():
     for name, head in family.ARCHITECTURES.items():
       all_names.append(name)
-      fits = head.objective == objective and all(options[k] == v for k, v in head.options.items())
-      if name != architecture and (architecture or not fits or head.trunk_only):
+      fitting = mapping.with_head(head, options) if head.objective == objective else None
+      if name != architecture and (architecture or not fitting or head.trunk_only):
         continue
-      if not fits and not head.trunk_only:
+      if not fitting and not head.trunk_only:
         raise UserError(f'--architecture: a {name} has not the head of the objective {objective!r}')
       try:
         config_json = mapping.to_theirs(family, model)
       except UserError as error:
         reasons.append(f'{name}: {error}')
         continue
-      config_json['architectures'] = [name]
+      head, theirs = fitting or (head, {})
+      config_json |= {**theirs, 'architectures': [name]}
       if labels:
         config_json['id2label'] = {str(i): label for i, label in enumerate(labels)}
         config_json['label2id'] = {label: i for i, label in enumerate(labels)}
       # A class that is a trunk and no more has no prefix.
-      prefix = '' if head.trunk_only else family.PREFIX
+      prefix = '' if head.trunk_only else mapping.prefix_of(family, head)
       return Public(family, name, head, model, config_json, prefix, labels)
   if architecture and architecture not in all_names:
     raise UserError(

@@ -17,7 +17,7 @@ import dataclasses
 import importlib
 import pkgutil
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxlm.config import tree
@@ -54,11 +54,22 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """What a public class is in flaxlm: an objective, its options, and whether it is only a trunk."""
+  """What a public class is in flaxlm: an objective, its options, and whether it is only a trunk.
+
+  fields: options that fields of config.json tell. prefix: before the names of the trunk's tensors,
+  where it is not the family's PREFIX.
+  """
 
   objective: str
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   trunk_only: bool = False
+  fields: tuple[Field, ...] = ()
+  prefix: str | None = None
+
+
+# How public classifiers of each kind read a text.
+ENCODER_CLASSES = Head('classification', {'pooling': 'first', 'pooler': 'tanh'})
+DECODER_CLASSES = Head('classification', {'pooling': 'last', 'pooler': 'none'})
 
 
 GELU = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
@@ -81,12 +92,56 @@ def family_of(config_json: Mapping[str, Any]) -> types.ModuleType:
 
 
 def head_of(family: types.ModuleType, config_json: Mapping[str, Any]) -> tuple[str, Head]:
-  """(architecture, Head) of a config.json; UserError names one that is not supported."""
+  """(architecture, Head) of a config.json; UserError names what is not supported."""
   found = (config_json.get('architectures') or [None])[0]
   if found not in family.ARCHITECTURES:
     near = nearest(str(found), family.ARCHITECTURES)
     raise UserError(f'config.json: architectures={found!r} is not supported{near}')
-  return found, family.ARCHITECTURES[found]
+  head = family.ARCHITECTURES[found]
+  options = {**head.options, **_read(head.fields, config_json)}
+  return found, dataclasses.replace(head, options=options)
+
+
+def prefix_of(family: types.ModuleType, head: Head) -> str:
+  """What stands before the names of the trunk's tensors in a model with this head."""
+  return family.PREFIX if head.prefix is None else head.prefix
+
+
+def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, Any]] | None:
+  """(the head with an objective's options, fields of config.json that tell them), or None."""
+  if any(options[name] != value for name, value in head.options.items()):
+    return None
+  theirs = {field.theirs: _written(field, options[field.ours]) for field in head.fields}
+  if _NONE in theirs.values():
+    return None
+  own = {field.ours: options[field.ours] for field in head.fields}
+  return dataclasses.replace(head, options={**head.options, **own}), theirs
+
+
+def _written(field: Field, value: Any) -> Any:
+  """A value of ours as config.json has it; _NONE if it cannot."""
+  if field.values is None:
+    return value
+  return next((theirs for theirs, ours in field.values.items() if ours == value), _NONE)
+
+
+def _read(fields: Sequence[Field], config_json: Mapping[str, Any]) -> dict[str, Any]:
+  """What fields of config.json are here; UserError names one that is missing or not supported."""
+  ours = {}
+  for field in fields:
+    value = config_json.get(field.theirs, field.default)
+    if value is _NONE:
+      raise UserError(f'config.json: it has no {field.theirs}')
+    if field.values is not None:
+      if value not in field.values:
+        shown = ', '.join(map(repr, field.values))
+        raise UserError(
+          f'config.json: {field.theirs}={value!r} is not supported; those that are: {shown}'
+        )
+      value = field.values[value]
+    for name in (field.ours, *field.also):
+      ours[name] = value
+  return ours
 
 
 def to_ours(family: types.ModuleType, config_json: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,20 +155,7 @@ def to_ours(family: types.ModuleType, config_json: Mapping[str, Any]) -> dict[st
     if value not in allowed:
       shown = ' or '.join(map(repr, allowed))
       raise UserError(f'config.json: {key}={value!r} is not supported, only {shown}')
-  ours = dict(family.FIXED)
-  for field in family.FIELDS:
-    value = config_json.get(field.theirs, field.default)
-    if value is _NONE:
-      raise UserError(f'config.json: it has no {field.theirs}')
-    if field.values is not None:
-      if value not in field.values:
-        shown = ', '.join(map(repr, field.values))
-        raise UserError(
-          f'config.json: {field.theirs}={value!r} is not supported; those that are: {shown}'
-        )
-      value = field.values[value]
-    for name in (field.ours, *field.also):
-      ours[name] = value
+  ours = {**family.FIXED, **_read(family.FIELDS, config_json)}
   if hasattr(family, 'special'):
     ours |= family.special(config_json)
   return ours
@@ -128,9 +170,7 @@ def to_theirs(family: types.ModuleType, model: TransformerConfig) -> dict[str, A
   theirs = {'model_type': family.__name__.rpartition('.')[2], 'vocab_size': model.vocab_size}
   theirs |= {key: allowed[0] for key, allowed in family.REQUIRED.items()}
   for field in family.FIELDS:
-    value = resolved(model, field.ours)
-    if field.values is not None:
-      value = next((t for t, ours in field.values.items() if ours == value), _NONE)
+    value = _written(field, resolved(model, field.ours))
     if value is _NONE:
       raise UserError(_cannot(family, field.ours, getattr(model, field.ours)))
     theirs[field.theirs] = value

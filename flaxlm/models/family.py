@@ -15,6 +15,11 @@ def has_cls_last(name: str) -> bool:
   return getattr(load_module('flaxlm.models', name), 'CLS_LAST', False)
 
 
+def at_end(name: str) -> bool:
+  """Whether the last token of a text stands for it: all that a decoder has read, or a [CLS]."""
+  return family_of(name) == 'decoder' or has_cls_last(name)
+
+
 def has_two_streams(name: str) -> bool:
   """Whether the trunk reads an `order` of factorisation: TWO_STREAMS of its file."""
   return getattr(load_module('flaxlm.models', name), 'TWO_STREAMS', False)

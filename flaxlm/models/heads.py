@@ -17,10 +17,20 @@ def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
   return jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
 
 
+def transform(config: TransformerConfig, x: jax.Array) -> jax.Array:
+  """A dense layer, activation and norm (BERT's MLM head), as `dense` and `norm` of the caller."""
+  c = config
+  init = initializers.kernel(c, c.emb_dim)
+  dense = Dense(
+    (c.emb_dim,), (c.emb_dim,), ('embed',), ('embed_out',), init, c.use_bias, name='dense'
+  )
+  return Norm(c, name='norm')(ACTIVATIONS[c.activation](dense(x)))
+
+
 class VocabHead(nn.Module):
   """hidden [B, T, D] -> VocabOutput, by the token table or by one of its own.
 
-  transform: a dense layer, activation and norm first (BERT's MLM head); bias: of the output.
+  transform: `transform` first (BERT's MLM head); bias: of the output.
   """
 
   config: TransformerConfig
@@ -32,10 +42,7 @@ class VocabHead(nn.Module):
     c = self.config
     x, bias = hidden, None
     if self.transform:
-      init = initializers.kernel(c, c.emb_dim)
-      axes = ('embed',), ('embed_out',)
-      x = Dense((c.emb_dim,), (c.emb_dim,), *axes, init, c.use_bias, name='dense')(x)
-      x = Norm(c, name='norm')(ACTIVATIONS[c.activation](x))
+      x = transform(c, x)
     if self.bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ('vocab',))
       bias = self.param('bias', zeros, (c.table_size,))
@@ -50,14 +57,15 @@ class VocabHead(nn.Module):
 
 
 class ClassHead(nn.Module):
-  """pooled [B, T, D] -> float32 logits [B, T, classes], through BERT's tanh pooler if `pooler`.
+  """pooled [B, T, D] -> float32 logits [B, T, classes].
 
+  pooler: what comes first: 'none'; 'tanh', a dense layer and tanh (BERT); `transform`.
   bias: of the last layer; public decoders (GPT-2, Llama) have none.
   """
 
   config: TransformerConfig
   classes: int
-  pooler: bool
+  pooler: str
   bias: bool = True
 
   @nn.compact
@@ -65,11 +73,11 @@ class ClassHead(nn.Module):
     c = self.config
     x = pooled
     init = initializers.kernel(c, c.emb_dim)
-    if self.pooler:
-      x = Dense((c.emb_dim,), (c.emb_dim,), ('embed',), ('embed_out',), init, True, name='pooler')(
-        x
-      )
-      x = jnp.tanh(x)
+    if self.pooler == 'tanh':
+      axes = ('embed',), ('embed_out',)
+      x = jnp.tanh(Dense((c.emb_dim,), (c.emb_dim,), *axes, init, True, name='pooler')(x))
+    elif self.pooler == 'transform':
+      x = transform(c, x)
     x = dropout(self, x, c.dropout_rate, deterministic)
     axes = ('embed',), ('classes',)
     out = Dense((c.emb_dim,), (self.classes,), *axes, init, self.bias, name='out')

@@ -10,12 +10,12 @@ from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import divergence, losses
-from flaxlm.objectives.pooled import Pooled, PooledConfig
+from flaxlm.objectives.pooled import Pooled, TextConfig
 from flaxlm.types import Array, Batch, Mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(PooledConfig):
+class Config(TextConfig):
   """Classification. The reported loss is without smoothing."""
 
   label_smoothing: float = field(

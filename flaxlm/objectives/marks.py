@@ -4,7 +4,7 @@ Encoder: [CLS] text [SEP], or [CLS] first [SEP] second [SEP], the second part wi
 where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them). XLNet
 has [CLS] at the end, with a token type of its own, 2 (Yang et al. 2019, section 2.5).
 Decoder: BOS text EOS, or BOS first SEP second EOS (Radford et al. 2018, figure 1). Encoder-decoder:
-text EOS, or first EOS second EOS, of which the decoder sees nothing (Raffel et al. 2020).
+text EOS, or first EOS second EOS (Raffel et al. 2020), or with BOS before it (Lewis et al. 2020).
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.tokenizer import Tokenizer
-from flaxlm.models.family import family_of, has_cls_last
+from flaxlm.models.family import at_end, family_of, has_cls_last
 
 
 class Marks:
@@ -21,19 +21,26 @@ class Marks:
 
   Public: family; key (the batch key of the tokens); prefix (of their stream); typed (whether token
   types are among the features); at_end (whether the last token stands for the text, and not the
-  first: all that a decoder has read, or a [CLS] at the end).
+  first: all that a decoder has read, or a [CLS] at the end); start (what the decoder of an
+  encoder-decoder starts with).
 
-  separators: [SEP] between two texts.
+  separators: [SEP] between two texts. style: 't5' or 'bart', of an encoder-decoder.
   """
 
-  def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer, separators: int = 1):
+  def __init__(
+    self,
+    config: ExperimentConfig,
+    tokenizer: Tokenizer,
+    separators: int = 1,
+    style: str = 't5',
+  ):
     t = tokenizer
     self.family = family_of(config.model.name)
     self.prefix = 'encoder_' if self.family == 'encoder_decoder' else ''
     self.key = f'{self.prefix}inputs'
     self.typed = self.family == 'encoder' and config.model.token_types > 1
     cls_last = has_cls_last(config.model.name)
-    self.at_end = self.family == 'decoder' or cls_last
+    self.at_end = at_end(config.model.name)
     self._cls_type = min(2, config.model.token_types - 1) if cls_last else None
     if cls_last:
       self._first, middle, self._last = [], t.sep_id, [t.sep_id, t.cls_id]
@@ -42,7 +49,9 @@ class Marks:
     elif self.family == 'decoder':
       self._first, middle, self._last = [t.bos_id], t.sep_id, [t.eos_id]
     else:
-      self._first, middle, self._last = [], t.eos_id, [t.eos_id]
+      bart = style == 'bart'
+      self._first, middle, self._last = [t.bos_id] if bart else [], t.eos_id, [t.eos_id]
+      self.start = [t.eos_id if bart else t.bos_id]
     self._middle = [middle] * separators
 
   @property

@@ -253,7 +253,7 @@ class Head(nn.Module):
     }
     if self.pair:
       pooled = gather(output.hidden, batch[f'{self.pair}_positions'])
-      head = ClassHead(self.config, 2, pooler=True, name=self.pair)
+      head = ClassHead(self.config, 2, pooler='tanh', name=self.pair)
       outputs[self.pair] = head(pooled, deterministic)
     return outputs
 

@@ -11,7 +11,7 @@ import numpy as np
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
-from flaxlm.objectives.pooled import Pooled, PooledConfig
+from flaxlm.objectives.pooled import Pooled, TextConfig
 from flaxlm.types import Array, Batch, Mean
 
 # Places for true labels that a row has for each text, on average; one text may take all of them.
@@ -19,7 +19,7 @@ TRUE_LABELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(PooledConfig):
+class Config(TextConfig):
   """Multi-label classification."""
 
 
@@ -37,7 +37,7 @@ class Objective(Pooled):
     super().__init__(config, tokenizer)
     self.labels = tuple(config.task.labels)
     self.num_outputs = len(self.labels)
-    _, slots = self.streams
+    *_, slots = self.streams
     self.streams['true'] = Stream(
       max(self.num_outputs, self.slots * min(self.num_outputs, TRUE_LABELS)),
       ('true_labels', 'true_slots', 'true_weights'),

@@ -22,7 +22,7 @@ from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives.marks import Marks, cut_pair
-from flaxlm.objectives.pooled import MIN_ITEM, Head, PooledConfig, auto_pooling
+from flaxlm.objectives.pooled import MIN_ITEM, Head, PooledConfig
 from flaxlm.types import Array, Batch, Mean
 
 
@@ -48,7 +48,7 @@ class Objective:
     self.marks = Marks(config, tokenizer, config.objective.pair_separators)
     self.tokenizer = tokenizer
     self.max_length = config.max_length
-    self.pooling = auto_pooling(config, self.marks)
+    self.config = config.objective.resolved(config.model.name)
     choices = max(config.task.num_choices, 2)
     # A segment's positions begin at 0: only the longest choice counts for a table of them.
     self.longest = self.max_length // choices
@@ -101,7 +101,7 @@ class Objective:
     segments = []
     for number, pair in enumerate(item['pairs']):
       tokens = dict(self.marks.features(*pair))
-      place = len(tokens['inputs']) - 1 if self.pooling == 'last' else 0
+      place = len(tokens['inputs']) - 1 if self.config.pooling == 'last' else 0
       segments.append(
         tokens
         | {
@@ -116,7 +116,7 @@ class Objective:
     return segments
 
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model, 1, self.pooling, self.marks.family)
+    return Head(model, 1, self.config.pooling, self.marks.family, self.config.pooler)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
     return {'loss': (batch['targets'] * batch['target_weights']).sum()}

@@ -1,7 +1,9 @@
 """What objectives share that read something off a whole text, or off a pair of texts.
 
 How texts are written is in `marks.py`. An encoder is read at [CLS] (or at the last token, or as the
-mean of all), a decoder at EOS. In an encoder-decoder the decoder gets BOS alone, and is read there.
+mean of all), a decoder at EOS. In an encoder-decoder the decoder gets its start token alone and is
+read there, or it gets the text, too, one place later, and is read at the last place (Lewis et al.
+2020, section 3.1).
 """
 
 import dataclasses
@@ -19,6 +21,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
+from flaxlm.models.family import at_end, family_of
 from flaxlm.models.heads import ClassHead, gather
 from flaxlm.objectives.marks import Marks, cut_pair
 
@@ -32,12 +35,45 @@ class PooledConfig(Named):
 
   pooling: str = field(
     'auto',
-    'what stands for the text: `first`, `last` or `mean` of its tokens; `auto`: first of an '
-    'encoder (last of an XLNet), last of a decoder, the start token of an encoder-decoder',
+    'what stands for the text: `first`, `last` or `mean` of its tokens; `auto`: last of a decoder '
+    'and of an XLNet, else first; an encoder-decoder with `first` reads the start token of its '
+    'decoder, with `last` also gives it the text',
     choices=('auto', 'first', 'last', 'mean'),
+  )
+  pooler: str = field(
+    'auto',
+    'what follows it before the output layer: a dense layer and `tanh` (BERT), the `transform` of '
+    'a masked LM head (ModernBERT), `none`; `auto`: tanh of an encoder, and of an encoder-decoder '
+    'with pooling=last',
+    choices=('auto', 'none', 'tanh', 'transform'),
   )
   pair_separators: int = field(
     1, 'separators between the texts of a pair: RoBERTa and BART have 2', low=1, high=2
+  )
+
+  def resolved(self, model: str) -> 'PooledConfig':
+    """With what `auto` stands for under the trunk of this name; UserError for what it has not."""
+    pooling, pooler, family = self.pooling, self.pooler, family_of(model)
+    if family == 'encoder_decoder' and pooling == 'mean':
+      raise UserError("config.objective.pooling: an encoder-decoder has 'first' and 'last' only")
+    if pooling == 'auto':
+      pooling = 'last' if at_end(model) else 'first'
+    if pooler == 'auto':
+      both = family == 'encoder_decoder' and pooling == 'last'
+      pooler = 'tanh' if family == 'encoder' or both else 'none'
+    return dataclasses.replace(self, pooling=pooling, pooler=pooler)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(PooledConfig):
+  """Fields of those that an encoder-decoder serves, too."""
+
+  marks: str = field(
+    't5',
+    'tokens round a text, as the trunk was pretrained with: `t5` (text EOS; the decoder starts '
+    'with BOS) or `bart` (BOS text EOS; it starts with EOS)',
+    choices=('t5', 'bart'),
+    when={'config.model.name': ('encoder_decoder',)},
   )
 
 
@@ -59,22 +95,23 @@ class Pooled:
   augmented = ('tokens', 'pair')
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
-    self.marks = Marks(config, tokenizer, config.objective.pair_separators)
+    self.marks = Marks(config, tokenizer, config.objective.pair_separators, config.objective.marks)
     self.family = self.marks.family
+    self.config = config.objective.resolved(config.model.name)
     self.tokenizer = tokenizer
     self.max_length = config.max_length
-    self.pooling = auto_pooling(config, self.marks)
     self.slots = max(1, self.max_length // MIN_ITEM)
     keys = ('target_positions', 'target_weights', 'example_weights', 'example_ids')
     keys = (self.label_key, *keys) if self.label_key else keys
     inputs = Stream(self.max_length, self.marks.keys, prefix=self.marks.prefix)
     if self.family == 'encoder_decoder':
-      offset = {'target_positions': 'decoder'}
-      decoder = Stream(self.slots, ('decoder_inputs', *keys), prefix='decoder_', offset=offset)
+      room = self.max_length if self.config.pooling == 'last' else self.slots
+      decoder = Stream(room, ('decoder_inputs',), prefix='decoder_')
       self.streams = {'encoder': inputs, 'decoder': decoder}
     else:
-      offset = {'target_positions': 'inputs'}
-      self.streams = {'inputs': inputs, 'targets': Stream(self.slots, keys, offset=offset)}
+      self.streams = {'inputs': inputs}
+    offset = {'target_positions': list(self.streams)[-1]}
+    self.streams['targets'] = Stream(self.slots, keys, offset=offset)
 
   def label(self, example: Mapping[str, Any]) -> Any:  # pragma: no cover
     """What is learned of a labelled example; the value of `label_key`."""
@@ -110,15 +147,19 @@ class Pooled:
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
     pair = item['pair'] is not None
     length = len(item['tokens']) + (len(item['pair']) if pair else 0) + self.marks.count(pair)
-    return dict(zip(self.streams, (length, 1), strict=False))
+    if self.family != 'encoder_decoder':
+      return {'inputs': length, 'targets': 1}
+    decoder = length if self.config.pooling == 'last' else 1
+    return {'encoder': length, 'decoder': decoder, 'targets': 1}
 
   def features(self, item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """inputs [n] (or encoder_inputs [n] and decoder_inputs [1]) and the label's keys [1]."""
+    """inputs [n] (or encoder_inputs [n] and decoder_inputs [1 or n]), the label's keys [1]."""
     features = dict(self.marks.features(item['tokens'], item['pair']))
-    place = len(features[self.marks.key]) - 1 if self.pooling == 'last' else 0
+    tokens = features[self.marks.key]
+    place = len(tokens) - 1 if self.config.pooling == 'last' else 0
     if self.family == 'encoder_decoder':
-      place = 0
-      features['decoder_inputs'] = np.array([self.tokenizer.bos_id], np.int32)
+      shifted = np.concatenate([self.marks.start, tokens[:-1]]).astype(np.int32)
+      features['decoder_inputs'] = shifted[: place + 1]
     if self.label_key:
       features[self.label_key] = np.array([item['label']])
     return features | {
@@ -129,17 +170,7 @@ class Pooled:
     }
 
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model, self.num_outputs, self.pooling, self.family)
-
-
-def auto_pooling(config: ExperimentConfig, marks: Marks) -> str:
-  """What `objective.pooling` comes to; UserError where the family leaves no choice."""
-  pooling = config.objective.pooling
-  if marks.family == 'encoder_decoder' and pooling != 'auto':
-    raise UserError("config.objective.pooling: an encoder-decoder has only 'auto'")
-  if pooling == 'auto':
-    return 'last' if marks.at_end else 'first'
-  return pooling
+    return Head(model, self.num_outputs, self.config.pooling, self.family, self.config.pooler)
 
 
 class Head(nn.Module):
@@ -149,6 +180,7 @@ class Head(nn.Module):
   classes: int
   pooling: str
   family: str
+  pooler: str
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
@@ -164,7 +196,7 @@ class Head(nn.Module):
     head = ClassHead(
       self.config,
       self.classes,
-      pooler=self.family == 'encoder',
+      pooler=self.pooler,
       bias=self.family != 'decoder',
       name='classes',
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flaxlm.objectives.pooled import Pooled, PooledConfig
+from flaxlm.objectives.pooled import Pooled, TextConfig
 from flaxlm.types import Array, Batch, Mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(PooledConfig):
+class Config(TextConfig):
   """Regression."""
 
 

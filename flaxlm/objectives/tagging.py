@@ -130,7 +130,9 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, output, batch, deterministic):
     hidden: jax.Array = gather(output.hidden, batch['target_positions'])
-    return ClassHead(self.config, self.classes, pooler=False, name='classes')(hidden, deterministic)
+    return ClassHead(self.config, self.classes, pooler='none', name='classes')(
+      hidden, deterministic
+    )
 
 
 def word_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[list[int], int]]:

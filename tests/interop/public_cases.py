@@ -118,12 +118,17 @@ CASES = dict(
       feed_forward_proj='gated-silu', relative_attention_num_buckets=8,
       relative_attention_max_distance=20, num_heads=5,
     ),
+    case(
+      't5-classes', 'T5ForSequenceClassification', T5,
+      num_labels=3, eos_token_id=1, feed_forward_proj='gated-gelu',
+    ),
     case('t5-trunk', 'T5Model', T5, feed_forward_proj='gelu', num_layers=1, num_decoder_layers=2),
     case('bart', 'BartForConditionalGeneration', BART),
     case(
       'bart-scaled', 'BartForConditionalGeneration', BART,
       scale_embedding=True, activation_function='relu', encoder_layers=1,
     ),
+    case('bart-classes', 'BartForSequenceClassification', BART),
     case('bart-trunk', 'BartModel', BART),
     case('llama', 'LlamaForCausalLM', LLAMA, True, num_key_value_heads=2),
     case(
@@ -150,6 +155,14 @@ CASES = dict(
       num_hidden_layers=2, hidden_activation='silu', classifier_activation='silu',
     ),
     case(
+      'modernbert-classes', 'ModernBertForSequenceClassification', MODERN,
+      num_labels=3, hidden_activation='silu', classifier_activation='silu',
+    ),
+    case(
+      'modernbert-mean', 'ModernBertForSequenceClassification', MODERN,
+      num_labels=4, classifier_pooling='mean', num_hidden_layers=2,
+    ),
+    case(
       'modernbert-trunk', 'ModernBertModel', MODERN,
       num_hidden_layers=4, layer_types=['full_attention', 'sliding_attention'] * 2,
     ),
@@ -169,7 +182,11 @@ def inputs(case, length=23, seed=0):
   if not case.cls.startswith('XLNetForSequence'):  # Which reads the last place, padding or not.
     mask[1, length - length // 3 :] = 0
   arrays = {'input_ids': np.where(mask == 1, ids, case.pad), 'attention_mask': mask}
-  if case.encoder_decoder:
+  if case.cls.endswith('SequenceClassification') and case.encoder_decoder:
+    # They are read where the text ends, and give the decoder the text by themselves.
+    eos = 2 if case.cls.startswith('Bart') else 1
+    arrays['input_ids'][np.arange(2), mask.sum(1) - 1] = eos
+  elif case.encoder_decoder:
     arrays['decoder_input_ids'] = rng.integers(5, V, (2, max(length - 4, 1)))
   if case.cls.startswith(('Bert', 'XLNet')):
     types = case.config.get('type_vocab_size', 2)

@@ -8,7 +8,7 @@ import torch
 
 from flaxlm.config import tree
 from flaxlm.interop import convert
-from flaxlm.models.family import family_of, has_cls_last
+from flaxlm.models.family import family_of
 from flaxlm.models.model import Model
 from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm
 from flaxlm.training.paths import leaf_paths, nested
@@ -63,10 +63,11 @@ def model_of(public):
   if public.head.objective == 'masked_lm':
     head = masked_lm.Head(public.model, masked_lm.PREFIXES[public.head.options['pairs']])
   elif public.head.objective == 'classification':
-    family = family_of(public.model.name)
-    at_last = family == 'decoder' or has_cls_last(public.model.name)
-    pooling = 'last' if at_last else 'first'
-    head = classification.Head(public.model, len(public.labels), pooling, family)
+    name = public.model.name
+    read = classification.Config('classification', **public.head.options).resolved(name)
+    head = classification.Head(
+      public.model, len(public.labels), read.pooling, family_of(name), read.pooler
+    )
   elif public.head.objective == 'permutation_lm':
     head = permutation_lm.Head(public.model)
   else:

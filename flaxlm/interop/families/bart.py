@@ -8,8 +8,13 @@ MODEL = 'encoder_decoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
   'BartForConditionalGeneration': Head('denoising'),
+  'BartForSequenceClassification': Head(
+    'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 'bart'}
+  ),
   'BartModel': Head('denoising', trunk_only=True),
 }
+# What the decoder starts with where config.json does not say it: the end of a text.
+START = 2
 FIXED = {
   'norm': 'layernorm',
   'norm_placement': 'post',
@@ -64,6 +69,13 @@ def unspecial(model):
   }
 
 
+def settle(config_json, tensors):
+  """config.json with the labels that it means where it names none."""
+  del tensors
+  labels = {str(i): f'LABEL_{i}' for i in range(3)}
+  return {**config_json, 'id2label': config_json.get('id2label') or labels}
+
+
 def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
   del head
@@ -75,6 +87,8 @@ def table(model, head, prefix):
     rules.Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
     rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
     rules.Buffer('final_logits_bias', rules.zeros),
+    *rules.dense('classification_head.dense', 'head/classes/pooler'),
+    *rules.dense('classification_head.out_proj', 'head/classes/out'),
   ]
   for stack in ('encoder', 'decoder'):
     layer, here = f'{prefix}{stack}.layers.{{layer}}', f'trunk/{stack}/layers'

@@ -3,7 +3,7 @@
 import dataclasses
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, ENCODER_CLASSES, Field, Head
 
 MODEL = 'encoder'
 PREFIX = 'bert.'
@@ -12,7 +12,7 @@ SPELLINGS = {'.gamma': '.weight', '.beta': '.bias'}
 ARCHITECTURES = {
   'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
   'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'BertForSequenceClassification': Head('classification'),
+  'BertForSequenceClassification': ENCODER_CLASSES,
   'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
 }
 FIXED = {

@@ -3,13 +3,13 @@
 import functools
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head
 
 MODEL = 'decoder'
 PREFIX = 'transformer.'
 ARCHITECTURES = {
   'GPT2LMHeadModel': Head('causal_lm'),
-  'GPT2ForSequenceClassification': Head('classification'),
+  'GPT2ForSequenceClassification': DECODER_CLASSES,
   'GPT2Model': Head('causal_lm', trunk_only=True),
 }
 FIXED = {

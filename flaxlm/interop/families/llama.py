@@ -2,13 +2,13 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head
 
 MODEL = 'decoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
   'LlamaForCausalLM': Head('causal_lm'),
-  'LlamaForSequenceClassification': Head('classification'),
+  'LlamaForSequenceClassification': DECODER_CLASSES,
   'LlamaModel': Head('causal_lm', trunk_only=True),
 }
 FIXED = {

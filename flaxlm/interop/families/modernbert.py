@@ -8,6 +8,11 @@ MODEL = 'encoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
   'ModernBertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
+  'ModernBertForSequenceClassification': Head(
+    'classification',
+    {'pooler': 'transform'},
+    fields=(Field('classifier_pooling', 'pooling', 'cls', {'cls': 'first', 'mean': 'mean'}),),
+  ),
   'ModernBertModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 FIXED = {
@@ -104,7 +109,7 @@ def unspecial(model):
 
 def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
-  del head
+  transform = 'head/classes' if head.objective == 'classification' else 'head/mlm'
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}layers.{{layer}}'
   decoder = 'decoder.weight'
@@ -126,8 +131,9 @@ def table(model, head, prefix):
     rules.Rule(f'{layer}.mlp.Wi.weight', halves, side_by_side),
     *rules.dense(f'{layer}.mlp.Wo', f'{here}/mlp/down', bias=False),
     *rules.norm(f'{prefix}final_norm', 'trunk/final_norm', bias=False),
-    *rules.dense('head.dense', 'head/mlm/dense', bias=False),
-    *rules.norm('head.norm', 'head/mlm/norm', bias=False),
+    *rules.dense('head.dense', f'{transform}/dense', bias=False),
+    *rules.norm('head.norm', f'{transform}/norm', bias=False),
+    *rules.dense('classifier', 'head/classes/out'),
     rules.Rule('decoder.bias', ('head/mlm/bias',), vocabulary),
     rules.Rule(decoder, ('head/mlm/table',), vocabulary),
   ]

@@ -3,13 +3,13 @@
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.families import bert
-from flaxlm.interop.mapping import Field, Head
+from flaxlm.interop.mapping import ENCODER_CLASSES, Field, Head
 
 MODEL = bert.MODEL
 PREFIX = 'roberta.'
 ARCHITECTURES = {
   'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'RobertaForSequenceClassification': Head('classification'),
+  'RobertaForSequenceClassification': ENCODER_CLASSES,
   'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 # The rows of the position table before the first position: up to and including that of padding.

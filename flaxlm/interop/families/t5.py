@@ -8,8 +8,13 @@ MODEL = 'encoder_decoder'
 PREFIX = ''
 ARCHITECTURES = {
   'T5ForConditionalGeneration': Head('span_corruption'),
+  'T5ForSequenceClassification': Head(
+    'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 't5'}, prefix='transformer.'
+  ),
   'T5Model': Head('span_corruption', trunk_only=True),
 }
+# What the decoder starts with where config.json does not say it: the padding.
+START = 0
 FIXED = {
   'norm': 'rmsnorm',
   'norm_placement': 'pre',
@@ -87,17 +92,19 @@ def settle(config_json, tensors):
 
 
 def table(model, head, prefix):
-  """Entries of a model with `head`; there is no prefix."""
-  del head, prefix
+  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+  del head
   vocabulary = rules.Vocabulary(model.vocab_size)
-  copies = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+  copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
   if model.tie_embeddings:
     copies += ('lm_head.weight',)
   entries = [
-    rules.Rule('shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
+    rules.Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
     rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+    *rules.dense('classification_head.dense', 'head/classes/pooler'),
+    *rules.dense('classification_head.out_proj', 'head/classes/out'),
     # The first release has this table in the cross-attention, and does not use it.
-    rules.Kept('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'),
+    rules.Kept(f'{prefix}decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'),
   ]
   for stack, sublayers in (
     ('encoder', ('SelfAttention', 'DenseReluDense')),
@@ -105,14 +112,14 @@ def table(model, head, prefix):
   ):
     entries.append(
       rules.Rule(
-        f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
+        f'{prefix}{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
         (f'trunk/{stack}_position/table',),
         rules.Table(),
       )
     )
-    entries += rules.norm(f'{stack}.final_layer_norm', f'trunk/{stack}_norm', bias=False)
+    entries += rules.norm(f'{prefix}{stack}.final_layer_norm', f'trunk/{stack}_norm', bias=False)
     for number, name in enumerate(sublayers):
-      tensor = f'{stack}.block.{{layer}}.layer.{number}'
+      tensor = f'{prefix}{stack}.block.{{layer}}.layer.{number}'
       entries += _sublayer(tensor, name, f'trunk/{stack}/layers', model.gated_mlp)
   return entries
 

@@ -7,7 +7,7 @@ MODEL = 'xlnet'
 PREFIX = 'transformer.'
 ARCHITECTURES = {
   'XLNetLMHeadModel': Head('permutation_lm'),
-  'XLNetForSequenceClassification': Head('classification'),
+  'XLNetForSequenceClassification': Head('classification', {'pooling': 'last', 'pooler': 'tanh'}),
   'XLNetModel': Head('permutation_lm', trunk_only=True),
 }
 FIXED = {
