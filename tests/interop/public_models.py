@@ -10,7 +10,7 @@ from flaxlm.config import tree
 from flaxlm.interop import convert
 from flaxlm.models.family import family_of
 from flaxlm.models.model import Model
-from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm
+from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm, pooled
 from flaxlm.training.paths import leaf_paths, nested
 
 LETTERS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'int64': 'I64'}
@@ -65,9 +65,7 @@ def model_of(public):
   elif public.head.objective == 'classification':
     name = public.model.name
     read = classification.Config('classification', **public.head.options).resolved(name)
-    head = classification.Head(
-      public.model, len(public.labels), read.pooling, family_of(name), read.pooler
-    )
+    head = pooled.Head(public.model, len(public.labels), read.pooling, family_of(name), read.pooler)
   elif public.head.objective == 'permutation_lm':
     head = permutation_lm.Head(public.model)
   else:
