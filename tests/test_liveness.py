@@ -64,6 +64,7 @@ VALUES = {
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
   'model.mlp_dropout_rate': ['0.3'],
+  'model.rope_beta_fast': ['8.0'],
   'model.rope_beta_slow': ['8.0'],
   'model.global_every': ['0'],
   'optimizer.decay_exclude': [''],

@@ -70,10 +70,37 @@ def test_where_a_text_is_read(family, pooling, place):
   assert features_of(objective)[0]['target_positions'] == place
 
 
-@pytest.mark.parametrize('pooling', ['first', 'last', 'mean'])
-def test_an_encoder_decoder_has_one_place_to_read(pooling):
+def test_an_encoder_decoder_has_no_mean():
   with pytest.raises(UserError, match=r'config\.objective\.pooling'):
-    classifier('encoder_decoder', objective__pooling=pooling)
+    classifier('encoder_decoder', objective__pooling='mean')
+
+
+@pytest.mark.parametrize('marks', ['t5', 'bart'])
+def test_a_decoder_reads_the_text_one_place_later(marks):
+  """What transformers' T5 and BART classifiers feed their decoders, and where they read."""
+  objective = classifier('encoder_decoder', objective__pooling='last', objective__marks=marks)
+  found = features_of(objective)[0]
+  text = T.encode('dull').tolist()
+  start, before = (T.bos_id, []) if marks == 't5' else (T.eos_id, [T.bos_id])
+  assert found['encoder_inputs'].tolist() == [*before, *text, T.eos_id]
+  assert found['decoder_inputs'].tolist() == [start, *before, *text]
+  assert found['target_positions'].tolist() == [len(text) + len(before)]
+  rows = [features_of(objective)[:3]]
+  batch = packing.pack_rows(rows, objective.streams)
+  ends = np.cumsum([len(features['decoder_inputs']) for features in rows[0]]) - 1
+  assert batch['target_positions'][0, :3].tolist() == ends.tolist()
+
+
+@pytest.mark.parametrize(
+  'family, pooling, pooler',
+  [
+    *(('encoder', 'first', 'tanh'), ('encoder', 'mean', 'tanh'), ('decoder', 'last', 'none')),
+    *(('encoder_decoder', 'first', 'none'), ('encoder_decoder', 'last', 'tanh')),
+  ],
+)
+def test_the_pooler_that_a_family_has(family, pooling, pooler):
+  objective = classifier(family, objective__pooling=pooling)
+  assert (objective.config.pooling, objective.config.pooler) == (pooling, pooler)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
