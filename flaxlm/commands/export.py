@@ -78,6 +78,7 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
 
 def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict[str, Any]]:
   """(the class to write, the manifest of the import; empty where it was another class or none)."""
+  from flaxlm.data.tokenizer import Tokenizer
   from flaxlm.interop import convert, files
 
   if (kept / convert.MANIFEST).exists():
@@ -90,10 +91,28 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
     objective = objective.resolved(config.model.name)
   options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
   labels = tuple(config.task.labels) if config.task.name else ()
-  return (
-    convert.for_export(config.model, config.objective.name, options, labels, architecture),
-    {},
-  )
+  public = convert.for_export(config.model, objective.name, options, labels, architecture)
+  ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
+  return dataclasses.replace(public, config_json={**public.config_json, **ids}), {}
+
+
+def _token_ids(family: Any, tokenizer: Any) -> dict[str, int]:
+  """Fields of config.json that say which tokens have a role; UserError for ids it cannot have."""
+  ids = {}
+  for role in ('pad', 'bos', 'eos', 'cls', 'sep'):
+    try:
+      ids[f'{role}_token_id'] = getattr(tokenizer, f'{role}_id')
+    except UserError:
+      continue  # The vocabulary has no such token.
+  if hasattr(family, 'START_ROLE'):
+    ids['decoder_start_token_id'] = ids[f'{family.START_ROLE}_token_id']
+  for name, allowed in family.REQUIRED.items():
+    if ids.get(name, allowed[0]) not in allowed:
+      raise UserError(
+        f'config.tokenizer: the files of {family.__name__.rpartition(".")[2]} want '
+        f'{name}={allowed[0]}, and the vocabulary has {ids[name]}'
+      )
+  return ids
 
 
 def _copy_tokenizer(workdir: epath.Path, target: epath.Path, imported: bool) -> None:

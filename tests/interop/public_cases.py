@@ -159,7 +159,7 @@ CASES = dict(
       num_labels=3, hidden_activation='silu', classifier_activation='silu',
     ),
     case(
-      'modernbert-mean', 'ModernBertForSequenceClassification', MODERN,
+      'modernbert-mean-classes', 'ModernBertForSequenceClassification', MODERN,
       num_labels=4, classifier_pooling='mean', num_hidden_layers=2,
     ),
     case(

@@ -257,7 +257,8 @@ def test_a_model_that_was_not_imported_is_read_by_transformers(name, tmp_path):
   )
   tensors = convert.save(again, found.leaves, {}, {}, 'F32')
   files.write(tmp_path / files.WEIGHTS, tensors.items(), {'format': 'pt'})
-  config = again.config_json | {'pad_token_id': case.pad}
+  ids = {name: value for name, value in case.config.items() if name.endswith('token_id')}
+  config = again.config_json | ids | {'pad_token_id': case.pad}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   theirs = getattr(transformers, case.cls).from_pretrained(tmp_path).eval()
   with torch.no_grad():

@@ -13,8 +13,8 @@ ARCHITECTURES = {
   ),
   'BartModel': Head('denoising', trunk_only=True),
 }
-# What the decoder starts with where config.json does not say it: the end of a text.
-START = 2
+# What the decoder starts with: the role of the token, and its id where config.json does not say it.
+START_ROLE, START = 'eos', 2
 FIXED = {
   'norm': 'layernorm',
   'norm_placement': 'post',

@@ -13,8 +13,8 @@ ARCHITECTURES = {
   ),
   'T5Model': Head('span_corruption', trunk_only=True),
 }
-# What the decoder starts with where config.json does not say it: the padding.
-START = 0
+# What the decoder starts with: the role of the token, and its id where config.json does not say it.
+START_ROLE, START = 'bos', 0
 FIXED = {
   'norm': 'rmsnorm',
   'norm_placement': 'pre',
