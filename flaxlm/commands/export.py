@@ -17,6 +17,7 @@ from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.commands import _folder
+from flaxlm.errors import UserError
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 # Names that a public folder has for files of a tokenizer here.
@@ -90,7 +91,7 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
   if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
     objective = objective.resolved(config.model.name)
   options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
-  labels = tuple(config.task.labels) if config.task.name else ()
+  labels = tuple(getattr(config.task, 'labels', ()))
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
   ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
   return dataclasses.replace(public, config_json={**public.config_json, **ids}), {}

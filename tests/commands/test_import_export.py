@@ -216,3 +216,21 @@ def test_the_weights_alone_are_no_run_to_go_on_with(imported, tmp_path, root):
   meta = checkpoint.read_meta(directory, 0)
   with pytest.raises(UserError, match='--config.init_from'):
     checkpoint.restore_tree(directory, 0, experiment.abstract_state, meta)
+
+
+def test_the_tokens_that_an_export_names():
+  """RoBERTa's code takes token 1 for padding, whatever config.json says."""
+  from flaxlm.commands import export
+  from flaxlm.config.schema import TokenizerConfig
+  from flaxlm.data import tokenizer
+  from flaxlm.errors import UserError
+
+  own = tokenizer.train(TokenizerConfig(name='bytes'), [])
+  families = mapping.families()
+  ids = {'pad_token_id': 0, 'eos_token_id': 1, 'bos_token_id': 3}
+  ids |= {'cls_token_id': 4, 'sep_token_id': 5}
+  assert export._token_ids(families['gpt2'], own) == ids
+  assert export._token_ids(families['t5'], own) == ids | {'decoder_start_token_id': 3}
+  assert export._token_ids(families['bart'], own) == ids | {'decoder_start_token_id': 1}
+  with pytest.raises(UserError, match='roberta want pad_token_id=1, and the vocabulary has 0'):
+    export._token_ids(families['roberta'], own)
