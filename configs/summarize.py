@@ -5,8 +5,9 @@
       --config.data.text_column=source --config.task.target_column=target
   python eval.py --workdir=runs/tldr
 
-A source may be a json list of sentences, a target a json list of reference summaries. Variants and
-`init_from` are as in configs/text_to_text.py, and `bart` (configs/bart.py).
+A source may be a json list of sentences, a target a json list of reference summaries. Variants:
+`encoder_decoder` (configs/t5.py), `bart` (configs/bart.py), `decoder` (configs/gpt2.py, prompt and
+completion); with `init_from`, the model is that of the checkpoint.
 
 Evaluation reports the loss, and ROUGE-1, ROUGE-2 and ROUGE-L of the texts that the model writes
 (during training, of the first evaluation.max_written); eval.py puts those of the first
@@ -16,6 +17,7 @@ task.lead_sentences sentences of each source beside them.
 from configs import text_to_text
 
 VARIANTS = tuple(text_to_text.TRUNKS)
+ANY_MODEL = True
 
 
 def get_config(variant):

@@ -10,7 +10,7 @@ parquet have the columns `text` and `target`, or those that data.text_column and
 name (numbers, where there is no header). Variants, each in the size `mini` of its recipe:
 `transformer` (configs/transformer.py, with its schedule and label smoothing, from scratch);
 `encoder_decoder` (configs/t5.py), `bart` and `decoder` (configs/gpt2.py, prompt and completion), to
-start from such a checkpoint with `init_from`.
+start from such a checkpoint with `init_from`, which then gives the model.
 
 Evaluation reports the loss, and BLEU and chrF of the texts that the model writes, with sacreBLEU's
 signatures; during training, of the first evaluation.max_written texts.
@@ -20,6 +20,7 @@ from configs import text_to_text, transformer
 from flaxlm.config import tree
 
 VARIANTS = ('transformer', *text_to_text.TRUNKS)
+ANY_MODEL = True
 
 
 def get_config(variant):

@@ -175,6 +175,12 @@ def test_a_variant_that_was_chosen_stands_but_the_tokenizer_is_the_checkpoints(w
   assert config.tokenizer.path == f'{workdir}/tokenizer'
 
 
+@pytest.mark.parametrize('place', ['glue.py:stsb', 'summarize.py:decoder'])
+def test_a_variant_that_is_none_of_the_model_takes_that_of_the_checkpoint(workdir, place):
+  config = recipe.load(f'configs/{place}', [('init_from', workdir)])
+  assert (config.model.name, config.model.num_layers) == ('decoder', 2)
+
+
 def test_what_the_run_added_to_a_vocabulary_is_not_added_again(workdir):
   file = pathlib.Path(workdir) / 'config.json'
   saved = json.loads(file.read_text())

@@ -103,3 +103,18 @@ def test_rows_are_held_out_at_random_and_disjoint(tmp_path):
   config = DataConfig(train=str(path), validation=str(path), test=str(path), max_rows=7)
   assert {k: len(v) for k, v in holdout.rows(config).items()} == {'train': 7, 'validation': 100}
   assert len(holdout.rows(config, training=False)['test']) == 100
+
+
+def test_named_validation_sets_have_rows_of_their_own(tmp_path):
+  """MNLI's matched and mismatched, of which neither is training."""
+  for name in ('train', 'a', 'b'):
+    (tmp_path / f'{name}.tsv').write_text(f'text\tlabel\n{name} 0\tx\n{name} 1\ty\n')
+  validation = f'matched={tmp_path}/a.tsv,mismatched={tmp_path}/b.tsv'
+  config = DataConfig(train=f'{tmp_path}/train.tsv', validation=validation)
+  found = {name: [row['text'] for _, row in rows] for name, rows in holdout.rows(config).items()}
+  assert found == {
+    'train': ['train 0', 'train 1'], 'matched': ['a 0', 'a 1'], 'mismatched': ['b 0', 'b 1'],
+  }  # fmt: skip
+  # Evaluation alone does not read what trained.
+  (tmp_path / 'train.tsv').unlink()
+  assert set(holdout.rows(config, training=False)) == {'matched', 'mismatched'}
