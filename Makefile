@@ -11,7 +11,9 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 CONSTRAINTS ?= $(wildcard requirements-lock-$(MINOR).txt)
-PYTEST := $(RUN) -m pytest --timeout=600
+# Two test files at a time; each worker takes up to 3 GiB of memory.
+JOBS ?= 2
+PYTEST := $(RUN) -m pytest --timeout=600 -n $(JOBS) --dist loadfile
 
 .PHONY: quickstart test test-full lint clean
 
