@@ -52,14 +52,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def names() -> Iterator[str]:
-  """'NAME.py:VARIANT' of every recipe that offers sizes."""
+  """'NAME.py:VARIANT' of every recipe that offers sizes of a model."""
   from flaxlm.config import recipe
-  from flaxlm.models.family import FAMILIES
 
   for file in sorted(CONFIGS.glob('*.py')):
-    # A variant that is called as a family takes the model of another recipe.
-    found = [name for name in recipe.variants(str(file)) if name not in FAMILIES]
-    yield from (f'{file.name}:{variant}' for variant in found)
+    if not recipe.is_of_task(str(file)):
+      yield from (f'{file.name}:{variant}' for variant in recipe.variants(str(file)))
 
 
 def measure(name: str) -> Preset:

@@ -76,6 +76,14 @@ def variants(path: str) -> list[str]:
   return _variants(_execute(path))
 
 
+def is_of_task(path: str) -> bool:
+  """Whether a recipe takes its models from other recipes, which it imports."""
+  return any(
+    isinstance(value, types.ModuleType) and hasattr(value, 'get_config')
+    for value in vars(_execute(path)).values()
+  )
+
+
 def _variants(module: types.ModuleType) -> list[str]:
   return list(getattr(module, 'VARIANTS', ()))
 
