@@ -17,7 +17,12 @@ from flaxlm import commandline, terminal
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  parser.add_argument(
+    '--checkpoint',
+    default='auto',
+    help='latest, best, average:N or a step; auto (the default): best where there is a test set, '
+    'else latest',
+  )
   args = parser.parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
   # Imported after the first line is out: this takes seconds.

@@ -13,11 +13,11 @@ from etils import epath
 
 from flaxlm import terminal
 from flaxlm.config import overrides as config_overrides
-from flaxlm.config import tree
+from flaxlm.config import recipe, tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 from flaxlm.evaluation import writing
-from flaxlm.training import restore
+from flaxlm.training import checkpoint, restore
 from flaxlm.training.writers import write_json, write_text
 from flaxlm.types import Mean
 
@@ -150,7 +150,9 @@ def evaluate_workdir(
 
   Args:
     workdir: of the run.
-    which: 'latest', 'best', a step, or 'average:N', of which the files are then average-N....
+    which: 'latest', 'best', a step, or 'average:N', of which the files are then average-N....;
+      'auto': 'best' where there is a test set, which is for the checkpoint that validation chose,
+      else 'latest'.
     overrides: (dotted key, text) pairs of evaluation.*, data.validation and data.test.
 
   Returns:
@@ -166,6 +168,8 @@ def evaluate_workdir(
     terminal.phase('data', f'evaluation sets of {workdir}')
     return build(config, workdir, training=False)
 
+  if which == 'auto':
+    which = _chosen(workdir, overrides)
   experiment, params, step = restore.open_run(workdir, which, make)
   result: dict[str, Any] = {'workdir': str(workdir), 'checkpoint': step}
   out = epath.Path(workdir) / 'eval'
@@ -187,6 +191,13 @@ def evaluate_workdir(
       result[name]['skipped_rows'] = experiment.skipped.get(name, 0)
   write_json(out / f'{file}.json', result)
   return result
+
+
+def _chosen(workdir: str, overrides: Sequence[tuple[str, str]]) -> str:
+  """'best' if a test set will be evaluated and validation scored a checkpoint, else 'latest'."""
+  test = dict(overrides).get('data.test', recipe.saved(workdir).data.test)
+  directory = epath.Path(workdir) / 'checkpoints'
+  return 'best' if test and checkpoint.are_scored(directory) else 'latest'
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -253,6 +253,11 @@ def find(directory: epath.PathLike, which: str | int) -> list[int]:
   raise UserError(f'--checkpoint={which}: valid are latest, best, {AVERAGE}:N, {shown}')
 
 
+def are_scored(directory: epath.PathLike) -> bool:
+  """Whether a checkpoint there has a score, so that there is a best one."""
+  return bool(_stored_scores(epath.Path(directory), steps_in(directory)))
+
+
 def _stored_scores(directory: epath.PathLike, steps: list[int]) -> dict[int, float]:
   scores = {}
   for step in steps:

@@ -137,6 +137,18 @@ def test_evaluate_workdir_repeats_the_evaluation_of_training(run, build):
   assert json.loads((run / 'eval' / '10.json').read_text()) == result
 
 
+def test_a_test_set_is_for_the_checkpoint_that_validation_chose(build, tmp_path):
+  # Losses fall, so that by `max` the first checkpoint is the best.
+  config = linear.make_config(
+    total_steps=10, evaluation__every_steps=5, checkpoint__best_mode='max'
+  )  # fmt: skip
+  loop.fit(linear.Experiment(config), tmp_path)
+  checkpoint_of = lambda *arguments: evaluator.evaluate_workdir(str(tmp_path), *arguments)
+  assert checkpoint_of('auto')['checkpoint'] == 10
+  assert checkpoint_of('auto', [('data.test', 'x.txt')])['checkpoint'] == 5
+  assert checkpoint_of('latest', [('data.test', 'x.txt')])['checkpoint'] == 10
+
+
 def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, build):
   overrides = [('evaluation.seed', '3'), ('data.validation', 'a=x.txt')]
   assert evaluator.evaluate_workdir(str(run), 5, overrides)['checkpoint'] == 5
