@@ -1,5 +1,6 @@
 """Exact sums over ragged batches, bits per byte, predictions in order, and eval.py's function."""
 
+import dataclasses
 import json
 import math
 import types
@@ -8,6 +9,7 @@ import linear_experiment as linear
 import numpy as np
 import pytest
 
+from flaxlm.config.schema import DataConfig
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
 from flaxlm.training import experiment as experiments
@@ -158,3 +160,47 @@ def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, bui
       evaluator.evaluate_workdir(str(run), 5, [(key, '1')])
   with pytest.raises(UserError, match='--checkpoint=7: valid are latest, best, average:N, 5, 10'):
     evaluator.evaluate_workdir(str(run), '7')
+
+
+class Reporting:
+  """A task that reports in every way there is."""
+
+  def metrics(self, predictions, examples):
+    return {'count': float(len(predictions['value']))}
+
+  def details(self, predictions, examples):
+    return {'first': examples[0]}
+
+  def records(self, predictions, examples):
+    yield {'text': examples[1], 'value': float(predictions['value'][1])}
+
+  def files(self, predictions, examples):
+    return {'table.json': b'{}\n'}
+
+
+def test_what_a_task_reports_is_written_and_skipped_rows_are_counted(tmp_path, monkeypatch):
+  data = dataclasses.replace(DataConfig(), on_bad_row='skip')
+  experiment = Experiment()
+  experiment.config = types.SimpleNamespace(data=data)
+  experiment.task, experiment.skipped = Reporting(), {'validation': 3}
+  opened = lambda workdir, which, make: (experiment, None, 7)
+  monkeypatch.setattr(evaluator.restore, 'open_run', opened)
+  result = evaluator.evaluate_workdir(str(tmp_path))['validation']
+  assert (result['count'], result['first'], result['skipped_rows']) == (6.0, 'a', 3)
+  names = {path.name: path.read_text() for path in (tmp_path / 'eval').iterdir()}
+  assert json.loads(names['7.json'])['validation'] == result
+  assert json.loads(names['7-validation.jsonl']) == {'text': 'b', 'value': 2.0}
+  assert names['7-validation-table.json'] == '{}\n'
+
+
+def test_a_set_without_any_label_has_no_loss():
+  experiment = Experiment(likelihood=False)
+  inner = experiment.eval_step
+
+  def eval_step(params, batch):
+    metrics, predictions = inner(params, batch)
+    return {'loss': Mean(0.0, 0.0)}, predictions
+
+  experiment.eval_step = eval_step
+  evaluation = evaluator.evaluate(experiment, None, 'validation')
+  assert math.isnan(evaluation.metrics['loss']) and evaluation.metrics['in_order'] == 1.0
