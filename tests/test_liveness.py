@@ -61,14 +61,15 @@ SMALL = (('model.num_layers', '1'), ('optimizer.warmup_steps', '1'))
 # not show at this size. {} is the folder of the corpora.
 VALUES = {
   'model.num_decoder_layers': ['2'],
-  'model.attention_bias': ['False'],
+  'model.attention_bias': ['False', 'True'],
   'model.mlp_bias': ['False'],
+  'model.token_types': ['0', '2'],
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
   'model.mlp_dropout_rate': ['0.3'],
   'model.rope_beta_fast': ['8.0'],
   'model.rope_beta_slow': ['8.0'],
-  'model.global_every': ['0'],
+  'model.global_every': ['0', '2'],
   'optimizer.decay_exclude': [''],
   'data.train': ['{}/other.txt', '{}/rows.tsv'],
   'data.validation': ['{}/other.txt', '{}/rows.tsv'],
@@ -97,9 +98,10 @@ FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
   'tokenizer.add': (('tokenizer.path', '{}/published'),),
   'model.adapter_placement': (('model.adapter_dim', '4'),),
+  'model.global_every': (('model.window', '4'),),
   'tuning.lora_alpha': (('tuning.lora_rank', '2'),),
   'tuning.lora_targets': (('tuning.lora_rank', '2'),),
-  'model.local_rope_theta': (('model.num_layers', '2'),),
+  'model.local_rope_theta': (('model.num_layers', '2'), ('model.window', '4')),
   'objective.pair_separators': (('task.pair_column', 'other'),),
 }
 # Fields that act outside of batches and programs, and the test that shows how.
@@ -127,20 +129,30 @@ SAME = {
 PROGRAM_ONLY = {'model.remat', 'model.scan_layers'}
 
 
+def can_be_read(rules, names):
+  """Whether a field is read under one of the names of its node."""
+  wanted = (rules.when or {}).get('name')
+  return wanted is None or not names or bool({*wanted} & {*names})
+
+
 def walk():
   """(dotted key, file or '', its class) of every field that can be set."""
   nodes = [('optimizer', '', schema.OptimizerConfig), ('data', '', schema.DataConfig)]
   nodes += [('tokenizer', '', schema.TokenizerConfig), ('tuning', '', schema.TuningConfig)]
+  files = {}
   for node, package in tree.PACKAGES.items():
     classes = {}
     for name in tree.named_files(package):
-      classes.setdefault(tree.node_class(node, name), name)
-    nodes += [(node, name, cls) for cls, name in classes.items()]
+      classes.setdefault(tree.node_class(node, name), []).append(name)
+    nodes += [(node, names[0], cls) for cls, names in classes.items()]
+    files |= classes
   return [
     (f'{node}.{name}', file, cls)
     for node, file, cls in nodes
     for name, (_, rules, _) in tree.fields(cls).items()
-    if not rules.derived and not (file and name == 'name')
+    if not rules.derived
+    and not (file and name == 'name')
+    and can_be_read(rules, files.get(cls, ()))
   ]
 
 
@@ -217,7 +229,7 @@ def candidates(key, kind, rules, value, folder):
   Fails for a field of which neither the rules nor VALUES tell another value.
   """
   if key in VALUES:
-    return [text.format(folder) for text in VALUES[key]]
+    return [t for t in (text.format(folder) for text in VALUES[key]) if t != str(value)]
   if rules.choices is not None:
     return [str(choice) for choice in rules.choices if choice != value]
   if kind.item is bool:

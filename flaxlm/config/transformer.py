@@ -10,7 +10,7 @@ RATE = {'low': 0.0, 'below': 1.0}
 ROPE = {'position': ('rope',)}
 ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
 # The trunks that are made of `models/block.py`.
-BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder')}
+BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder', 'xlnet')}
 LLAMA3 = ROPE | {'rope_scaling': ('llama3',)}
 YARN = ROPE | {'rope_scaling': ('yarn',)}
 
