@@ -1,6 +1,7 @@
 """XLNet: who sees whom in the two streams and the memory."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import pytest
 import tiny
 
 from flaxlm.models import xlnet
+from flaxlm.training import loop
 
 V, D, ROW = 40, 16, 12
 
@@ -200,3 +202,24 @@ def test_rows_of_a_run_go_on_and_the_memory_is_kept(tmp_path):
     assert memory.hidden.shape[1] == experiment.config.model.num_layers
     np.testing.assert_array_equal(memory.hidden[:, 0], table[batch['inputs'][:, -length:]])
   assert went_on
+
+
+def test_a_run_that_is_resumed_remembers_what_it_would_have(tmp_path):
+  """Bit for bit: parameters, losses and memory of a run that was stopped half way."""
+  folder = tiny.write_corpus(tmp_path / 'text')
+  changes = (('optimizer.schedule', 'constant'), ('logging.every_steps', '1'))
+
+  def run(workdir, steps):
+    config = tiny.load('xlnet.py:mini', folder, (*changes, ('total_steps', str(steps))))
+    return loop.fit(tiny.build(config, workdir), workdir)
+
+  def losses(workdir):
+    lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+    return [line['loss'] for line in lines if line['split'] == 'train']
+
+  whole = run(tmp_path / 'whole', 4)
+  run(tmp_path / 'parts', 2)
+  parts = run(tmp_path / 'parts', 4)
+  jax.tree.map(np.testing.assert_array_equal, whole, parts)
+  assert np.any(whole.extras['memory'].is_open)
+  assert losses(tmp_path / 'whole') == losses(tmp_path / 'parts')
