@@ -2,63 +2,20 @@
 
 import json
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from public_folder import BERT as CONFIG
+from public_folder import WORDS, raw, run, write_bert
 
-from flaxlm import commandline
-from flaxlm.__main__ import main
-from flaxlm.config import tree
 from flaxlm.interop import convert, files, mapping
-from flaxlm.models.model import Model
-from flaxlm.objectives import masked_lm
-from flaxlm.training.paths import leaf_paths
-
-WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', 'c', '##d', '.']
-CONFIG = {
-  'model_type': 'bert', 'architectures': ['BertForPreTraining'], 'vocab_size': len(WORDS),
-  'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 24,
-  'max_position_embeddings': 16,
-}  # fmt: skip
-
-
-def write_folder(folder, **changes):
-  """A random BERT with the words above, as a public folder; the tensors in float16."""
-  folder.mkdir(exist_ok=True)
-  config = CONFIG | changes
-  model = mapping.model_config(mapping.family_of(CONFIG), CONFIG, len(WORDS))
-  public = convert.for_export(model, 'masked_lm', {'pairs': 'next_sentence'}, ())
-  trunk = tree.load_module('flaxlm.models', 'encoder').Trunk(model)
-  ids = np.zeros((1, 4), np.int32)
-  keys = ('inputs', 'positions', 'segment_ids', 'target_positions', 'nsp_positions')
-  init = Model(trunk, masked_lm.Head(model, 'nsp')).init
-  shapes = leaf_paths(
-    nn.unbox(jax.eval_shape(lambda: init(jax.random.key(0), dict.fromkeys(keys, ids))['params']))
-  )
-  rng = np.random.default_rng(0)
-  leaves = {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in shapes.items()}
-  tensors = convert.save(public, leaves, {}, {}, 'F16')
-  tensors['bert.embeddings.position_ids'] = np.arange(16)[None]
-  files.write(folder / files.WEIGHTS, tensors.items(), {'format': 'pt'})
-  (folder / 'config.json').write_text(json.dumps(config))
-  (folder / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
-  return folder
-
-
-def run(*argv):
-  return commandline.run(main, argv)
-
-
-def raw(folder):
-  return (folder / files.WEIGHTS).read_bytes()
 
 
 @pytest.fixture(scope='module')
 def imported(tmp_path_factory):
   """(the folder, the workdir it was read into)"""
-  folder = write_folder(tmp_path_factory.mktemp('public') / 'bert')
+  folder = write_bert(tmp_path_factory.mktemp('public') / 'bert')
   workdir = folder.parent / 'runs' / 'bert'
   assert run('import', f'--from={folder}', f'--workdir={workdir}') == 0
   return folder, workdir
@@ -144,14 +101,14 @@ def reference(folder, change=0.0):
 
 
 def test_reference_logits_are_compared(tmp_path, capsys):
-  folder = write_folder(tmp_path / 'bert')
+  folder = write_bert(tmp_path / 'bert')
   reference(folder)
   assert run('import', f'--from={folder}', f'--workdir={tmp_path / "second"}') == 0
   assert 'agree with reference.safetensors' in capsys.readouterr().err
 
 
 def test_other_reference_logits_are_an_error(tmp_path, capsys):
-  folder = write_folder(tmp_path / 'bert')
+  folder = write_bert(tmp_path / 'bert')
   reference(folder, change=0.5)
   assert run('import', f'--from={folder}', f'--workdir={tmp_path / "second"}') == 1
   assert 'differs from the original by' in capsys.readouterr().err
@@ -189,7 +146,7 @@ def other_architecture(folder):
   ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(spoil, message, tmp_path, capsys):
-  folder = write_folder(tmp_path / 'bert')
+  folder = write_bert(tmp_path / 'bert')
   spoil(folder)
   assert run('import', f'--from={folder}', f'--workdir={tmp_path / "runs" / "x"}') == 1
   *_, last = capsys.readouterr().err.splitlines()
