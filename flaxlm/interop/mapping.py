@@ -109,12 +109,12 @@ def prefix_of(family: types.ModuleType, head: Head) -> str:
 
 def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, Any]] | None:
   """(the head with an objective's options, fields of config.json that tell them), or None."""
-  if any(options[name] != value for name, value in head.options.items()):
+  if any(options.get(name) != value for name, value in head.options.items()):
     return None
-  theirs = {field.theirs: _written(field, options[field.ours]) for field in head.fields}
+  theirs = {field.theirs: _written(field, options.get(field.ours)) for field in head.fields}
   if _NONE in theirs.values():
     return None
-  own = {field.ours: options[field.ours] for field in head.fields}
+  own = {field.ours: options.get(field.ours) for field in head.fields}
   return dataclasses.replace(head, options={**head.options, **own}), theirs
 
 
