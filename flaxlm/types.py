@@ -48,7 +48,7 @@ class ModelOutput:
   """What a trunk returns.
 
   hidden: [B, L, D], of the decoder where there are two stacks; encoder: [B, L, D] or None;
-  embedding: the token table [table_size, D] for tied heads; cache: keys and values, or None.
+  embedding: the token table [table_size, D] for tied heads; cache: that of each layer, or None.
   """
 
   hidden: Array

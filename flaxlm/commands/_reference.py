@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from flaxlm import decoding, terminal
+from flaxlm import terminal
+from flaxlm.decoding.scores import logits
 from flaxlm.errors import UserError
 from flaxlm.interop import files
 from flaxlm.models.family import family_of
@@ -107,5 +108,5 @@ def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray
   result, _ = jax.jit(model.apply)({'params': params}, batch)
   result = result['mlm'] if isinstance(result, dict) else result
   if isinstance(result, VocabOutput):
-    return np.asarray(decoding.logits(result))
+    return np.asarray(logits(result))
   return np.asarray(result[:, 0])

@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm import decoding, terminal
+from flaxlm import terminal
+from flaxlm.decoding.cache import Reader
+from flaxlm.decoding.generate import generate
+from flaxlm.decoding.sampling import Sampling
 
 
 def writes(experiment: Any) -> bool:
@@ -34,13 +37,14 @@ def write(
   size = config.evaluation.batch_size or config.global_batch_size
   order = sorted(range(len(prompts)), key=lambda i: _length(prompts[i]), reverse=True)
   texts: list[str] = [''] * len(prompts)
+  reader = Reader.of(experiment.model, params)
   with terminal.bar(f'write {name}', len(prompts), 'texts') as bar:
     for start in range(0, len(order), size):
       if should_stop():
         return None
       chosen = order[start : start + size]
       for i, text in zip(
-        chosen, _written(experiment, params, [prompts[i] for i in chosen]), strict=True
+        chosen, _written(experiment, reader, [prompts[i] for i in chosen]), strict=True
       ):
         texts[i] = text
       bar.advance(len(chosen))
@@ -52,19 +56,13 @@ def _length(prompt: Any) -> int:
   return len(inputs)
 
 
-def _written(experiment: Any, params: Any, prompts: Sequence[Any]) -> list[str]:
+def _written(experiment: Any, reader: Reader, prompts: Sequence[Any]) -> list[str]:
   """The text that is written for each prompt: all that this file needs of decoding."""
   config = experiment.config
   longest = config.evaluation.max_new_tokens or config.data.max_target_length or 128
-  sources = None
-  if prompts[0].encoder_inputs is not None:
-    sources = [prompt.encoder_inputs for prompt in prompts]
-  found = decoding.generate(
-    experiment.model, params, [prompt.inputs for prompt in prompts],
-    decoding.Sampling(longest, temperature=0.0), prompts[0].eos_id, sources, prompts[0].prefix,
-  )  # fmt: skip
+  found = [c.tokens for c in generate(reader, prompts, Sampling(longest, temperature=0.0))]
   t = experiment.tokenizer
-  if sources is not None:
+  if prompts[0].encoder_inputs is not None:
     return [t.decode(tokens).strip() for tokens in found]
   # Only behind its prompt is a token decoded as it stands there, with the space before it.
   whole = [t.decode([*p.inputs, *tokens]) for p, tokens in zip(prompts, found, strict=True)]

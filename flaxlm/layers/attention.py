@@ -14,11 +14,34 @@ from flaxlm.layers.relative import RelativeScores
 
 
 @flax.struct.dataclass
-class Cache:
-  """Keys and values [B, S, Hkv, K] of one layer; slot s holds the token at position s."""
+class KeyValues:
+  """What one attention reads: keys and values [B, Hkv, S, K], as their products want them."""
 
   key: jax.Array
   value: jax.Array
+
+  @classmethod
+  def of(cls, key: jax.Array, value: jax.Array) -> 'KeyValues':
+    """Of projections [B, L, Hkv, K]."""
+    return cls(jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2))
+
+  def written(self, slots: jax.Array, key: jax.Array, value: jax.Array) -> 'KeyValues':
+    """With projections [B, L, Hkv, K] in the slots [B, L]."""
+    rows = jnp.arange(slots.shape[0])[:, None]
+    put = lambda old, new: old.at[rows, :, slots].set(new.astype(old.dtype))
+    return KeyValues(put(self.key, key), put(self.value, value))
+
+
+@flax.struct.dataclass
+class Cache:
+  """What decoding keeps of one layer.
+
+  own: of the tokens so far; slot s holds the token at position s. memory: of the encoder's output,
+  which never changes; None before the first call, and without an encoder.
+  """
+
+  own: KeyValues
+  memory: KeyValues | None = None
 
 
 class Attention(nn.Module):
@@ -36,47 +59,43 @@ class Attention(nn.Module):
     bias: jax.Array | None,
     positions: jax.Array | None,
     deterministic: bool,
-    memory: jax.Array | None = None,
-    cache: Cache | None = None,
+    memory: jax.Array | KeyValues | None = None,
+    cache: KeyValues | None = None,
     distances: Distances | None = None,
     key_positions: jax.Array | None = None,
-  ) -> tuple[jax.Array, Cache | None]:
-    """x: [B, Lq, D]; memory: [B, Lk, D]; positions: [B, Lq] or None where none apply.
+  ) -> tuple[jax.Array, KeyValues]:
+    """x: [B, Lq, D]; memory: [B, Lk, D] or what it gave; positions: [B, Lq], None where none apply.
 
     mask: bool, broadcastable to [B, 1, Lq, Lk]; bias: float32, broadcastable to [B, H, Lq, Lk].
     distances: of queries and keys, of a position scheme that has them. key_positions: [B, Lk], if
     they are not those of x.
     With a cache, the keys and values of x are written to the slots `positions` first and the
-    queries attend to all slots that the mask allows. Returns ([B, Lq, D], the new cache).
+    queries attend to all slots that the mask allows. Returns ([B, Lq, D], what they attended to).
     """
     c = self.config
-    source = x if memory is None else memory
-    q = self._project('query', c.num_heads, 'heads')(x)
-    k = self._project('key', c.kv_heads, 'kv_heads')(source)
-    v = self._project('value', c.kv_heads, 'kv_heads')(source)
-    if c.qk_norm:
-      norm = lambda name: Norm(c, 'rmsnorm', 'head_dim', name=name)
-      q, k = norm('query_norm')(q), norm('key_norm')(k)
-    if positions is not None:
-      q = rotate(c, q, positions, self.local)
-      k = rotate(c, k, positions if key_positions is None else key_positions, self.local)
-    if cache is not None:
-      rows = jnp.arange(x.shape[0])[:, None]
-      k = cache.key.at[rows, positions].set(k.astype(cache.key.dtype))
-      v = cache.value.at[rows, positions].set(v.astype(cache.value.dtype))
-      cache = Cache(k, v)
+    norm = lambda name, x: Norm(c, 'rmsnorm', 'head_dim', name=name)(x) if c.qk_norm else x
+    turn = lambda x, places: x if positions is None else rotate(c, x, places, self.local)
+    q = turn(norm('query_norm', self._project('query', c.num_heads, 'heads')(x)), positions)
+    if isinstance(memory, KeyValues):
+      read = memory
+    else:
+      source = x if memory is None else memory
+      k = norm('key_norm', self._project('key', c.kv_heads, 'kv_heads')(source))
+      k = turn(k, positions if key_positions is None else key_positions)
+      v = self._project('value', c.kv_heads, 'kv_heads')(source)
+      read = KeyValues.of(k, v) if cache is None else cache.written(positions, k, v)
     if distances is not None:
-      q, scores = RelativeScores(c, name='relative')(q, k.shape[1], distances)
+      q, scores = RelativeScores(c, name='relative')(q, read.key.shape[2], distances)
       bias = scores if bias is None else bias + scores
     if c.scale_attention:
       q = q * c.head_size**-0.5
-    y = self._attend(q, k, v, mask, bias, deterministic)
+    y = self._attend(q, read, mask, bias, deterministic)
     init = initializers.kernel(c, c.num_heads * c.head_size, 'residual')
     out = Dense(
       (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),
       init, c.attention_biases, name='out',
     )  # fmt: skip
-    return out(y), cache
+    return out(y), read
 
   def _project(self, name: str, heads: int, axis: str) -> Dense:
     c = self.config
@@ -86,20 +105,21 @@ class Attention(nn.Module):
       init, c.attention_biases, name=name,
     )  # fmt: skip
 
-  def _attend(self, q, k, v, mask, bias, deterministic) -> jax.Array:
-    """Scaled q [B, Lq, H, K], k and v [B, Lk, Hkv, K] -> [B, Lq, H, K]."""
+  def _attend(self, q, read: KeyValues, mask, bias, deterministic) -> jax.Array:
+    """Scaled q [B, Lq, H, K] -> [B, Lq, H, K]. Heads that share keys are one product with them."""
     batch, length, heads, size = q.shape
-    groups = heads // k.shape[2]
-    if groups > 1:
-      k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
-    scores = jnp.einsum('bqhk,bshk->bhqs', q, k, preferred_element_type=jnp.float32)
-    scores = soft_cap(scores, self.config.attention_softcap)
+    shared = read.key.shape[1]
+    q = q.reshape(batch, length, shared, heads // shared, size)
+    scores = jnp.einsum('bqhgk,bhsk->bhgqs', q, read.key, preferred_element_type=jnp.float32)
+    scores = soft_cap(scores.reshape(batch, heads, length, -1), self.config.attention_softcap)
     if bias is not None:
       scores = scores + bias
-    probabilities = masked_softmax(scores, mask).astype(v.dtype)
+    probabilities = masked_softmax(scores, mask).astype(read.value.dtype)
     rate = self.config.attention_dropout_rate
     probabilities = dropout(self, probabilities, rate, deterministic)
-    return jnp.einsum('bhqs,bshk->bqhk', probabilities, v)
+    probabilities = probabilities.reshape(batch, shared, heads // shared, length, -1)
+    y = jnp.einsum('bhgqs,bhsk->bqhgk', probabilities, read.value)
+    return y.reshape(batch, length, heads, size)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers.adapter import Adapter
-from flaxlm.layers.attention import Attention
+from flaxlm.layers.attention import Attention, Cache
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.mlp import MLP
 from flaxlm.layers.norm import Norm
@@ -22,7 +22,8 @@ class Context:
 
   mask: bool [B or 1, 1, Lq, Lk]; local_mask: that of local layers, or None; bias: float32
   [B or 1, H, Lq, Lk] or None; distances: those that scores depend on, or None; positions: [B, Lq];
-  memory: encoder output [B, Lm, D] with memory_mask [B, 1, Lq, Lm], or None.
+  memory_mask: [B, 1, Lq, Lm] where there is an encoder; memory: its output [B, Lm, D], or None
+  where the cache has what the layers made of it.
   """
 
   mask: jax.Array
@@ -50,7 +51,7 @@ class Block(nn.Module):
   ) -> tuple[jax.Array, Any]:
     """x: [B, L, D]; depth: 1 / number of layers for the first layer ... 1 for the last.
 
-    cache: of the self-attention, or None.
+    cache: a Cache, or whatever `_self_attention` keeps; or None.
     """
     c = self.config
 
@@ -64,11 +65,12 @@ class Block(nn.Module):
       y = self._drop_path(y, depth, deterministic)
       return (x + y if c.norm_placement == 'pre' else norm(x + y)), result
 
-    x, cache = sublayer(
+    x, own = sublayer(
       'attention', x, lambda y: self._self_attention(y, context, deterministic, cache)
     )
-    if context.memory is not None:
-      x, _ = sublayer(
+    memory, known = None, cache.memory if isinstance(cache, Cache) else None
+    if context.memory_mask is not None:
+      x, memory = sublayer(
         'cross_attention',
         x,
         lambda y: Attention(c, name='cross_attention')(
@@ -77,11 +79,11 @@ class Block(nn.Module):
           bias=None,
           positions=None,
           deterministic=deterministic,
-          memory=context.memory,
+          memory=context.memory if known is None else known,
         ),
       )
     x, _ = sublayer('mlp', x, lambda y: (MLP(c, name='mlp')(y, deterministic), None))
-    return x, cache
+    return x, Cache(own, memory) if isinstance(cache, Cache) else own
 
   def _self_attention(
     self, y: jax.Array, context: Context, deterministic: bool, cache: Any, **source: jax.Array
@@ -90,16 +92,17 @@ class Block(nn.Module):
 
     source: `memory` and `key_positions` of Attention, if keys are made of something else.
     """
-    return Attention(self.config, self.local, name='attention')(
+    y, read = Attention(self.config, self.local, name='attention')(
       y,
       mask=context.local_mask if self.local else context.mask,
       bias=context.bias,
       distances=context.distances,
       positions=context.positions,
       deterministic=deterministic,
-      cache=cache,
+      cache=cache and cache.own,
       **source,
     )
+    return y, cache and read
 
   def _drop_path(self, y: jax.Array, depth: jax.Array, deterministic: bool) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): skips a row's sublayer, more often in later layers."""

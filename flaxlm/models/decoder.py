@@ -1,5 +1,7 @@
 """Decoder trunk: every token attends to itself and what precedes it in its segment (GPT)."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,15 +24,15 @@ class Trunk(nn.Module):
   """inputs, positions, segment_ids [B, L] -> hidden [B, L, D].
 
   Where the batch has `prefix` [B, L], tokens that it marks are seen by their whole segment.
-  With a cache (keys and values [N, B, S, Hkv, K]) the batch holds only new tokens, whose positions
-  say which slots they fill; segment_ids are not read then: a row is one sequence.
+  With a cache (one of each layer) the batch holds only new tokens, whose positions say which slots
+  they fill; segment_ids are not read then: a row is one sequence.
   """
 
   config: TransformerConfig
 
   @nn.compact
   def __call__(
-    self, batch: Batch, deterministic: bool = True, cache: Cache | None = None
+    self, batch: Batch, deterministic: bool = True, cache: Sequence[Cache] | None = None
   ) -> ModelOutput:
     c = self.config
     table = TokenTable(c, name='token')()
@@ -51,7 +53,7 @@ def self_context(
   position: PositionEncoding,
   positions: jax.Array,
   segment_ids: jax.Array | None,
-  cache: Cache | None,
+  cache: Sequence[Cache] | None,
   prefix: jax.Array | None = None,
 ) -> Context:
   """Mask and bias of causal self-attention over a row [B, L], or over the slots of a cache.
@@ -65,7 +67,7 @@ def self_context(
       order |= masks.prefix(prefix, jnp.broadcast_to(keys, prefix.shape), prefix.shape[1])
     mask = masks.segments(segment_ids, segment_ids) & order
   else:
-    slots = cache.key.shape[2]
+    slots = cache[0].own.key.shape[2]
     queries, keys = positions, jnp.arange(slots)[None]
     mask = masks.cached(positions, slots)
     if prefix is not None:

@@ -1,5 +1,7 @@
 """Encoder-decoder trunk: the original Transformer, T5, BART. One token table serves both stacks."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 
@@ -21,8 +23,10 @@ FAMILY = 'encoder_decoder'
 class Trunk(nn.Module):
   """encoder_* [B, L] and decoder_* [B, T] (inputs, positions, segment_ids) -> hidden [B, T, D].
 
-  The decoder attends to encoder tokens of its own segment. With a cache, decoder_* hold only new
-  tokens, and `memory` [B, L, D], the encoder's output of an earlier call, replaces encoder_inputs.
+  The decoder attends to encoder tokens of its own segment. With a cache (one of each layer),
+  decoder_* hold only new tokens. `memory` [B, L, D], the encoder's output of an earlier call,
+  replaces encoder_inputs; the cache that a call returns holds what the layers made of it, and
+  replaces both.
   """
 
   config: TransformerConfig
@@ -32,11 +36,11 @@ class Trunk(nn.Module):
     self,
     batch: Batch,
     deterministic: bool = True,
-    cache: Cache | None = None,
+    cache: Sequence[Cache] | None = None,
     memory: jax.Array | None = None,
   ) -> ModelOutput:
     table = TokenTable(self.config, name='token')()
-    if memory is None:
+    if memory is None and not (cache and cache[0].memory):
       memory = self._encode(table, batch, deterministic)
     x, cache = self._decode(table, batch, memory, deterministic, cache)
     return ModelOutput(hidden=x, embedding=table, encoder=memory, cache=cache)

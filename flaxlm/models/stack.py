@@ -1,6 +1,6 @@
 """The layers of one stack: parameters stacked over layers, run unrolled or as one compiled loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +16,8 @@ POLICIES = {
 }
 # What a layer without a norm before its attention lacks.
 BARE = 'attention_norm'
+# Where `unstacked` puts the parameters of each layer.
+EACH = 'each_layer'
 # (x, (parameters, index, cache) of a layer) -> (x, the layer's new cache)
 Layer = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -39,8 +41,13 @@ class Stack(nn.Module):
   def __call__(
     self, x: jax.Array, context: Context, deterministic: bool, cache: Any = None
   ) -> tuple[jax.Array, Any]:
-    """x: [B, L, D]; cache: that of each block, with a leading axis of layers, or None."""
+    """x: [B, L, D]; cache: of each block, with a leading axis of layers or as a tuple; or None.
+
+    Returns (x, the new cache).
+    """
     c = self.config
+    if isinstance(cache, tuple) or self.has_variable('params', EACH):
+      return self._one_by_one(x, context, cache)
     layers, later = self._parameters(x, context)
     key = None if deterministic else self.make_rng('dropout')
 
@@ -77,6 +84,20 @@ class Stack(nn.Module):
       x, output = _unrolled([layer(i, False) for i in places], x, stacked)
       outputs.append(output)
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+  def _one_by_one(
+    self, x: jax.Array, context: Context, cache: tuple[Any, ...] | None
+  ) -> tuple[jax.Array, tuple[Any, ...] | None]:
+    """Decoding: unrolled, each layer with a cache of its own, which XLA can update in place."""
+    c = self.config
+    params = self.variables['params']
+    layers = params[EACH] if EACH in params else _separate(params)
+    kept = []
+    for i, (layer, old) in enumerate(zip(layers, cache or [None] * len(layers), strict=True)):
+      block = self.block(c, c.is_local(i), c.bare_first_layer and i == 0, parent=None)
+      x, new = block.apply({'params': layer}, x, context, jnp.ones(()), True, old)
+      kept.append(new)
+    return x, cache and tuple(kept)
 
   def _parameters(self, x: jax.Array, context: Context) -> tuple[Any, Any]:
     """Leaves of all layers, and those that all but layer 0 have."""
@@ -127,14 +148,36 @@ def _scanned(period: Sequence[Layer], x: jax.Array, stacked: Any) -> tuple[jax.A
 
 
 def _unrolled(period: Sequence[Layer], x: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:
-  """As `_scanned`, in a Python loop, of any number of layers.
-
-  Splitting (not indexing) makes the gradient one concatenation.
-  """
-  leaves, treedef = jax.tree.flatten(stacked)
-  columns = [[part[0] for part in jnp.split(leaf, leaf.shape[0])] for leaf in leaves]
+  """As `_scanned`, in a Python loop, of any number of layers."""
   outputs = []
-  for i, layer in enumerate(zip(*columns, strict=True)):
-    x, output = period[i % len(period)](x, jax.tree.unflatten(treedef, layer))
+  for i, layer in enumerate(_each(stacked)):
+    x, output = period[i % len(period)](x, layer)
     outputs.append(output)
   return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+
+def _each(stacked: Any) -> list[Any]:
+  """The layers of a stack. Splitting (not indexing) makes the gradient one concatenation."""
+  leaves, treedef = jax.tree.flatten(stacked)
+  columns = [[part[0] for part in jnp.split(leaf, leaf.shape[0])] for leaf in leaves]
+  return [jax.tree.unflatten(treedef, layer) for layer in zip(*columns, strict=True)]
+
+
+def _separate(params: Mapping[str, Any]) -> list[Any]:
+  """Parameters of each layer, from those of a stack."""
+  layers = _each(params['layers'])
+  if 'layers_from_1' not in params:
+    return layers
+  return [layers[0], *map(dict.__or__, layers[1:], _each(params['layers_from_1']))]
+
+
+def unstacked(params: Any) -> Any:
+  """Parameters of a model with those of each layer as arrays of their own, which Stack also takes.
+
+  A loop over tokens would otherwise copy every layer out of its stack at every turn.
+  """
+  if not isinstance(params, Mapping):
+    return params
+  if 'layers' in params:
+    return {EACH: _separate(params)}
+  return {name: unstacked(value) for name, value in params.items()}

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import public_cases as cases
 import public_models as public
 
-from flaxlm import decoding
 from flaxlm.commands import _reference
+from flaxlm.decoding import cache as caches
+from flaxlm.decoding.scores import logits
 from flaxlm.interop import convert
 from flaxlm.objectives import losses
 
@@ -143,15 +144,16 @@ def test_decoding_with_a_cache(name):
     tokens, layers = batch['decoder_inputs'], described.model.decoder_layers
     memory = model.apply({'params': params}, batch)[1].encoder
     segments = batch['encoder_segment_ids']
-  cache = decoding.empty_cache(described.model, layers, len(tokens), tokens.shape[1])
+  cache = caches.empty(described.model, layers, len(tokens), tokens.shape[1])
   step = jax.jit(
-    lambda cache, token, at: decoding.cached_call(model, params, token, at, cache, memory, segments)
+    lambda cache, token, at, memory: caches.call(model, params, token, at, cache, segments, memory)
   )
   found = []
   for t in range(tokens.shape[1]):
     at = np.full((len(tokens), 1), t, np.int32)
-    output, cache = step(cache, tokens[:, t : t + 1], at)
-    found.append(decoding.logits(output))
+    output, cache = step(cache, tokens[:, t : t + 1], at, memory)
+    memory = None  # The cache has what the layers made of it.
+    found.append(logits(output))
   public.assert_close(np.concatenate(found, 1), theirs, real(case, arrays, theirs))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import public_cases as cases
 import public_models as public
 
-from flaxlm import decoding
+from flaxlm.decoding.scores import logits
 from flaxlm.models.xlnet import Memory
 from flaxlm.objectives import losses
 
@@ -80,7 +80,7 @@ def test_two_streams_with_a_memory(setup):
         **{k: torch.tensor(v) for k, v in theirs.items()}, mems=mems, use_mems=bool(remembered)
       )
     found, trunk = jax.jit(model.apply)({'params': params}, ours, cache=memory)
-    public.assert_close(decoding.logits(found), output.logits)
+    public.assert_close(logits(found), output.logits)
     if remembered:
       mems, memory = output.mems, trunk.cache
       seen = min(L * (number + 1), remembered)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from objective_setup import Documents, batch_of, byte_tokenizer, make, random_documents, whole
 
-from flaxlm import decoding
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.decoding import Sampling
+from flaxlm.decoding.cache import Reader
+from flaxlm.decoding.generate import generate
+from flaxlm.decoding.sampling import Sampling
+from flaxlm.decoding.scores import logits
 from flaxlm.errors import UserError
 from flaxlm.models import decoder
 from flaxlm.models.model import Model
 from flaxlm.objectives import next_token
+from flaxlm.objectives.next_token import Prompt
 
 VOCAB = 40
 
@@ -114,18 +117,23 @@ def test_decoding_reads_a_prompt_as_prefix(trained):
   rng = np.random.default_rng(2)
   prompts = [rng.integers(1, VOCAB, n).astype(np.int32) for n in (5, 9)]
   sampling = Sampling(max_new_tokens=6, temperature=0.0)
-  new = decoding.generate(model, params, prompts, sampling, None, prefix=True)
+  reader = Reader.of(model, params)
+  write = lambda prefix: [
+    found.tokens
+    for found in generate(reader, [Prompt(row, prefix=prefix) for row in prompts], sampling)
+  ]
+  new = write(True)
   for prompt, tokens in zip(prompts, new, strict=True):
     row = np.concatenate([prompt, tokens])[None]
     marks = (np.arange(row.shape[1]) < len(prompt)).astype(np.int32)[None]
     positions = np.arange(row.shape[1])[None]
     batch = {'inputs': row, 'positions': positions, 'segment_ids': np.ones_like(row)}
     outputs = model.apply({'params': params}, batch | {'prefix': marks})[0]
-    best = np.asarray(decoding.logits(outputs)).argmax(-1)[0]
+    best = np.asarray(logits(outputs)).argmax(-1)[0]
     np.testing.assert_array_equal(best[len(prompt) - 1 : -1], tokens)
   if model.trunk.config.window:
     return  # It hides most of the prompt, so that the tokens may be the same.
-  causal = decoding.generate(model, params, prompts, sampling, None)
+  causal = write(False)
   assert any((a != b).any() for a, b in zip(new, causal, strict=True))
 
 

@@ -1,86 +1,31 @@
 """Decoding: the cache changes nothing, neighbours change nothing, tokens are drawn as promised."""
 
-import functools
-
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from decoding_setup import (
+  GREEDY,
+  LONGEST,
+  draw,
+  forward,
+  full_logits,
+  padded,
+  prompts_of,
+  run,
+  setup,
+  sources_of,
+)
 
-from flaxlm import decoding
-from flaxlm.config.transformer import POSITIONS, TransformerConfig
-from flaxlm.config.tree import load_module
-from flaxlm.decoding import Sampling
-from flaxlm.models.model import Model
-from flaxlm.objectives import next_token
+from flaxlm.config.transformer import POSITIONS
+from flaxlm.decoding import cache as caches
+from flaxlm.decoding import generate as generation
+from flaxlm.decoding.cache import Reader, Source
+from flaxlm.decoding.generate import generate
+from flaxlm.decoding.sampling import Sampling
+from flaxlm.decoding.scores import logits
 
-VOCAB = 50
-# No multiple of the bucket, so that the cap on cached slots is reached.
-LONGEST = 60
-GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 LEVEL = 1e-4  # Seeds are fixed: a test of a statistic fails at this level or never.
-
-
-@functools.cache
-def setup(family, **changes):
-  """(model, parameters) with random leaves: biases and norms are away from 0 and 1."""
-  defaults = dict(
-    name=family, num_layers=2, emb_dim=16, num_heads=4, num_kv_heads=2, max_length=LONGEST,
-    vocab_size=VOCAB, init_std=0.3, position='rope', scan_layers=True,
-  )  # fmt: skip
-  config = TransformerConfig(**(defaults | changes))
-  model = Model(load_module('flaxlm.models', family).Trunk(config), next_token.Head(config))
-  shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), padded(family, [[1]], [[1]])))
-  rng = np.random.default_rng(0)
-  draw = lambda leaf: (rng.normal(size=leaf.shape) * 0.4).astype(np.float32)
-  return model, jax.tree.map(draw, shapes['params'])
-
-
-def padded(family, rows, sources=None, length=LONGEST):
-  """A batch of rows that are read in one piece."""
-
-  def stream(prefix, rows):
-    inputs, segments = np.zeros((2, len(rows), length), np.int32)
-    for b, row in enumerate(rows):
-      inputs[b, : len(row)] = row
-      segments[b, : len(row)] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), inputs.shape)
-    names = ('inputs', 'segment_ids', 'positions')
-    values = (inputs, segments, positions)
-    return {prefix + name: value for name, value in zip(names, values, strict=True)}
-
-  if family == 'encoder_decoder':
-    return stream('encoder_', sources) | stream('decoder_', rows)
-  return stream('', rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def forward(model, params, batch):
-  return decoding.logits(model.apply({'params': params}, batch)[0])
-
-
-def full_logits(model, params, rows, sources=None):
-  """Logits [B, L, V] by one forward pass without a cache."""
-  family = model.trunk.config.name
-  return np.asarray(forward(model, params, padded(family, rows, sources)))
-
-
-def draw(sizes, seed=0):
-  rng = np.random.default_rng(seed)
-  return [rng.integers(1, VOCAB, n).astype(np.int32) for n in sizes]
-
-
-def sources_of(family, prompts):
-  lengths = [7, 40, 2, 11]
-  return draw(lengths[: len(prompts)], seed=9) if family == 'encoder_decoder' else None
-
-
-def run(family, model, params, prompts, sampling=GREEDY, eos_id=None):
-  sources = sources_of(family, prompts)
-  return decoding.generate(model, params, prompts, sampling, eos_id, sources)
-
 
 T5 = dict(scale_attention=False, num_decoder_layers=1, norm='rmsnorm', scale_tied_logits=True)
 LLAMA = dict(norm='rmsnorm', gated_mlp=True, activation='silu', use_bias=False, num_kv_heads=1)
@@ -99,6 +44,7 @@ CASES = [
   ('encoder_decoder', 't5_bias', T5),
   ('encoder_decoder', 'sinusoidal', dict(norm_placement='post', scale_embeddings=True)),
 ]
+INVARIANT = list(CASES)
 SEEN = {case[:2] for case in CASES}
 CASES += [
   pytest.param(family, position, {}, marks=pytest.mark.full)
@@ -134,16 +80,17 @@ def cached_logits(model, params, rows, sources, chunk):
   layers = config.num_layers
   if sources is not None:
     batch = padded(config.name, rows, sources)
-    memory = decoding._encode(model, params, batch['encoder_inputs'], batch['encoder_segment_ids'])
     segments, layers = batch['encoder_segment_ids'], config.decoder_layers
-  call = jax.jit(decoding.cached_call, static_argnums=0)
-  cache = decoding.empty_cache(config, layers, len(rows), LONGEST)
+    memory = caches.encode(model, params, Source(batch['encoder_inputs'], segments))
+  call = jax.jit(caches.call, static_argnums=0)
+  cache = caches.empty(config, layers, len(rows), LONGEST)
   found = []
   for start in (0, chunk):
     inputs = np.stack([row[start : start + chunk] for row in rows])
     positions = np.broadcast_to(np.arange(start, start + chunk), inputs.shape)
-    output, cache = call(model, params, inputs, positions, cache, memory, segments)
-    found.append(np.asarray(decoding.logits(output)))
+    output, cache = call(model, params, inputs, positions, cache, segments, memory)
+    found.append(np.asarray(logits(output)))
+    memory = None  # The cache has what the layers made of it.
   return np.concatenate(found, axis=1)
 
 
@@ -155,11 +102,84 @@ SAMPLED = Sampling(12, 1.0, top_k=20, top_p=0.9, seed=3)
 )
 def test_neighbours_and_padding_change_nothing(family, sampling):
   """Another number of rows, other widths of prompts, of the encoder's rows and of the cache."""
-  model, params = setup(family, position='learned')
+  check_neighbours(family, sampling, position='learned')
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('family, position, changes', INVARIANT)
+def test_neighbours_change_nothing_of_any_family(family, position, changes):
+  check_neighbours(family, GREEDY, position=position, **changes)
+
+
+def check_neighbours(family, sampling, **changes):
+  model, params = setup(family, **changes)
   first = draw([4])
   alone = run(family, model, params, first, sampling)
   together = run(family, model, params, first + draw([40, 1, 9], seed=5), sampling)
   np.testing.assert_array_equal(together[0], alone[0])
+
+
+def test_rows_draw_for_themselves():
+  """A row's numbers come from its seed and number, wherever it stands."""
+  model, params = setup('decoder')
+  prompts = prompts_of(draw([4, 9, 2]))
+  draws = [(7, 0), (8, 3), (7, 5)]
+  reader = Reader.of(model, params)
+  found = generate(reader, prompts, Sampling(8), draws)
+  back = generate(reader, prompts[::-1], Sampling(8), draws[::-1])[::-1]
+  other = generate(reader, prompts, Sampling(8), [(7, 0), (9, 3), (7, 6)])
+  for b in range(3):
+    np.testing.assert_array_equal(found[b].tokens, back[b].tokens)
+    assert (found[b].tokens == other[b].tokens).all() == (b == 0)
+
+
+def test_one_program_for_a_bucket():
+  """Other prompts, lengths, seeds and numbers of new tokens compile nothing."""
+  model, params = setup('decoder', position='alibi')
+  reader = Reader.of(model, params)
+  before = generation._first._cache_size(), generation._advance._cache_size()
+  for sizes, new, seed in (([3, 7], 9, 0), ([20, 1], 5, 1), ([8, 8], 12, 2)):
+    generate(reader, prompts_of(draw(sizes)), Sampling(new, seed=seed))
+  after = generation._first._cache_size(), generation._advance._cache_size()
+  assert after == (before[0] + 1, before[1] + 1)
+
+
+def test_memory_is_projected_once():
+  """After the first token nothing reads how the layers project the encoder's output."""
+  model, params = setup('encoder_decoder')
+  prompts, sources = draw([3, 1]), draw([7, 20], seed=9)
+  whole = run('encoder_decoder', model, params, prompts)
+  reader = Reader.of(model, params)
+  rows = [
+    generation._Row(prompt, (0, b), prompt.inputs, np.zeros(0, np.int32))
+    for b, prompt in enumerate(prompts_of(prompts, sources_of('encoder_decoder', sources)))
+  ]
+  state = generation._start(reader, rows, 12, GREEDY)
+  for layer in reader.params['trunk']['decoder']['each_layer']:
+    for name in ('key', 'value'):
+      layer['cross_attention'][name]['kernel'] *= np.nan
+  state = generation._advance(model, generation._static(GREEDY), None, reader.params, state, 12)
+  for b, new in enumerate(generation._new(state, rows, 12)):
+    np.testing.assert_array_equal(new, whole[b])
+
+
+def test_stopped_rows_keep_what_they_are_told_to():
+  """A row that stops is cut where its stop says; the others go on."""
+  model, params = setup('decoder')
+  prompts = draw([4, 9])
+  whole = run('decoder', model, params, prompts, Sampling(40, 0.0))
+  looks = []
+
+  def stop(row, tokens):
+    looks.append(len(tokens))
+    return 19 if row == 1 and len(tokens) >= 20 else None
+
+  sampling = Sampling(40, 0.0)
+  found = generate(Reader.of(model, params), prompts_of(prompts), sampling, stop=stop)
+  np.testing.assert_array_equal(found[0].tokens, whole[0])
+  np.testing.assert_array_equal(found[1].tokens, whole[1][:19])
+  assert [f.finish for f in found] == ['length', 'stop']
+  assert len(looks) < 10  # Not at every token.
 
 
 def test_samples_of_a_seed_are_the_same_and_a_prefix_of_longer_ones():
@@ -196,7 +216,7 @@ def test_rows_that_outgrow_the_model_go_on_from_their_last_half(family):
   prompts = draw([3, 30, 11] if family == 'encoder_decoder' else [3, 30])
   sources = draw([4, 12, 1], seed=9) if family == 'encoder_decoder' else None
   sampling = Sampling(max_new_tokens=31, temperature=0.0)
-  found = decoding.generate(model, params, prompts, sampling, None, sources)
+  found = generate(Reader.of(model, params), prompts_of(prompts, sources), sampling)
   for b, prompt in enumerate(prompts):
     source = None if sources is None else [sources[b]]
     context, expected = list(prompt), []
@@ -207,45 +227,7 @@ def test_rows_that_outgrow_the_model_go_on_from_their_last_half(family):
       scores = np.asarray(forward(model, params, batch))
       expected.append(int(scores[0, len(context) - 1].argmax()))
       context.append(expected[-1])
-    assert found[b].tolist() == expected
-
-
-def reference_filter(scores, top_k, top_p):
-  """Which tokens stay: float64, one row at a time, by sorting."""
-  order = np.argsort(-scores, kind='stable')
-  kept = order[:top_k] if top_k else order
-  p = np.exp(scores[kept].astype(np.float64))
-  before = np.cumsum(p / p.sum()) - p / p.sum()
-  if top_p < 1:
-    kept = kept[(before < top_p) | (np.arange(len(kept)) == 0)]
-  return np.isin(np.arange(len(scores)), kept)
-
-
-@pytest.mark.parametrize('top_k', [0, 1, 7, 49, 50, 1000])
-@pytest.mark.parametrize('top_p', [1.0, 0.9, 0.5, 1e-6])
-@pytest.mark.parametrize('temperature', [1.0, 0.3])
-def test_filters_against_numpy(top_k, top_p, temperature):
-  scores = np.random.default_rng(top_k).normal(size=(40, VOCAB)).astype(np.float32) * 2
-  sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-  found = np.asarray(decoding.filtered(jnp.asarray(scores), sampling))
-  expected = np.stack([reference_filter(row / temperature, top_k, top_p) for row in scores])
-  np.testing.assert_array_equal(np.isfinite(found), expected)
-  np.testing.assert_allclose(found[expected], (scores / temperature)[expected], rtol=1e-6)
-
-
-def test_tokens_are_drawn_with_their_probabilities():
-  scores = np.array([1.0, 2.0, 0.5, -1.0, 1.5, -3.0], np.float32)
-  sampling = Sampling(temperature=0.7, top_k=5, top_p=0.97)
-  times = 20000
-  keys = jax.random.split(jax.random.key(0), times)
-  choose = jax.jit(decoding.choose, static_argnums=1)
-  tokens = np.asarray(choose(jnp.broadcast_to(scores, (times, 6)), sampling, keys))
-  kept = reference_filter(scores / 0.7, 5, 0.97)
-  assert kept.sum() == 4
-  p = np.where(kept, np.exp(scores.astype(np.float64) / 0.7), 0)
-  counts = np.bincount(tokens, minlength=6)
-  assert not counts[~kept].any()
-  assert scipy.stats.chisquare(counts[kept], times * p[kept] / p.sum()).pvalue > LEVEL
+    assert found[b].tokens.tolist() == expected
 
 
 def test_generated_text_is_drawn_from_the_model():

@@ -1,0 +1,164 @@
+"""Reading with a cache: what every way to generate text shares.
+
+Sequences are padded on the right, and a token's slot in the cache is its position, so that what a
+row yields depends neither on the padding nor on the other rows of its batch.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers.attention import Cache, KeyValues
+from flaxlm.models.stack import unstacked
+from flaxlm.types import Array, VocabOutput
+
+# Lengths are rounded up to powers of two from the first to the second of these, then to multiples
+# of the second, so that few shapes are compiled.
+SMALLEST, LARGEST = 32, 128
+# Leaves that every use casts to the precision of the computation: they are cast once.
+_CAST = ('kernel', 'token/table', 'vocab/table')
+
+
+@flax.struct.dataclass
+class Source:
+  """What the encoder reads: ids and segment ids (0: padding), int32 [B, L] each."""
+
+  inputs: Array
+  segment_ids: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """A model and its parameters as decoding reads them: a copy, which serves any number of calls."""
+
+  model: Any
+  params: Any
+
+  @classmethod
+  def of(cls, model: Any, params: Any) -> 'Reader':
+    """Of parameters as they are trained: {'trunk', 'head'}."""
+    return cls(model, _ready(jnp.dtype(model.trunk.config.precision), params))
+
+  @property
+  def config(self) -> TransformerConfig:
+    return self.model.trunk.config
+
+
+def bucket(length: int, longest: int | None = None) -> int:
+  """The number of slots that is compiled for a length; at most `longest`."""
+  size = SMALLEST
+  while size < min(length, LARGEST):
+    size *= 2
+  size = size if length <= size else -(-length // LARGEST) * LARGEST
+  return size if longest is None else min(size, longest)
+
+
+def padded(sequences: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """(int32 [rows, width], lengths [rows]); rows beyond the sequences have a single token 0."""
+  result, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
+  for row, sequence in enumerate(sequences):
+    result[row, : len(sequence)] = sequence
+    lengths[row] = len(sequence)
+  return result, lengths
+
+
+def padded_source(inputs: Sequence[np.ndarray], batch: int) -> Source:
+  """What the encoder reads, for `batch` rows in a bucket of lengths."""
+  ids, sizes = padded(inputs, batch, bucket(max(map(len, inputs))))
+  return Source(ids, (np.arange(ids.shape[1]) < sizes[:, None]).astype(np.int32))
+
+
+def empty(config: TransformerConfig, layers: int, batch: int, slots: int) -> tuple[Cache, ...]:
+  """Zeros for the keys and values of `layers` layers."""
+  shape = (batch, config.kv_heads, slots, config.head_size)
+  # Arrays of their own: each is updated in place.
+  zeros = lambda: jnp.zeros(shape, config.precision)
+  return tuple(Cache(KeyValues(zeros(), zeros())) for _ in range(layers))
+
+
+def encode(model: Any, params: Any, source: Source) -> Array:
+  """Encoder output [B, L, D]."""
+  rows, width = source.inputs.shape
+  batch = {
+    'encoder_inputs': source.inputs,
+    'encoder_positions': jnp.broadcast_to(jnp.arange(width), (rows, width)),
+    'encoder_segment_ids': source.segment_ids,
+  }
+  start = jnp.zeros((rows, 1), jnp.int32)
+  batch |= {key: start for key in ('decoder_inputs', 'decoder_positions', 'decoder_segment_ids')}
+  return model.apply({'params': params}, batch)[1].encoder
+
+
+def call(
+  model: Any,
+  params: Any,
+  inputs: Array,
+  positions: Array,
+  cache: tuple[Cache, ...],
+  source_segment_ids: Array | None = None,
+  memory: Array | None = None,
+  prefix: Array | None = None,
+) -> tuple[VocabOutput, tuple[Cache, ...]]:
+  """(output of new tokens [B, n] at `positions` [B, n], the cache with them).
+
+  source_segment_ids: [B, L] of an encoder-decoder. memory: its encoder's output, at the first call;
+  the cache then has what the layers made of it. prefix: marks [B, n] of new tokens that all of them
+  see, or None.
+  """
+  if source_segment_ids is None:
+    batch = {'inputs': inputs, 'positions': positions}
+    batch |= {} if prefix is None else {'prefix': prefix}
+    outputs, output = model.apply({'params': params}, batch, cache=cache)
+    return outputs, output.cache
+  batch = {
+    'decoder_inputs': inputs,
+    'decoder_positions': positions,
+    'decoder_segment_ids': jnp.ones_like(inputs),
+    'encoder_segment_ids': source_segment_ids,
+  }
+  outputs, output = model.apply({'params': params}, batch, cache=cache, memory=memory)
+  return outputs, output.cache
+
+
+def prefill(
+  model: Any,
+  params: Any,
+  slots: int,
+  prompts: Array,
+  lengths: Array,
+  source: Source | None,
+  prefix: bool,
+) -> tuple[VocabOutput, tuple[Cache, ...]]:
+  """Reads prompts [B, P] of `lengths` [B]: (output at the last token of each, [B, D]; the cache).
+
+  slots: of the cache, at least P; prefix: the tokens of a prompt see each other in both directions.
+  """
+  config = model.trunk.config
+  rows = jnp.arange(prompts.shape[0])
+  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+  marks = (positions < lengths[:, None]).astype(jnp.int32) if prefix else None
+  memory, segments, layers = None, None, config.num_layers
+  if source is not None:
+    memory, segments = encode(model, params, source), source.segment_ids
+    layers = config.decoder_layers
+  cache = empty(config, layers, prompts.shape[0], slots)
+  output, cache = call(model, params, prompts, positions, cache, segments, memory, marks)
+  return output.replace(hidden=output.hidden[rows, lengths - 1]), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ready(dtype: Any, params: Any) -> Any:
+  """Each layer by itself, and matrices in the precision of the computation."""
+
+  def cast(path, leaf):
+    name = '/'.join(str(getattr(key, 'key', key)) for key in path)
+    return leaf.astype(dtype) if name.endswith(_CAST) else leaf
+
+  return unstacked(jax.tree_util.tree_map_with_path(cast, params))
