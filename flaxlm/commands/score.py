@@ -1,0 +1,181 @@
+"""Log-likelihoods of texts, perplexity of long documents, and zero-shot choices among answers.
+
+  python -m flaxlm score --workdir=runs/gpt --text='The film was good.' --text='The film good was.'
+  python -m flaxlm score --workdir=runs/gpt --input=book.txt --documents=file --stride=64
+  python -m flaxlm score --workdir=runs/gpt --input=questions.jsonl --choices-column=choices
+
+Prints one JSON object a text: its log-likelihood (natural logarithm) in total, per token and per
+byte, and the perplexity; of several texts the totals last. Masked language models give
+pseudo-log-likelihoods (Salazar et al. 2020).
+
+With --choices-column, each row has a list of texts (jsonl) that may follow its text column; printed
+is which one is likeliest in total, per token and per byte and, where a label column names the right
+one (by its text or its number from 0), the accuracy of each.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from os.path import expanduser
+from typing import Any
+
+import numpy as np
+
+from flaxlm import commandline, terminal
+from flaxlm.errors import UserError
+
+NORMS = ('total', 'per_token', 'per_byte')
+
+
+def main(argv: Sequence[str]) -> None:
+  args = _parse(argv)
+  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  from flaxlm.training.experiment import open_model
+
+  experiment, params, _ = open_model(args.workdir, args.checkpoint)
+  scorer = _scorer(experiment, params, args)
+  terminal.phase('eval', args.input or f'{len(args.text)} texts')
+  lines = (
+    _choices(experiment, scorer, args) if args.choices_column else _texts(experiment, scorer, args)
+  )
+  for line in lines:
+    terminal.close()
+    print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _scorer(experiment: Any, params: Any, args: Any) -> Any:
+  from flaxlm.decoding.scoring import Scorer
+
+  objective, config = experiment.objective, experiment.config
+  if not hasattr(objective, 'prompt') and 'mlm_loss' not in objective.terms:
+    raise UserError(
+      f'{args.workdir} was trained with the objective {config.objective.name!r}, which gives '
+      'tokens no probability'
+    )
+  window = args.window or config.max_length
+  if window > config.max_length:
+    raise UserError(f'--window: rows of the run have {config.max_length} tokens at most')
+  stride = args.stride or max(1, window // 2)
+  if stride > window:
+    raise UserError(f'--stride: must not exceed the window of {window} tokens')
+  return Scorer(
+    experiment.model, params, objective, experiment.tokenizer, window, stride, args.batch_size
+  )
+
+
+def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+  """A record for each text and, of several, one for all."""
+  from flaxlm.data import source
+
+  texts = args.text
+  if args.input:
+    data = dataclasses.replace(experiment.config.data, documents=args.documents)
+    texts = source.documents(args.input, data).texts()
+  total, count = np.zeros(3), 0
+  for text in texts:
+    try:
+      scored = scorer.text(text, args.context, args.end)
+    except UserError as error:
+      raise UserError(f'{error}: give --context') from None
+    if not len(scored.tokens):
+      raise UserError(f'--text: {text[:30]!r} has no tokens')
+    log_p = scorer.log_probabilities([scored])[0]
+    numbers = float(log_p.astype(np.float64).sum()), len(log_p), len(text.encode())
+    shown = text if len(text) <= 200 else text[:200] + '...'
+    yield {'text': shown} | _record(*numbers)
+    total, count = total + numbers, count + 1
+  if count > 1:
+    yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
+
+
+def _record(log_p: float, tokens: int, size: int) -> dict[str, Any]:
+  rounded = lambda value: round(value, 6)
+  return {
+    'log_likelihood': rounded(log_p),
+    'tokens': tokens,
+    'bytes': size,
+    'per_token': rounded(log_p / tokens),
+    'per_byte': rounded(log_p / size),
+    'perplexity': rounded(math.exp(min(-log_p / tokens, 700.0))),
+    'bits_per_byte': rounded(-log_p / size / math.log(2)),
+  }
+
+
+def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+  """A record for each row and, where rows have labels, the accuracies."""
+  from flaxlm.data import source
+
+  data = experiment.config.data
+  right, labelled = dict.fromkeys(NORMS, 0), 0
+  for where, row in source.rows(args.input, data):
+    context = source.column(row, data.text_column, where, 'text_column')
+    choices = _list(source.column(row, args.choices_column, where, 'choices_column'), where)
+    texts = [scorer.text(choice, context, args.end) for choice in choices]
+    if not all(len(text.tokens) for text in texts):
+      raise UserError(f'{where}: a choice has no tokens')
+    log_p = [float(s.astype(np.float64).sum()) for s in scorer.log_probabilities(texts)]
+    scores = {
+      'total': log_p,
+      'per_token': [p / len(text.tokens) for p, text in zip(log_p, texts, strict=True)],
+      'per_byte': [p / max(len(c.encode()), 1) for p, c in zip(log_p, choices, strict=True)],
+    }
+    best = {norm: int(np.argmax(values)) for norm, values in scores.items()}
+    rounded = {norm: [round(value, 6) for value in values] for norm, values in scores.items()}
+    record = {'text': context, 'choices': choices, 'prediction': best, 'log_likelihood': rounded}
+    if row.get(data.label_column, '') != '':
+      label = _label(row[data.label_column], choices, where)
+      labelled += 1
+      right = {norm: right[norm] + (best[norm] == label) for norm in NORMS}
+      record['label'] = label
+    yield record
+  if labelled:
+    yield {'rows': labelled, 'accuracy': {norm: n / labelled for norm, n in right.items()}}
+
+
+def _list(text: str, where: str) -> list[str]:
+  """The choices of a row."""
+  try:
+    choices = json.loads(text)
+  except json.JSONDecodeError:
+    choices = None
+  if not isinstance(choices, list) or len(choices) < 2:
+    raise UserError(f'{where}: the choices must be a list of at least two texts')
+  return [str(choice) for choice in choices]
+
+
+def _label(text: str, choices: Sequence[str], where: str) -> int:
+  """The number of the right choice."""
+  if text in choices:
+    return choices.index(text)
+  if text.isdigit() and int(text) < len(choices):
+    return int(text)
+  raise UserError(f'{where}: the label {text!r} is neither a choice nor its number')
+
+
+def _parse(argv: Sequence[str]) -> Any:
+  parser = commandline.Parser(__doc__)
+  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
+  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  parser.add_argument('--text', action='append', default=[], help='may be given several times')
+  parser.add_argument('--input', default='', help='file or glob of documents or rows')
+  parser.add_argument(
+    '--documents', default='auto', choices=('auto', 'row', 'blank_line', 'file'),
+    help='what a document of --input is: as config.data.documents',
+  )  # fmt: skip
+  parser.add_argument('--context', help='text before each text; the source of an encoder-decoder')
+  parser.add_argument('--choices-column', default='', help='column of a list of texts to choose of')
+  parser.add_argument('--end', action='store_true', help='the end of a text (EOS) counts too')
+  parser.add_argument('--window', type=int, default=0, help='tokens read at once; the longest row')
+  parser.add_argument('--stride', type=int, default=0, help='tokens between windows; half of one')
+  parser.add_argument('--batch-size', type=int, default=8, help='rows at once')
+  args = parser.parse(argv)
+  if bool(args.text) == bool(args.input):
+    raise UserError('one of --text and --input is needed')
+  if args.choices_column and (args.text or args.context is not None):
+    raise UserError('--choices-column: its rows come from --input, with the text before them')
+  for name in ('window', 'stride', 'batch-size'):
+    least = 1 if name == 'batch-size' else 0
+    if getattr(args, name.replace('-', '_')) < least:
+      raise UserError(f'--{name}: must be at least {least}')
+  return args

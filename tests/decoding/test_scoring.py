@@ -1,0 +1,138 @@
+"""Log-probabilities of texts against sums by hand, over windows and behind contexts."""
+
+import types
+
+import numpy as np
+import pytest
+from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_objective, padded, setup
+
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.decoding import scoring
+from flaxlm.decoding.scoring import Scorer, Text, windows
+from flaxlm.objectives.next_token import Prompt
+
+NOTHING = np.zeros(0, np.int32)
+
+
+@pytest.mark.parametrize('length, size, stride', [(1, 8, 3), (8, 8, 3), (50, 8, 3), (50, 8, 8)])
+def test_windows_score_each_place_once(length, size, stride):
+  scored = []
+  for start, stop, first in windows(length, size, stride):
+    assert 0 <= start <= first < stop <= length and stop - start <= size
+    assert start == 0 or first - start == size - stride
+    scored += range(first, stop)
+  assert scored == list(range(length))
+
+
+def log_softmax(scores):
+  scores = np.asarray(scores, np.float64)
+  scores = scores - scores.max(-1, keepdims=True)
+  return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+def scorer_of(model, params, window, stride, **objective):
+  objective = types.SimpleNamespace(prompt=None, **objective)
+  return Scorer(model, params, objective, None, window, stride, rows=4)
+
+
+@pytest.mark.parametrize('family', ['decoder', 'encoder_decoder'])
+def test_next_tokens_in_one_window(family):
+  model, params = setup(family)
+  wholes, given = draw([9, 30, 4, 20, 11]), [1, 12, 3, 1, 10]
+  sources = draw([7, 40, 2, 11, 3], seed=9) if family == 'encoder_decoder' else [None] * 5
+  texts = [
+    Text(whole[:n], whole[n:], source)
+    for whole, n, source in zip(wholes, given, sources, strict=True)
+  ]
+  found = scorer_of(model, params, 48, 48).log_probabilities(texts)
+  rows = None if sources[0] is None else sources
+  log_p = log_softmax(full_logits(model, params, wholes, rows))
+  for b, (whole, n) in enumerate(zip(wholes, given, strict=True)):
+    expected = [log_p[b, i - 1, whole[i]] for i in range(n, len(whole))]
+    np.testing.assert_allclose(found[b], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('window, stride', [(16, 4), (16, 16), (10, 7)])
+def test_strided_windows(window, stride):
+  """Each token is scored given what its window shows; the first window is the full context."""
+  model, params = setup('decoder')
+  whole = draw([50])[0]
+  found = scorer_of(model, params, window, stride).log_probabilities([Text(whole[:1], whole[1:])])
+  full = log_softmax(full_logits(model, params, [whole]))[0]
+  expected, differs = [], 0
+  for start, stop, first in windows(len(whole) - 1, window, stride):
+    log_p = log_softmax(full_logits(model, params, [whole[start:stop]]))[0]
+    for i in range(first, stop):
+      expected.append(log_p[i - start, whole[i + 1]])
+      differs += start > 0 and abs(expected[-1] - full[i, whole[i + 1]]) > 1e-3
+  np.testing.assert_allclose(found[0], expected, atol=1e-4)
+  covered = [full[i, whole[i + 1]] for i in range(window)]
+  np.testing.assert_allclose(found[0][:window], covered, atol=1e-4)
+  assert differs > 5
+
+
+def test_a_prefix_is_read_in_both_directions():
+  model, params = setup('decoder')
+  whole = draw([20])[0]
+  texts = [Text(whole[:8], whole[8:], prefix=prefix) for prefix in (False, True)]
+  plain, both = scorer_of(model, params, 48, 48).log_probabilities(texts)
+  batch = padded('decoder', [whole])
+  batch['prefix'] = (batch['positions'] < 8).astype(np.int32)
+  output = model.apply({'params': params}, batch)[0]
+  log_p = log_softmax((output.hidden @ output.table.T)[0, :, :VOCAB])
+  expected = [log_p[i - 1, whole[i]] for i in range(8, 20)]
+  np.testing.assert_allclose(both, expected, atol=1e-4)
+  assert np.abs(plain - both).max() > 1e-2
+
+
+def masked_scorer(window, stride, vocab=VOCAB):
+  model, params = masked_model(vocab)
+  tokenizer = types.SimpleNamespace(cls_id=4, sep_id=5, mask_id=6)
+  return Scorer(model, params, masked_objective(), tokenizer, window, stride, rows=4)
+
+
+def test_pseudo_log_likelihood():
+  """Every token masked by itself; those of the context never are."""
+  model, params = masked_model(VOCAB)
+  whole = draw([12])[0]
+  found = masked_scorer(32, 32).log_probabilities([Text(whole[:5], whole[5:])])[0]
+  expected = []
+  for place in range(5, 12):
+    row = np.array([4, *whole, 5])
+    row[place + 1] = 6
+    batch = padded('encoder', [row]) | {'target_positions': np.array([[place + 1]])}
+    output = model.apply({'params': params}, batch)[0]['mlm']
+    scores = (output.hidden @ output.table.T + output.bias)[0, 0, :VOCAB]
+    expected.append(log_softmax(scores)[whole[place]])
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_one_program_scores_many_texts():
+  scorer = masked_scorer(32, 32)
+  before = scoring._masked._cache_size()
+  for size in (3, 9, 20):
+    scorer.log_probabilities([Text(NOTHING, draw([size])[0])])
+  assert scoring._masked._cache_size() <= before + 1
+
+
+class Objective:
+  """Running text: BOS 3 before it, EOS 1 after it."""
+
+  packing = 'concatenate'
+
+  def __init__(self, tokenizer):
+    self.tokenizer = tokenizer
+
+  def prompt(self, text):
+    return Prompt(np.append(3, self.tokenizer.encode(text)), eos_id=1)
+
+
+def test_the_space_at_the_seam_belongs_to_the_text():
+  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 0})
+  scorer = Scorer(None, None, Objective(tokenizer), tokenizer, 64, 64)
+  for context, text in (('It was', ' good'), ('It was ', 'good')):
+    found = scorer.text(text, context, end=True)
+    assert found.context.tolist() == [3, *tokenizer.encode('It was')]
+    assert found.tokens.tolist() == [*tokenizer.encode(' good'), 1]
+  alone = scorer.text('good')
+  assert alone.context.tolist() == [3] and alone.tokens.tolist() == [*tokenizer.encode('good')]
