@@ -3,12 +3,12 @@
 import types
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from flaxlm.commands import fill_mask
 from flaxlm.config.schema import TokenizerConfig
 from flaxlm.data import packing, tokenizer
+from flaxlm.decoding.infill import Filler
 from flaxlm.types import VocabOutput
 
 
@@ -37,10 +37,11 @@ def test_the_mask_stands_behind_what_it_replaces(name, before):
   experiment = types.SimpleNamespace(
     tokenizer=words, objective=types.SimpleNamespace(streams=streams), model=Echo()
   )
-  found = fill_mask._predict(experiment, {}, 'the film was [MASK] and [MASK]')
-  assert len(found) == 2
-  position, probabilities = found[0]
-  likeliest = int(np.argmax(probabilities))
+  text = 'the film was [MASK] and [MASK]'
+  filler = Filler(Echo(), {}, experiment.objective, words.mask_id, beams=2, candidates=3)
+  found = filler.fill([fill_mask.row_of(experiment, text)])[0]
+  assert len(found.positions) == 2 and found.ids.shape == (2, 3)
+  likeliest = int(found.ids[0, 0])
   assert before.endswith(words.decode([likeliest]).strip(' ') or ' ')
   row = [words.cls_id, *words.encode('the film was' + ' ' * (name == 'bytes'))]
-  assert position == len(row) and likeliest == row[-1]
+  assert found.positions[0] == len(row) and likeliest == row[-1]
