@@ -1,67 +1,169 @@
-"""Predict the labels of a file's rows with a fine-tuned model, one JSON object a line.
+"""Predict a file's rows with a fine-tuned model, one JSON object a line.
 
   python -m flaxlm predict --workdir=runs/sst2 --input=reviews.jsonl --output=predictions.jsonl
+  python -m flaxlm predict --workdir=runs/translate --input=news.txt --num-beams=5
+  echo 'A truly good film.' | python -m flaxlm predict --workdir=runs/sst2
 
-The input has the format and the columns of the training rows; labels are not needed. Without
-`--output` the lines go to the terminal.
+The input has the format and the columns of the training rows, or is text with a row a line; `-` is
+standard input, of json objects or of text. Labels are not needed. A run that was tuned to write
+(seq2seq, completion) writes; the flags say how. Without `--output` the lines go to the terminal;
+with it, a command that was stopped goes on behind the rows it has done.
 """
 
-import dataclasses
-import json
+import contextlib
+import pathlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os.path import expanduser
 from typing import Any
 
-from etils import epath
-
 from flaxlm import commandline, terminal
+from flaxlm.commands import _resumable, _writing
 from flaxlm.errors import UserError
+
+# Rows that are read, predicted and written together, where nothing is generated.
+CHUNK = 256
+# (number of the first, examples) -> records.
+Predictor = Callable[[int, Sequence[Mapping[str, Any]]], Iterator[dict[str, Any]]]
 
 
 def main(argv: Sequence[str]) -> None:
+  args = _parse(argv)
+  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  from flaxlm.training.experiment import open_model
+
+  experiment, params, step = open_model(args.workdir, args.checkpoint)
+  if not experiment.config.task.name:
+    raise UserError(
+      f'{args.workdir} was trained without a task: it does not predict rows; to write texts, use '
+      'python -m flaxlm generate'
+    )
+  size, predict = _predictor(experiment, params, args)
+  terminal.phase('data', args.input)
+  with _local(args.input) as place:
+    _run(args, experiment, place, step, size, predict)
+
+
+def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: Predictor) -> None:
+  """Predicts the rows of `place`, `size` at once, in their order."""
+  from flaxlm.data.bad_rows import BadRows
+  from flaxlm.training.experiment import parsed
+
+  bad = BadRows(args.on_bad_row or experiment.config.data.on_bad_row)
+  rows = list(_rows(experiment, place, bad.of('input')))
+  if not rows:
+    raise UserError(f'{args.input} has no rows')
+  terminal.phase('decode' if hasattr(experiment.objective, 'prompts') else 'eval', args.input)
+  with _resumable.lines(args.output, _identity(args, experiment, place, step)) as output:
+    if output.done:
+      terminal.say(f'going on behind row {output.done} of {len(rows)}')
+    with terminal.bar('predict', len(rows), 'rows') as bar:
+      bar.advance(output.done)
+      for start in range(output.done, len(rows), size):
+        chunk = rows[start : start + size]
+        examples = parsed(experiment.task, chunk, False, bad.of('input'))
+        output.write(list(predict(start, examples)) if examples else [], start + len(chunk))
+        bar.advance(len(chunk))
+  bad.report()
+
+
+def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:
+  """(rows at once, what predicts them): by writing if the objective can, else by its `predict`."""
+  if hasattr(experiment.objective, 'prompts'):
+    return args.batch_size, _written(experiment, params, args)
+  if args.given:
+    raise UserError(f'--{args.given[0]}: {args.workdir} was not tuned to write texts')
+  return CHUNK, _labelled(experiment, params)
+
+
+def _labelled(experiment: Any, params: Any) -> Predictor:
+  from flaxlm.data import pipeline
+  from flaxlm.evaluation import evaluator
+
+  def predict(first: int, examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    items = experiment.objective.items(examples)
+    packed = pipeline.PackedItems(experiment.objective, items, None)
+    data = pipeline.EvalPipeline(experiment.config, experiment.objective, packed)
+    return experiment.task.records(evaluator.predictions(experiment, params, data), examples)
+
+  return predict
+
+
+def _written(experiment: Any, params: Any, args: Any) -> Predictor:
+  writer = _writing.writer(experiment, params, args.workdir)
+  longest = args.max_new_tokens or experiment.config.data.max_target_length or 128
+  how = _writing.how(args, longest)
+
+  def predict(first: int, examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    prompts = experiment.objective.prompts(examples)
+    draws = [(args.seed, first + number) for number in range(len(examples))]
+    found = writer.write(prompts, how, draws, args.stop)
+    for example, outputs in zip(examples, found, strict=True):
+      record = dict(example) | {'prediction': outputs[0].text}
+      if args.num_beams:
+        best = outputs[: args.num_best]
+        record['best'] = [{'text': o.text, 'score': round(o.score, 6)} for o in best]
+      yield record
+
+  return predict
+
+
+def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
+  """Rows of the files of the task's kind; of a text file, a line each."""
+  from flaxlm.data import source
+
+  def lines(path: Any, config: Any, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    for number, text in source.whole_lines(path, bad):
+      if text.strip():
+        yield f'{path}:{number}', {config.text_column: text}
+
+  readers = {'.txt': lines} | dict(getattr(experiment.task, 'readers', {}))
+  return source.rows(place, experiment.config.data, 'test', readers, bad)
+
+
+@contextlib.contextmanager
+def _local(place: str) -> Iterator[str]:
+  """The place itself or, for `-`, a file of what standard input holds, named so in messages."""
+  if place != '-':
+    yield place
+    return
+  content = sys.stdin.buffer.read()
+  ending = 'jsonl' if content.lstrip().startswith(b'{') else 'txt'
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / f'stdin.{ending}'
+    file.write_bytes(content)
+    try:
+      yield str(file)
+    except UserError as error:
+      raise UserError(str(error).replace(f'{folder}/', '')) from None
+
+
+def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, Any]:
+  """What output that was begun must have in common with this command to be gone on with."""
+  from flaxlm.data import cache, source
+
+  data = experiment.config.data
+  content = [args.input]
+  if not place.startswith('tfds:') and '+' not in place:
+    content = [cache.digest(data, path) for path in source.files(place)]
+  flags = {k: v for k, v in vars(args).items() if k not in ('output', 'batch_size', 'debug')}
+  return {'flags': flags, 'step': step, 'input': content}
+
+
+def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
   parser.add_argument(
     '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
   )
   parser.add_argument('--checkpoint', default='best', help='latest, best, average:N or a step')
-  parser.add_argument('--input', required=True, help='file or glob of rows')
+  parser.add_argument('--input', default='-', help='file or glob of rows; -: standard input')
   parser.add_argument('--output', default='', help='file to write')
+  parser.add_argument(
+    '--on-bad-row', choices=('error', 'skip'), help="as config.data.on_bad_row; the run's if unset"
+  )
+  _writing.add_flags(parser, temperature=0.0, max_new_tokens=None)
   args = parser.parse(argv)
-  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
-  from flaxlm.evaluation import evaluator
-  from flaxlm.training.experiment import open_model
-
-  experiment, params, _ = open_model(args.workdir, args.checkpoint)
-  if not experiment.config.task.name:
-    raise UserError(f'{args.workdir} was trained without a task: it does not predict labels')
-  terminal.phase('data', args.input)
-  experiment = _with_rows(experiment, args.input)
-  terminal.phase('eval', args.input)
-  predictions = evaluator.evaluate(experiment, params, 'input').predictions
-  records = experiment.task.records(predictions, experiment.examples['input'])
-  text = ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records)
-  terminal.close()
-  if args.output:
-    epath.Path(args.output).write_text(text)
-  else:
-    sys.stdout.write(text)
-
-
-def _with_rows(experiment: Any, place: str) -> Any:
-  """The experiment with the rows of `place` as its evaluation set 'input'."""
-  from flaxlm.data import pipeline, source
-  from flaxlm.data.bad_rows import BadRows
-  from flaxlm.training.experiment import parsed
-
-  config, objective, task = experiment.config, experiment.objective, experiment.task
-  bad = BadRows(config.data.on_bad_row)
-  readers = getattr(task, 'readers', {})
-  rows = source.rows(place, config.data, 'test', readers, bad.of('input'))
-  examples = parsed(task, rows, False, bad.of('input'))
-  bad.report()
-  if not examples:
-    raise UserError(f'{place} has no rows')
-  packed = pipeline.PackedItems(objective, objective.items(examples), None)
-  data = pipeline.EvalPipeline(config, objective, packed)
-  return dataclasses.replace(experiment, eval_data={'input': data}, examples={'input': examples})
+  args.given = _writing.given(args, parser)
+  _writing.check(args)
+  return args

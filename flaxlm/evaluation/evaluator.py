@@ -100,6 +100,12 @@ def evaluate(
   return Evaluation(result, predictions)
 
 
+def predictions(experiment: Any, params: Any, data: Any) -> dict[str, np.ndarray]:
+  """What the objective predicts for rows without labels, in the order of the examples."""
+  found = [_real(p) for _, p in _outputs(experiment, params, data.batches())]
+  return _joined(found)
+
+
 def _length(data: Any, max_batches: int | None) -> int:
   return len(data) if max_batches is None else min(max_batches, len(data))
 

@@ -41,20 +41,24 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: a target is needed in any case: it is scored, not written.
+      labelled: False where targets are to be written: a row that has none is {'text'}.
 
     Raises:
       UserError: for a missing column or an empty target.
     """
-    for name, key in ((self._source, 'data.text_column'), (self._target, 'task.target_column')):
+    columns = {'data.text_column': self._source, 'task.target_column': self._target}
+    if not labelled and self._target not in row:
+      del columns['task.target_column']
+    for key, name in columns.items():
       if name not in row:
-        hint = '' if labelled else '; to write texts, use python -m flaxlm generate'
-        hint = f'; set config.{key}{hint}'
-        raise UserError(f'{where}: no column {name!r}{nearest(name, row)}{hint}')
+        raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
+    example = {'text': self._prefix + str(row[self._source])}
+    if self._target not in row:
+      return example
     target = str(row[self._target])
-    if not target:
+    if not target and labelled:
       raise UserError(f'{where}: the target in column {self._target!r} is empty')
-    return {'text': self._prefix + str(row[self._source]), 'target': target}
+    return example | {'target': target}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""

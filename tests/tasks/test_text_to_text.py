@@ -34,8 +34,14 @@ def test_a_row_is_read_with_its_prefix():
 def test_mistakes_name_the_place(row, message):
   with pytest.raises(UserError, match=message):
     task().parse(row, 'x.tsv:2')
-  with pytest.raises(UserError, match='generate' if 'target' not in row else message):
-    task().parse(row, 'x.tsv:2', labelled=False)
+
+
+def test_a_row_whose_target_is_to_be_written_needs_none():
+  read = lambda row: task(prefix='to: ').parse(row, 'x.tsv:2', labelled=False)
+  assert read({'text': 'a'}) == {'text': 'to: a'}
+  assert read({'text': 'a', 'target': 'b'}) == {'text': 'to: a', 'target': 'b'}
+  with pytest.raises(UserError, match='x.tsv:2: no column'):
+    read({'target': 'b'})
 
 
 def test_scores():

@@ -1,0 +1,82 @@
+"""Output of JSON lines that a command which was killed goes on with.
+
+Until it is whole it lies in FILE.partial; beside it FILE.partial.json says how far it has come.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.errors import UserError
+
+
+class Lines:
+  """done: rows of the input whose lines are written."""
+
+  def __init__(self, file: TextIO, progress: pathlib.Path | None, identity: Any, done: int):
+    self._file, self._progress, self._identity = file, progress, identity
+    self.done = done
+
+  def write(self, records: Sequence[dict[str, Any]], done: int) -> None:
+    """Writes lines; with them, `done` rows of the input are dealt with."""
+    if self._progress is None and self._file is sys.stdout:
+      terminal.close()
+    for record in records:
+      self._file.write(json.dumps(record, ensure_ascii=False) + '\n')
+    self._file.flush()
+    self.done = done
+    if self._progress is not None:
+      os.fsync(self._file.fileno())
+      state = {'identity': self._identity, 'done': done, 'bytes': self._file.tell()}
+      temporary = self._progress.with_suffix('.tmp')
+      temporary.write_text(json.dumps(state))
+      temporary.replace(self._progress)
+
+
+@contextlib.contextmanager
+def lines(place: str, identity: Any) -> Iterator[Lines]:
+  """Lines of the file `place`, of standard output if it is ''.
+
+  identity: JSON-able; output that was begun with another one is begun anew. An object store, which
+  cannot append, gets the file when it is whole.
+  """
+  if not place:
+    yield Lines(sys.stdout, None, identity, 0)
+    return
+  if '://' in place:
+    import io
+
+    buffer = io.StringIO()
+    yield Lines(buffer, None, identity, 0)
+    epath.Path(place).write_text(buffer.getvalue())
+    return
+  target = pathlib.Path(place).expanduser()
+  if target.is_dir():
+    raise UserError(f'--output: {target} is a directory')
+  target.parent.mkdir(parents=True, exist_ok=True)
+  partial = target.with_name(target.name + '.partial')
+  progress = target.with_name(target.name + '.partial.json')
+  identity = json.loads(json.dumps(identity))
+  state = _read(progress) if partial.exists() else {}
+  if state.get('identity') != identity:
+    state = {'done': 0, 'bytes': 0}
+  with partial.open('r+' if state['bytes'] else 'w', encoding='utf-8') as file:
+    file.truncate(state['bytes'])
+    file.seek(state['bytes'])
+    yield Lines(file, progress, identity, state['done'])
+  partial.replace(target)
+  progress.unlink(missing_ok=True)
+
+
+def _read(progress: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(progress.read_text())
+  except (FileNotFoundError, json.JSONDecodeError):
+    return {}
