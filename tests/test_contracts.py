@@ -123,6 +123,8 @@ def test_objective(name):
     assert parameters(cls.items) == ['examples'] and parameters(cls.lengths) == ['item']
     assert parameters(cls.predict) == ['outputs', 'batch']
     assert 'text' in cls.needs
+  if hasattr(cls, 'divergence'):
+    assert parameters(cls.divergence) == ['first', 'second', 'batch']
   if hasattr(cls, 'prompt'):
     assert parameters(cls.prompt) == ['text']
   heads = [c for c in own_classes(module) if c.__name__.endswith('Head')]

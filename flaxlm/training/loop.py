@@ -138,7 +138,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
   state = experiment.init_state()
   if config.init_from:
     params = restore.init_from(experiment, state.params, workdir)
-    state = with_params(config, experiment.partition, state, params)
+    state = with_params(config, experiment.partition, experiment.abstract_state, state, params)
   writers.drop_after(workdir, -1)  # of a run that was stopped before its first checkpoint
   return state, 0
 

@@ -34,10 +34,13 @@ def init_extras(config: Config, trained: Any) -> dict[str, Any]:
   return {EMA: jax.tree.map(jnp.copy, trained)}
 
 
-def with_params(config: Config, partition: Partition, state: TrainState, params: Any) -> TrainState:
-  """A fresh state that starts from other parameters."""
+def with_params(
+  config: Config, partition: Partition, abstract: TrainState, state: TrainState, params: Any
+) -> TrainState:
+  """A fresh state that starts from other parameters; `abstract` says where its leaves lie."""
   extras = {**state.extras, **init_extras(config, partition.take(params))}
-  return state.replace(params=params, extras=extras)
+  place = lambda leaf, wanted: jax.device_put(leaf, wanted.sharding)
+  return state.replace(params=params, extras=jax.tree.map(place, extras, abstract.extras))
 
 
 def init_state(
