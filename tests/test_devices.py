@@ -18,7 +18,7 @@ from flaxlm.errors import UserError
 from flaxlm.training.paths import leaf_paths
 from flaxlm.training.step import make_train_step
 
-PLACES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini')
+PLACES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini', 'xlnet.py:mini')
 MESHES = ((8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 8, 1))
 STEPS = 3
 # Heads, width and MLP divide over every axis of every mesh above.
@@ -65,12 +65,13 @@ def mapped(experiment, batches):
     experiment.model, experiment.objective, experiment.optimizer, seed=0, axis_name='rows'
   )
   state = jax.tree.map(np.asarray, tiny.random_state(experiment))
-  state = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), state)
+  split = lambda x: x.reshape(len(devices), -1, *x.shape[1:])
+  memory = jax.tree.map(split, state.extras)  # of each row
+  state = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), state).replace(extras=memory)
   step = jax.pmap(step, axis_name='rows', devices=devices)
   losses, norms = [], None
   for batch in batches:
-    parts = {key: x.reshape(len(devices), -1, *x.shape[1:]) for key, x in batch.items()}
-    state, metrics = step(state, parts)
+    state, metrics = step(state, jax.tree.map(split, batch))
     first = jax.tree.map(lambda x: x[0], metrics)
     losses.append([first[name].value() for name in ('loss', *experiment.objective.terms)])
     norms = first['leaf_norms'].tolist() if norms is None else norms
