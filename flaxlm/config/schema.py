@@ -261,6 +261,18 @@ class EvaluationConfig:
     low=0,
     when=WRITTEN,
   )
+  num_beams: int = field(
+    0,
+    'beams of the search for the likeliest text; 0: the likeliest token each time',
+    low=0,
+    when=WRITTEN,
+  )
+  length_penalty: float = field(
+    0.6,
+    'alpha of ((5 + n) / 6)^alpha, by which a beam search divides log-probabilities',
+    low=0.0,
+    when=WRITTEN | {'num_beams': (SET,)},
+  )
   max_new_tokens: int | None = field(
     None,
     'tokens of a text that is written; data.max_target_length, or 128, if unset',

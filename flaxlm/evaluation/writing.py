@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from flaxlm import terminal
+from flaxlm.config.schema import Config
+from flaxlm.decoding.beam import Beam
 from flaxlm.decoding.cache import Reader
-from flaxlm.decoding.generate import generate
 from flaxlm.decoding.sampling import Sampling
+from flaxlm.decoding.text import Writer
 
 
 def writes(experiment: Any) -> bool:
@@ -24,7 +26,7 @@ def write(
   numbers: Sequence[int],
   should_stop: Callable[[], Any] = lambda: None,
 ) -> dict[str, np.ndarray] | None:
-  """Greedy texts for the examples `numbers` of the set `name`.
+  """The likeliest texts for the examples `numbers` of the set `name`, as config.evaluation says.
 
   Examples of like length are written together; what is written for one does not depend on the
   others.
@@ -34,19 +36,23 @@ def write(
   """
   config, examples = experiment.config, experiment.examples[name]
   prompts = experiment.objective.prompts([examples[number] for number in numbers])
+  writer = Writer(
+    Reader.of(experiment.model, params),
+    experiment.objective,
+    experiment.tokenizer,
+    config.max_length,
+  )
   size = config.evaluation.batch_size or config.global_batch_size
   order = sorted(range(len(prompts)), key=lambda i: _length(prompts[i]), reverse=True)
   texts: list[str] = [''] * len(prompts)
-  reader = Reader.of(experiment.model, params)
   with terminal.bar(f'write {name}', len(prompts), 'texts') as bar:
     for start in range(0, len(order), size):
       if should_stop():
         return None
       chosen = order[start : start + size]
-      for i, text in zip(
-        chosen, _written(experiment, reader, [prompts[i] for i in chosen]), strict=True
-      ):
-        texts[i] = text
+      found = writer.write([prompts[i] for i in chosen], _how(config))
+      for i, outputs in zip(chosen, found, strict=True):
+        texts[i] = _text(experiment.tokenizer, prompts[i], outputs[0])
       bar.advance(len(chosen))
   return {'output_ids': np.array(numbers, np.int64), 'outputs': np.array(texts, object)}
 
@@ -56,15 +62,16 @@ def _length(prompt: Any) -> int:
   return len(inputs)
 
 
-def _written(experiment: Any, reader: Reader, prompts: Sequence[Any]) -> list[str]:
-  """The text that is written for each prompt: all that this file needs of decoding."""
-  config = experiment.config
-  longest = config.evaluation.max_new_tokens or config.data.max_target_length or 128
-  found = [c.tokens for c in generate(reader, prompts, Sampling(longest, temperature=0.0))]
-  t = experiment.tokenizer
-  if prompts[0].encoder_inputs is not None:
-    return [t.decode(tokens).strip() for tokens in found]
-  # Only behind its prompt is a token decoded as it stands there, with the space before it.
-  whole = [t.decode([*p.inputs, *tokens]) for p, tokens in zip(prompts, found, strict=True)]
-  heads = [len(t.decode(prompt.inputs)) for prompt in prompts]
-  return [text[head:].strip() for text, head in zip(whole, heads, strict=True)]
+def _how(config: Config) -> Sampling | Beam:
+  """How tokens are chosen: the likeliest one at each step, or by beam search."""
+  evaluation = config.evaluation
+  longest = evaluation.max_new_tokens or config.data.max_target_length or 128
+  if evaluation.num_beams:
+    return Beam(evaluation.num_beams, longest, evaluation.length_penalty)
+  return Sampling(longest, temperature=0.0)
+
+
+def _text(tokenizer: Any, prompt: Any, output: Any) -> str:
+  """What was written, without special tokens, which no reference has."""
+  text = output.text if prompt.encoder_inputs is None else tokenizer.decode(output.tokens)
+  return text.strip()

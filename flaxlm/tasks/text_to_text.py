@@ -44,7 +44,7 @@ class Task:
       labelled: False where targets are to be written: a row that has none is {'text'}.
 
     Raises:
-      UserError: for a missing column or an empty target.
+      UserError: for a missing column, or an empty source or target.
     """
     columns = {'data.text_column': self._source, 'task.target_column': self._target}
     if not labelled and self._target not in row:
@@ -52,11 +52,13 @@ class Task:
     for key, name in columns.items():
       if name not in row:
         raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
+    if not str(row[self._source]).strip():
+      raise UserError(f'{where}: the source in column {self._source!r} is empty')
     example = {'text': self._prefix + str(row[self._source])}
     if self._target not in row:
       return example
     target = str(row[self._target])
-    if not target and labelled:
+    if not target.strip() and labelled:
       raise UserError(f'{where}: the target in column {self._target!r} is empty')
     return example | {'target': target}
 

@@ -9,7 +9,7 @@ import numpy as np
 from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.metrics import generation
-from flaxlm.tasks import columns, text_to_text
+from flaxlm.tasks import text_to_text
 
 Example = text_to_text.Example
 
@@ -36,14 +36,7 @@ class Task(text_to_text.Task):
 
   def __init__(self, config: ExperimentConfig):
     super().__init__(config)
-    self._data, self._config = config.data, config.task
-
-  def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
-    """As text to text; an empty source or target is a UserError that names `where`."""
-    columns.text(row, self._data.text_column, 'data.text_column', where)
-    if labelled:
-      columns.text(row, self._config.target_column, 'task.target_column', where)
-    return super().parse(row, where, labelled)
+    self._config = config.task
 
   def metrics(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]

@@ -55,6 +55,23 @@ def test_only_the_first_are_written_where_that_is_asked(folder):
   assert stopped is None
 
 
+@pytest.mark.full
+def test_a_search_finds_texts_at_least_as_likely(folder):
+  """By beams of the same place, and the best of many beams."""
+  from flaxlm.decoding.beam import Beam, search
+  from flaxlm.decoding.cache import Reader
+
+  changes = (('evaluation.num_beams', '3'), ('evaluation.length_penalty', '0.0'))
+  experiment, found = evaluated('translate.py:encoder_decoder', folder, changes, max_written=4)
+  _, greedy = evaluated('translate.py:encoder_decoder', folder, (), max_written=4)
+  assert list(found.predictions['outputs']) != list(greedy.predictions['outputs'])
+  reader = Reader.of(experiment.model, tiny.random_state(experiment).params)
+  prompts = experiment.objective.prompts(experiment.examples['validation'][:4])
+  best = [texts[0] for texts in search(reader, prompts, Beam(3, 6, 0.0))]
+  decoded = [experiment.tokenizer.decode(text.tokens).strip() for text in best]
+  assert decoded == list(found.predictions['outputs'])
+
+
 def test_what_classifies_writes_nothing(folder):
   experiment = tiny.experiment('classify.py:encoder', folder, (('data.max_rows', '60'),))
   assert not writing.writes(experiment)

@@ -56,8 +56,8 @@ def test_without_written_texts_there_is_no_bleu():
 @pytest.mark.parametrize(
   'row, message',
   [
-    ({'text': ' ', 'target': 'y'}, "f:1: the text in column 'text' is empty"),
-    ({'text': 'x', 'target': ''}, "f:1: the text in column 'target' is empty"),
+    ({'text': ' ', 'target': 'y'}, "f:1: the source in column 'text' is empty"),
+    ({'text': 'x', 'target': ''}, "f:1: the target in column 'target' is empty"),
     ({'text': 'x'}, "f:1: no column 'target'"),
     ({'target': 'x'}, "f:1: no column 'text'"),
   ],
