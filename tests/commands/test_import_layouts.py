@@ -173,3 +173,36 @@ def test_a_t5_and_its_ids_are_those_of_transformers(t5):
     )[0, 1:].tolist()
   ends = expected.index(1) if 1 in expected else len(expected)
   assert ours.tolist()[:ends] == expected[:ends] and ends > 1
+
+
+# ------------------------------------------------------------------- published classifiers
+
+
+def test_a_published_classifier_is_gone_on_from(tmp_path, root):
+  """Decoder, pooler and output layer: with the same labels, nothing starts afresh."""
+  from flaxlm.config import recipe
+  from flaxlm.training import loop
+  from flaxlm.training.experiment import build
+
+  config = {
+    'model_type': 'bart', 'architectures': ['BartForSequenceClassification'], 'd_model': 16,
+    'encoder_layers': 1, 'decoder_layers': 1, 'encoder_attention_heads': 2,
+    'decoder_attention_heads': 2, 'encoder_ffn_dim': 24, 'decoder_ffn_dim': 24,
+    'max_position_embeddings': 32, 'vocab_size': 265, 'id2label': {'0': 'no', '1': 'yes'},
+  }  # fmt: skip
+  names = ['<s>', '<pad>', '</s>', '<unk>', *(f'<{i}>' for i in range(5))]
+  vocabulary = {name: i for i, name in enumerate([*names, *map(chr, range(256, 512))])}
+  tokenizer = {'vocab.json': json.dumps(vocabulary).encode(), 'merges.txt': b'#version: 0.2\n'}
+  folder = write(tmp_path / 'bart', config, tokenizer, 'F32')
+  assert run('import', f'--from={folder}', f'--workdir={tmp_path / "run"}') == 0
+  rows = 'text\tlabel\n' + 'a b\tyes\nc d\tno\n' * 20
+  (tmp_path / 'rows.tsv').write_text(rows)
+  overrides = [
+    ('init_from', str(tmp_path / 'run')), ('data.train', str(tmp_path / 'rows.tsv')),
+    ('objective.pooling', 'last'), ('objective.marks', 'bart'), ('restore.skip', ''),
+  ]  # fmt: skip
+  found = recipe.load(str(root / 'configs' / 'classify.py'), overrides)
+  loop.start(build(found, tmp_path / 'more'), tmp_path / 'more')
+  report = json.loads((tmp_path / 'more' / 'restore_report.json').read_text())
+  assert 'head/classes/pooler/kernel' in report['loaded']
+  assert not report['fresh'] + report['dropped'] + report['reshaped'] + report['renamed']

@@ -60,3 +60,26 @@ def test_hidden_states_of_sentences():
   )
   assert list(again) == list(tensors)
   assert all(array.tobytes() == tensors.read(name).tobytes() for name, array in again.items())
+
+
+def test_a_classifier_begins_with_the_pooler():
+  """The pooled state of [CLS], which transformers calls pooler_output, by the head of pairs."""
+  from flaxlm.models.heads import ClassHead
+
+  theirs = transformers.AutoModel.from_pretrained(folder()).eval()
+  words = transformers.AutoTokenizer.from_pretrained(folder())
+  tokens = words(SENTENCES, padding=True, return_tensors='pt')
+  described, tensors = convert.open_folder(folder())
+  batch = _reference.batch_of(described, {name: t.numpy() for name, t in tokens.items()})
+  model = public.model_of(described)
+  found = convert.load(described, tensors, public.shapes(model, batch))
+  params = public.nested(found.leaves)
+  first = _reference.outputs(described, model, params, batch)[:, :1]
+  pooler = params['head']['nsp']['pooler']
+  size = first.shape[-1]
+  head = ClassHead(described.model, size, pooler='tanh', bias=False)
+  # The output layer of a head with as many classes as states: the identity.
+  ours = head.apply({'params': {'pooler': pooler, 'out': {'kernel': np.eye(size)}}}, first, True)
+  with torch.no_grad():
+    expected = theirs(**tokens).pooler_output
+  public.assert_close(ours[:, 0], expected)
