@@ -25,6 +25,7 @@ from flaxlm.types import Mean, TrainState
 _LAG = 2
 # Metrics of an evaluation that fit on a line; metrics.jsonl has all.
 _SHOWN = 6
+_NOTHING: Mapping[str, Any] = {}
 
 
 class NonFinite(UserError):
@@ -173,9 +174,10 @@ def _describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[st
   experiment.tokenizer.save(workdir / 'tokenizer')
 
 
-def _prefixed(name: str, metrics: Mapping[str, float], first: bool) -> dict[str, float]:
-  """Metrics under names of their set; `best_metric` means the first set where it names none."""
-  return dict(metrics) if first else {f'{name}/{key}': value for key, value in metrics.items()}
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+  """The metrics of a line of metrics.jsonl, which has null for what is not finite."""
+  found = {key: value for key, value in line.items() if key not in ('step', 'split')}
+  return {key: float('nan') if value is None else value for key, value in found.items()}
 
 
 class _Run:
@@ -275,24 +277,32 @@ class _Run:
       evaluation = evaluate(self.experiment, weights, name, 1, stop, one)
       if evaluation is None:
         return
-      results |= _prefixed(name, evaluation.metrics, first=not results)
+      results |= self._named(name, evaluation.metrics)
     self._checkpoints.score(results)
 
   def evaluate_missing(self, state: TrainState) -> None:
     """Does an evaluation that was due at the step of the checkpoint and was cut short."""
     if not self.evaluation_is_due(self._step):
       return
-    lines = writers.read_metrics(self._workdir)
-    done = {line['split'] for line in lines if line['step'] == self._step}
-    self.evaluate(state, [name for name in self.experiment.eval_data if name not in done])
+    done = {
+      line['split']: line
+      for line in writers.read_metrics(self._workdir)
+      if line['step'] == self._step and line['split'] in self.experiment.eval_data
+    }
+    self.evaluate(state, done)
 
-  def evaluate(self, state: TrainState, names: Sequence[str] | None = None) -> None:
-    """Evaluates on every validation set; gives up, without a trace, when asked to stop."""
+  def evaluate(self, state: TrainState, done: Mapping[str, Mapping[str, Any]] = _NOTHING) -> None:
+    """Evaluates on every validation set; gives up, without a trace, when asked to stop.
+
+    done: sets that were evaluated at this step before a stop -> their lines of metrics.jsonl.
+    """
     self._drain()
     self._clock.pause()
     results: dict[str, float] = {}
+    for name, line in done.items():
+      results |= self._named(name, _numbers(line))
     weights = self.experiment.weights(state.params, state.extras)
-    for name in self.experiment.eval_data if names is None else names:
+    for name in [name for name in self.experiment.eval_data if name not in done]:
       terminal.phase('eval', f'{name} at step {self._step}')
       limit = self.config.evaluation.max_batches
       stop = lambda: self._interrupts.signum
@@ -303,7 +313,7 @@ class _Run:
       self._writers.write(self._step, name, evaluation.metrics)
       shown = list(evaluation.metrics.items())[:_SHOWN]
       terminal.say(f'{name}: ' + '  '.join(f'{key} {value:.4g}' for key, value in shown))
-      results |= _prefixed(name, evaluation.metrics, first=not results)
+      results |= self._named(name, evaluation.metrics)
     self._validation = (self._step, results)
     self._note_score(self._step, results)
     if self._is_exhausted():
@@ -314,17 +324,20 @@ class _Run:
     elif self._step < self.total:
       terminal.phase('train', f'{self.total - self._step} steps to go')
 
+  def _named(self, name: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics under names of their set; `best_metric` means the first where it names none."""
+    first = name == next(iter(self.experiment.eval_data))
+    return {key if first else f'{name}/{key}': value for key, value in metrics.items()}
+
   # Early stopping
 
   def _recall_scores(self) -> None:
     """Scores of the evaluations so far, from metrics.jsonl: a resume stops where the run would."""
     results: dict[int, dict[str, float]] = {}
-    first = next(iter(self.experiment.eval_data), '')
     for line in writers.read_metrics(self._workdir):
       if line['split'] in self.experiment.eval_data:
         found = results.setdefault(line['step'], {})
-        numbers = {k: v for k, v in line.items() if k not in ('step', 'split')}
-        found |= _prefixed(line['split'], numbers, line['split'] == first)
+        found |= self._named(line['split'], _numbers(line))
     for step, found in results.items():
       self._note_score(step, found)
 

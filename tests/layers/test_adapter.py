@@ -21,7 +21,7 @@ def adapters(experiment):
   return {path: leaf.shape for path, leaf in leaves.items() if 'adapter' in path}
 
 
-@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('place', [PLACES[0], pytest.param(PLACES[1], marks=pytest.mark.full)])
 def test_the_start_is_the_model_without(place, folder):
   plain, adapted = tiny.experiment(place, folder), tiny.experiment(place, folder, ADAPTERS)
   batch = plain.train_data.batch(0)
@@ -70,6 +70,7 @@ def test_behind_the_sublayer_and_before_the_sum(folder):
   np.testing.assert_allclose(run(params), run(other), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_they_train_alone(folder):
   changes = (*ADAPTERS, ('tuning.trainable', 'adapter/,^head/'))
   experiment = tiny.experiment(PLACES[0], folder, changes)

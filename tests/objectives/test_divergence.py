@@ -82,6 +82,7 @@ def folder(tmp_path_factory):
   return tiny.write_corpus(tmp_path_factory.mktemp('r_drop'))
 
 
+@pytest.mark.full
 def test_the_step_minimises_the_mean_of_two_passes_and_their_divergence(folder):
   """At rate 0.1 of dropout; micro-batches only change what dropout draws."""
   changes = (('tuning.r_drop', '0.8'), ('objective.label_smoothing', '0.2'))

@@ -281,6 +281,13 @@ def test_patience_is_kept_over_a_stop(tmp_path):
   assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 
+def test_a_resume_does_not_forget_its_last_evaluation(tmp_path):
+  """It ended right after the evaluation that was the best so far, and is given more steps."""
+  better = {'evaluation__patience': 1, 'checkpoint__best_mode': 'auto'}
+  fit(tmp_path, **early(total_steps=4, **better))
+  assert int(fit(tmp_path, **early(total_steps=8, **better)).step) == 8
+
+
 def test_a_run_that_gets_better_is_not_stopped(tmp_path):
   assert int(fit(tmp_path, **early(checkpoint__best_mode='auto')).step) == 20
 

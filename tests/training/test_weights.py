@@ -114,6 +114,7 @@ def test_a_checkpoint_is_read_without_an_experiment_as_with_it(run):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
+@pytest.mark.full
 def test_a_merged_run_is_a_run_of_its_own(run, folder, tmp_path):
   workdir, _ = run
   target = tmp_path / 'merged'
