@@ -14,9 +14,10 @@ one (by its text or its number from 0), the accuracy of each.
 """
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import expanduser
 from typing import Any
 
@@ -26,6 +27,7 @@ from flaxlm import commandline, terminal
 from flaxlm.errors import UserError
 
 NORMS = ('total', 'per_token', 'per_byte')
+CHUNK = 32
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,20 +75,33 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
     data = dataclasses.replace(experiment.config.data, documents=args.documents)
     texts = source.documents(args.input, data).texts()
   total, count = np.zeros(3), 0
-  for text in texts:
-    try:
-      scored = scorer.text(text, args.context, args.end)
-    except UserError as error:
-      raise UserError(f'{error}: give --context') from None
-    if not len(scored.tokens):
-      raise UserError(f'--text: {text[:30]!r} has no tokens')
-    log_p = scorer.log_probabilities([scored])[0]
-    numbers = float(log_p.astype(np.float64).sum()), len(log_p), len(text.encode())
-    shown = text if len(text) <= 200 else text[:200] + '...'
-    yield {'text': shown} | _record(*numbers)
-    total, count = total + numbers, count + 1
+  for chunk in _chunks(texts):
+    scored = [_scored(scorer, text, args) for text in chunk]
+    for text, log_p in zip(chunk, scorer.log_probabilities(scored), strict=True):
+      numbers = float(log_p.astype(np.float64).sum()), len(log_p), len(text.encode())
+      shown = text if len(text) <= 200 else text[:200] + '...'
+      yield {'text': shown} | _record(*numbers)
+      total, count = total + numbers, count + 1
   if count > 1:
     yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
+
+
+def _scored(scorer: Any, text: str, args: Any) -> Any:
+  """What is scored of a text; UserError for what cannot be."""
+  try:
+    found = scorer.text(text, args.context, args.end)
+  except UserError as error:
+    raise UserError(f'{error}: give --context') from None
+  if not len(found.tokens):
+    raise UserError(f'--text: {text[:30]!r} has no tokens')
+  return found
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+  """So many texts or rows at once as fill batches and still give lines now and then."""
+  values = iter(values)
+  while chunk := list(itertools.islice(values, CHUNK)):
+    yield chunk
 
 
 def _record(log_p: float, tokens: int, size: int) -> dict[str, Any]:
@@ -108,29 +123,42 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
 
   data = experiment.config.data
   right, labelled = dict.fromkeys(NORMS, 0), 0
-  for where, row in source.rows(args.input, data):
-    context = source.column(row, data.text_column, where, 'text_column')
-    choices = _list(source.column(row, args.choices_column, where, 'choices_column'), where)
-    texts = [scorer.text(choice, context, args.end) for choice in choices]
-    if not all(len(text.tokens) for text in texts):
-      raise UserError(f'{where}: a choice has no tokens')
-    log_p = [float(s.astype(np.float64).sum()) for s in scorer.log_probabilities(texts)]
-    scores = {
-      'total': log_p,
-      'per_token': [p / len(text.tokens) for p, text in zip(log_p, texts, strict=True)],
-      'per_byte': [p / max(len(c.encode()), 1) for p, c in zip(log_p, choices, strict=True)],
-    }
-    best = {norm: int(np.argmax(values)) for norm, values in scores.items()}
-    rounded = {norm: [round(value, 6) for value in values] for norm, values in scores.items()}
-    record = {'text': context, 'choices': choices, 'prediction': best, 'log_likelihood': rounded}
-    if row.get(data.label_column, '') != '':
-      label = _label(row[data.label_column], choices, where)
-      labelled += 1
-      right = {norm: right[norm] + (best[norm] == label) for norm in NORMS}
-      record['label'] = label
-    yield record
+  for chunk in _chunks(source.rows(args.input, data)):
+    questions = [_question(scorer, row, where, data, args) for where, row in chunk]
+    flat = [text for _, _, texts in questions for text in texts]
+    log_p = iter(scorer.log_probabilities(flat))
+    for (where, row), (context, choices, texts) in zip(chunk, questions, strict=True):
+      totals = [float(next(log_p).astype(np.float64).sum()) for _ in texts]
+      scores = {
+        'total': totals,
+        'per_token': [p / len(text.tokens) for p, text in zip(totals, texts, strict=True)],
+        'per_byte': [p / max(len(c.encode()), 1) for p, c in zip(totals, choices, strict=True)],
+      }
+      best = {norm: int(np.argmax(values)) for norm, values in scores.items()}
+      rounded = {norm: [round(value, 6) for value in values] for norm, values in scores.items()}
+      record = {'text': context, 'choices': choices, 'prediction': best, 'log_likelihood': rounded}
+      if row.get(data.label_column, '') != '':
+        label = _label(row[data.label_column], choices, where)
+        labelled += 1
+        right = {norm: right[norm] + (best[norm] == label) for norm in NORMS}
+        record['label'] = label
+      yield record
   if labelled:
     yield {'rows': labelled, 'accuracy': {norm: n / labelled for norm, n in right.items()}}
+
+
+def _question(
+  scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
+) -> tuple[str, list[str], list[Any]]:
+  """(context, choices, what is scored of each) of a row."""
+  from flaxlm.data import source
+
+  context = source.column(row, data.text_column, where, 'text_column')
+  choices = _list(source.column(row, args.choices_column, where, 'choices_column'), where)
+  texts = [scorer.text(choice, context, args.end) for choice in choices]
+  if not all(len(text.tokens) for text in texts):
+    raise UserError(f'{where}: a choice has no tokens')
+  return context, choices, texts
 
 
 def _list(text: str, where: str) -> list[str]:

@@ -189,7 +189,8 @@ def test_predict_skips_bad_rows(runs, tmp_path, capsys):
   assert '2 rows were skipped' in err
 
 
-@pytest.mark.parametrize('workdir', ['answers', pytest.param('complete', marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize('workdir', ['answers', 'complete'])
 def test_predict_writes(runs, tmp_path, capsys, workdir):
   rows = tmp_path / 'rows.txt'
   rows.write_text('Some text.\nOther words.\n\nAnd a third of them.\n')

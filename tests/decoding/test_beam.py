@@ -141,7 +141,8 @@ def test_one_beam_is_greedy(alpha):
   assert {h[0].finish for h in found} >= {'eos'}
 
 
-@pytest.mark.parametrize('family', ['decoder', pytest.param('encoder_decoder', marks=FULL)])
+@FULL
+@pytest.mark.parametrize('family', ['decoder', 'encoder_decoder'])
 def test_neighbours_change_nothing(family):
   """Nor does padding, nor a neighbour that has less room below the greatest length."""
   model, params = setup(family, position='learned')

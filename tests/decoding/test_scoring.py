@@ -12,6 +12,7 @@ from flaxlm.decoding.scoring import Scorer, Text, windows
 from flaxlm.objectives.next_token import Prompt
 
 NOTHING = np.zeros(0, np.int32)
+FULL = pytest.mark.full
 
 
 @pytest.mark.parametrize('length, size, stride', [(1, 8, 3), (8, 8, 3), (50, 8, 3), (50, 8, 8)])
@@ -35,7 +36,7 @@ def scorer_of(model, params, window, stride, **objective):
   return Scorer(model, params, objective, None, window, stride, rows=4)
 
 
-@pytest.mark.parametrize('family', ['decoder', 'encoder_decoder'])
+@pytest.mark.parametrize('family', ['decoder', pytest.param('encoder_decoder', marks=FULL)])
 def test_next_tokens_in_one_window(family):
   model, params = setup(family)
   wholes, given = draw([9, 30, 4, 20, 11]), [1, 12, 3, 1, 10]
@@ -52,7 +53,10 @@ def test_next_tokens_in_one_window(family):
     np.testing.assert_allclose(found[b], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('window, stride', [(16, 4), (16, 16), (10, 7)])
+@pytest.mark.parametrize(
+  'window, stride',
+  [(16, 4), pytest.param(16, 16, marks=FULL), pytest.param(10, 7, marks=FULL)],
+)
 def test_strided_windows(window, stride):
   """Each token is scored given what its window shows; the first window is the full context."""
   model, params = setup('decoder')
