@@ -100,10 +100,10 @@ def _written(experiment: Any, params: Any, args: Any) -> Predictor:
     draws = [(args.seed, first + number) for number in range(len(examples))]
     found = writer.write(prompts, how, draws, args.stop)
     for example, outputs in zip(examples, found, strict=True):
-      record = dict(example) | {'prediction': outputs[0].text}
+      record = dict(example) | {'prediction': outputs[0].text.strip()}
       if args.num_beams:
         best = outputs[: args.num_best]
-        record['best'] = [{'text': o.text, 'score': round(o.score, 6)} for o in best]
+        record['best'] = [{'text': o.text.strip(), 'score': round(o.score, 6)} for o in best]
       yield record
 
   return predict

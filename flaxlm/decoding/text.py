@@ -83,8 +83,10 @@ class Writer:
   def text(self, prompt: Prompt, tokens: Sequence[int]) -> str:
     """What new tokens say behind their prompt."""
     if prompt.encoder_inputs is not None:
-      # Sentinels say which gap of the prompt the words after them fill.
-      return self._tokenizer.decode(tokens, keep_special=True)
+      # Sentinels say which gap of the prompt the words after them fill. Targets of labelled rows,
+      # which `prompts` are for, have none.
+      sentinels = not hasattr(self._objective, 'prompts')
+      return self._tokenizer.decode(tokens, keep_special=sentinels)
     # Only behind its prompt is a token decoded as it stands there, with the space before it.
     before = self._tokenizer.decode(prompt.inputs)
     return self._tokenizer.decode([*prompt.inputs, *tokens])[len(before) :]

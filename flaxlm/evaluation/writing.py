@@ -52,7 +52,7 @@ def write(
       chosen = order[start : start + size]
       found = writer.write([prompts[i] for i in chosen], _how(config))
       for i, outputs in zip(chosen, found, strict=True):
-        texts[i] = _text(experiment.tokenizer, prompts[i], outputs[0])
+        texts[i] = outputs[0].text.strip()
       bar.advance(len(chosen))
   return {'output_ids': np.array(numbers, np.int64), 'outputs': np.array(texts, object)}
 
@@ -69,9 +69,3 @@ def _how(config: Config) -> Sampling | Beam:
   if evaluation.num_beams:
     return Beam(evaluation.num_beams, longest, evaluation.length_penalty)
   return Sampling(longest, temperature=0.0)
-
-
-def _text(tokenizer: Any, prompt: Any, output: Any) -> str:
-  """What was written, without special tokens, which no reference has."""
-  text = output.text if prompt.encoder_inputs is None else tokenizer.decode(output.tokens)
-  return text.strip()
