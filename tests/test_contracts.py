@@ -177,10 +177,9 @@ def dead_pattern(config):
 # Besides the recipes for two cores and those of tasks: a published size with all that these add
 # (bfloat16, dropout, scanned and recomputed layers), and blocks that no `mini` has. The others are
 # part of the full tests.
-ALWAYS = {'gpt2.py:124m', 't5.py:v1_1_mini', 'modernbert.py:base', 'transformer.py:base'}
+ALWAYS = {'gpt2.py:124m', 't5.py:v1_1_mini', 'modernbert.py:base'}
 # Recipes of tasks are alike in their families, so that two show them all.
 ALWAYS |= {f'{name}.py:{family}' for name in ('classify', 'text_to_text') for family in FAMILIES}
-ALWAYS |= {'multi_label.py:encoder', 'glue.py:mrpc'}
 ALWAYS |= {'tag.py:encoder', 'squad.py:encoder', 'multiple_choice.py:encoder'}
 
 

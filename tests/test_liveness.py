@@ -157,6 +157,19 @@ def walk():
 
 
 FIELDS = walk()
+WALKED = {cls for _, _, cls in FIELDS}
+
+
+def is_inherited(key, cls):
+  """Whether the field is walked with the class that it comes from, too."""
+  name = key.partition('.')[2]
+  return any(base in WALKED and name in tree.fields(base) for base in cls.__mro__[1:])
+
+
+QUICK_FIRST = [
+  pytest.param(*field, marks=pytest.mark.full) if is_inherited(field[0], field[2]) else field
+  for field in FIELDS
+]
 
 
 @pytest.fixture(scope='module')
@@ -301,7 +314,9 @@ def values_of(key, cls, folder):
   return rules, candidates(key, kind, rules, value, folder)
 
 
-@pytest.mark.parametrize(('key', 'file', 'cls'), FIELDS, ids=lambda x: x if type(x) is str else '')
+@pytest.mark.parametrize(
+  ('key', 'file', 'cls'), QUICK_FIRST, ids=lambda x: x if type(x) is str else ''
+)
 def test_another_value_changes_something(key, file, cls, folder):
   if key in ELSEWHERE:
     assert callable(globals()[ELSEWHERE[key]])

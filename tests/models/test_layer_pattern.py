@@ -116,7 +116,9 @@ def test_scanned_and_unrolled_are_a_loop_over_layers(family, pattern):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize('family', ['decoder', 'encoder_decoder'])
+@pytest.mark.parametrize(
+  'family', ['decoder', pytest.param('encoder_decoder', marks=pytest.mark.full)]
+)
 def test_gradients_and_dropout_do_not_depend_on_how_a_pattern_is_run(family):
   pattern = dict(
     num_layers=4, window=WINDOW, global_every=2, first_attention_norm=False, dropout_rate=0.2,

@@ -159,6 +159,7 @@ def check_killed(tmp_path, kills):
   assert digests[0] == digests[1]
 
 
+@pytest.mark.full
 def test_killed_at_random_moments_equals_left_alone(tmp_path):
   check_killed(tmp_path, 2)
 
