@@ -155,7 +155,9 @@ def test_an_imported_t5_generates_and_is_evaluated(t5, tmp_path, capsys):
 def test_a_t5_and_its_ids_are_those_of_transformers(t5):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  from flaxlm import decoding
+  from flaxlm.decoding import generate
+  from flaxlm.decoding.cache import Reader
+  from flaxlm.decoding.sampling import Sampling
   from flaxlm.training.experiment import open_model
 
   folder, workdir = t5
@@ -163,16 +165,14 @@ def test_a_t5_and_its_ids_are_those_of_transformers(t5):
   theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
   prompt = experiment.objective.prompt('The lazy <extra_id_0> sleeps in the sun.')
   assert prompt.inputs.tolist() == [0] and prompt.encoder_inputs[-1] == 1
-  sampling = decoding.Sampling(8, temperature=0.0)
-  (ours,) = decoding.generate(
-    experiment.model, params, [prompt.inputs], sampling, prompt.eos_id, [prompt.encoder_inputs]
-  )
+  reader = Reader.of(experiment.model, params)
+  (ours,) = generate.generate(reader, [prompt], Sampling(8, temperature=0.0))
   with torch.no_grad():
     expected = theirs.generate(
       torch.tensor(prompt.encoder_inputs[None].astype(np.int64)), max_new_tokens=8, do_sample=False
     )[0, 1:].tolist()
   ends = expected.index(1) if 1 in expected else len(expected)
-  assert ours.tolist()[:ends] == expected[:ends] and ends > 1
+  assert ours.tokens.tolist()[:ends] == expected[:ends] and ends > 1
 
 
 # ------------------------------------------------------------------- published classifiers
