@@ -180,7 +180,7 @@ def dead_pattern(config):
 ALWAYS = {'gpt2.py:124m', 't5.py:v1_1_mini', 'modernbert.py:base'}
 # Recipes of tasks are alike in their families, so that two show them all.
 ALWAYS |= {f'{name}.py:{family}' for name in ('classify', 'text_to_text') for family in FAMILIES}
-ALWAYS |= {'tag.py:encoder', 'squad.py:encoder', 'multiple_choice.py:encoder'}
+ALWAYS |= {'tag.py:encoder', 'squad.py:encoder'}
 
 
 def is_quick(place):

@@ -163,6 +163,7 @@ def test_eval(bert, tmp_path):
   assert json.loads((workdir / 'eval' / f'{STEPS}.json').read_text()) == result
 
 
+@pytest.mark.full
 def test_fine_tune_and_predict(bert, corpus, tmp_path):
   """The trunk is loaded, the labels are learned, and eval.py writes what it predicted."""
   workdir = tmp_path / 'tuned'

@@ -66,6 +66,7 @@ VALUES = {
   'model.norm_eps': ['0.01'],
   'optimizer.decay_share': ['1.0'],
   'model.token_types': ['0', '2'],
+  'model.relative_buckets': ['16'],
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
   'model.mlp_dropout_rate': ['0.3'],

@@ -204,6 +204,7 @@ def test_rows_of_a_run_go_on_and_the_memory_is_kept(tmp_path):
   assert went_on
 
 
+@pytest.mark.full
 def test_a_run_that_is_resumed_remembers_what_it_would_have(tmp_path):
   """Bit for bit: parameters, losses and memory of a run that was stopped half way."""
   folder = tiny.write_corpus(tmp_path / 'text')
