@@ -6,6 +6,7 @@ read there, or it gets the text, too, one place later, and is read at the last p
 2020, section 3.1).
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,11 +78,11 @@ class TextConfig(PooledConfig):
   )
 
 
-class Pooled:
+class Pooled(abc.ABC):
   """Texts and pairs of texts, and where they are read.
 
   Subclasses have `label_key`, the key of what is learned of a text, if that is one number;
-  `label(example)`, its value; `num_outputs`; `weights`, `losses` and `predict`. In a batch,
+  `num_outputs`; `weights`, `losses` and `predict`. In a batch,
   `target_weights` are 0 for a text without a label, `example_weights` only for an empty slot.
   """
 
@@ -113,9 +114,9 @@ class Pooled:
     offset = {'target_positions': list(self.streams)[-1]}
     self.streams['targets'] = Stream(self.slots, keys, offset=offset)
 
-  def label(self, example: Mapping[str, Any]) -> Any:  # pragma: no cover
+  @abc.abstractmethod
+  def label(self, example: Mapping[str, Any]) -> Any:
     """What is learned of a labelled example; the value of `label_key`."""
-    raise NotImplementedError
 
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: tokens (and those of a second text), cut to fit a row; label; number."""

@@ -32,6 +32,21 @@ def text(row: Mapping[str, str], name: str, key: str, where: str) -> str:
   return found
 
 
+def text_or_pair(
+  row: Mapping[str, str], text_column: str, pair_column: str, where: str
+) -> dict[str, Any]:
+  """'text' of a row and, with a `pair_column`, 'text_pair'; neither may be empty."""
+  found = {'text': text(row, text_column, 'data.text_column', where)}
+  if pair_column:
+    found['text_pair'] = text(row, pair_column, 'task.pair_column', where)
+  return found
+
+
+def texts(example: Mapping[str, Any]) -> list[str]:
+  """The one or two texts of what `text_or_pair` gave."""
+  return [example[key] for key in ('text', 'text_pair') if key in example]
+
+
 def strings(cell: str, what: str, where: str) -> list[str]:
   """The texts of a cell that is a json list of them. `what` it is, for messages."""
   try:

@@ -51,12 +51,8 @@ class Task:
     Raises:
       UserError: for a missing column, an empty text, or a label that is not among `labels`.
     """
-    example: Example = {
-      'text': columns.text(row, self._data.text_column, 'data.text_column', where)
-    }
-    if self._config.pair_column:
-      second = columns.text(row, self._config.pair_column, 'task.pair_column', where)
-      example['text_pair'] = second
+    pair = self._config.pair_column
+    example: Example = columns.text_or_pair(row, self._data.text_column, pair, where)
     name = self._data.label_column
     if not labelled and name not in row:
       return example
@@ -72,7 +68,7 @@ class Task:
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
-    return [example['text'], *([example['text_pair']] if 'text_pair' in example else [])]
+    return columns.texts(example)
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """The labels, where they are unset; UserError if no training row has one."""

@@ -65,10 +65,9 @@ class Task:
       UserError: for a missing column, an empty text or label, or one that is not among `labels`.
     """
     name = self._data.text_column
-    example = {'text': columns.text(row, name, 'data.text_column', where)}
+    example = columns.text_or_pair(row, name, self._pair, where)
     if self._pair:
-      second = columns.text(row, self._pair, 'task.pair_column', where)
-      example['text_pair'] = second
+      second = example['text_pair']
       # As T5 reads pairs (Raffel et al. 2020, appendix D), the columns' names before the texts.
       example['source'] = f'{self._prefix}{name}: {example["text"]} {self._pair}: {second}'
     else:
@@ -88,7 +87,7 @@ class Task:
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
-    return [example['text'], *([example['text_pair']] if self._pair else [])]
+    return columns.texts(example)
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Fields of `config.task` that the training examples decide where they are unset.

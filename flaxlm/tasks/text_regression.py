@@ -47,11 +47,7 @@ class Task:
     Raises:
       UserError: for a missing column, an empty text, or a label that is no finite number.
     """
-    example: Example = {
-      'text': columns.text(row, self._data.text_column, 'data.text_column', where)
-    }
-    if self._pair:
-      example['text_pair'] = columns.text(row, self._pair, 'task.pair_column', where)
+    example: Example = columns.text_or_pair(row, self._data.text_column, self._pair, where)
     name = self._data.label_column
     if not labelled and name not in row:
       return example
@@ -60,7 +56,7 @@ class Task:
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
-    return [example['text'], *([example['text_pair']] if self._pair else [])]
+    return columns.texts(example)
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Nothing is left to the training examples."""

@@ -72,7 +72,14 @@ class Experiment:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return jax.jit(
       lambda key: nn.unbox(
-        init_state(self.config, self.model, self.objective, self.optimizer, self.partition, key)
+        init_state(
+          self.config,
+          self.model,
+          self.objective,
+          self.optimizer,
+          self.partition,
+          init_params(self.config, self.model, self.objective, key),
+        )
       ),
       out_shardings=shardings,
       compiler_options=compiler.once_options(),
@@ -205,7 +212,7 @@ def build(
     optimizer=optimizer,
     schedule=schedule,
     partition=partition,
-    abstract_state=abstract_state(config, model, objective, optimizer, partition, mesh),
+    abstract_state=abstract_state(config, model, objective, optimizer, partition, boxed, mesh),
     train_data=train_data,
     eval_data=eval_data,
     task=task,
@@ -371,9 +378,8 @@ def _check_r_drop(config: Config, objective: Any) -> None:
       f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
     )
   model = dataclasses.asdict(config.model)
-  if not any(value for name, value in model.items() if name.endswith('drop_rate')) and not any(
-    value for name, value in model.items() if name.endswith('dropout_rate')
-  ):
+  endings = ('drop_rate', 'dropout_rate')
+  if not any(value for name, value in model.items() if name.endswith(endings)):
     raise UserError('config.tuning.r_drop: would do nothing: every dropout rate of the model is 0')
 
 

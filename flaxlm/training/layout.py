@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from flaxlm.training.paths import STACK, leaf_paths, virtual_paths
 
@@ -31,13 +30,16 @@ class Layout:
     return self.inputs.get('/'.join(nodes), 0)
 
 
+def boxes_of(boxed: Any) -> dict[str, nn.Partitioned]:
+  """Path -> box, of parameters that are boxed with their logical axes."""
+  return leaf_paths(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+
+
 def make_layout(boxed: Any) -> Layout:
   """The layout of parameters, or of their shapes, that are boxed with their logical axes."""
-  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
   inputs = {}
-  for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
-    axes = [name for name in box.names if name != 'layers']
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+  for name, box in boxes_of(boxed).items():
+    axes = [axis for axis in box.names if axis != 'layers']
     if name.endswith('/kernel') and len(axes) > 1:
       # Kernels read the residual stream or write to it.
       inputs[name] = 1 if axes[0] == 'embed' else len(axes) - 1

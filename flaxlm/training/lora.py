@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.tuning import TuningConfig
-from flaxlm.training.layout import make_layout
-from flaxlm.training.partition import matching, runs_of
-from flaxlm.training.paths import STACK, leaf_paths, nested, virtual_paths
+from flaxlm.training.layout import boxes_of, make_layout
+from flaxlm.training.partition import runs_of
+from flaxlm.training.paths import STACK, leaf_paths, matching, nested, virtual_paths
 
 DELTA = 'delta'
 _KEY = 'config.tuning.lora_targets'
@@ -34,7 +34,7 @@ def add_deltas(config: TuningConfig, boxed: Any, key: jax.Array) -> Any:
   if not config.lora_rank:
     return boxed
   inputs = make_layout(boxed).inputs
-  boxes = _boxes(boxed)
+  boxes = boxes_of(boxed)
   names = {path: virtual_paths(path, boxes[path].value) for path in inputs}
   chosen = matching(_KEY, config.lora_targets, [n for group in names.values() for n in group])
   deltas: dict[str, nn.Partitioned] = {}
@@ -52,12 +52,6 @@ def add_deltas(config: TuningConfig, boxed: Any, key: jax.Array) -> Any:
       deltas[f'{run.path}/a'] = nn.Partitioned(a, (*axes[:cut], 'rank'))
       deltas[f'{run.path}/b'] = nn.Partitioned(b, (*axes[:stacked], 'rank', *axes[cut:]))
   return {**boxed, DELTA: nested(deltas)}
-
-
-def _boxes(boxed: Any) -> dict[str, nn.Partitioned]:
-  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
-  found = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): box for path, box in found}
 
 
 def merge(config: TuningConfig, params: Mapping[str, Any]) -> Mapping[str, Any]:

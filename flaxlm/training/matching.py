@@ -3,12 +3,12 @@
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flaxlm.config.schema import RestoreConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths
+from flaxlm.training.paths import compile_pattern, matching, unmatched, virtual_paths
 
 _SKIP = 'config.restore.skip'
 _RENAME = 'config.restore.rename'
@@ -61,7 +61,8 @@ def match(
   """
   renamed = _rename(list(stored), restore.rename)
   reused = _reused(stored, wanted, renamed, restore.reuse)
-  skipped = _skipped(restore.skip, [*renamed, *renamed.values(), *wanted])
+  candidates = list(dict.fromkeys([*renamed, *renamed.values(), *wanted]))
+  skipped = matching(_SKIP, restore.skip, candidates)
   plan: dict[str, Part | None] = {new: stored[path] for path, new in reused.items()}
   for path, new in renamed.items():
     if path in reused or path in skipped or new in skipped:
@@ -150,18 +151,6 @@ def _reused(
     _check_sizes(_REUSE, new, stored[path].shape, wanted[new].shape)
     reused[path] = new
   return reused
-
-
-def _skipped(patterns: Sequence[str], paths: Iterable[str]) -> set[str]:
-  paths = list(dict.fromkeys(paths))
-  skipped: set[str] = set()
-  for text in patterns:
-    pattern = compile_pattern(_SKIP, text)
-    found = {path for path in paths if pattern.search(path)}
-    if not found:
-      raise unmatched(_SKIP, text, paths)
-    skipped |= found
-  return skipped
 
 
 @dataclasses.dataclass

@@ -19,10 +19,9 @@ from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
 from flaxlm.training.paths import (
   STACK,
-  compile_pattern,
   leaf_paths,
+  matching,
   nested,
-  unmatched,
   virtual_paths,
 )
 
@@ -130,22 +129,6 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
     elif any(marks):
       trained[path] = runs_of(path, marks)
   return Partition(trained)
-
-
-def matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-  """The names that a pattern of the config field `key` is found in.
-
-  Raises:
-    UserError: for a pattern that is malformed or matches no name.
-  """
-  found: set[str] = set()
-  for text in patterns:
-    pattern = compile_pattern(key, text)
-    matches = {name for name in names if pattern.search(name)}
-    if not matches:
-      raise unmatched(key, text, names)
-    found |= matches
-  return found
 
 
 def runs_of(path: str, marks: Sequence[bool]) -> list[Run]:

@@ -59,6 +59,22 @@ def compile_pattern(key: str, pattern: str) -> re.Pattern[str]:
     raise UserError(f'{key}: {pattern!r} is not a regular expression: {error}') from None
 
 
+def matching(key: str, patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+  """The names that a pattern of the config field `key` is found in.
+
+  Raises:
+    UserError: for a pattern that is malformed or matches no name.
+  """
+  found: set[str] = set()
+  for text in patterns:
+    pattern = compile_pattern(key, text)
+    matches = {name for name in names if pattern.search(name)}
+    if not matches:
+      raise unmatched(key, text, names)
+    found |= matches
+  return found
+
+
 def unmatched(key: str, pattern: str, paths: Sequence[str]) -> UserError:
   """The error for a pattern that would silently do nothing."""
   return UserError(f'{key}: {pattern!r} matches no leaf{nearest(pattern, paths)}')

@@ -49,10 +49,9 @@ def init_state(
   objective: Any,
   optimizer: optax.GradientTransformation,
   partition: Partition,
-  key: jax.Array,
+  params: Any,
 ) -> TrainState:
-  """A state whose parameters are boxed with their logical axes."""
-  params = init_params(config, model, objective, key)
+  """The state before the first step, of parameters that are boxed with their logical axes."""
   trained = partition.take(nn.unbox(params))
   extras = init_extras(config, trained)
   if getattr(objective, 'recurrent', False):
@@ -66,14 +65,15 @@ def abstract_state(
   objective: Any,
   optimizer: optax.GradientTransformation,
   partition: Partition,
+  params: Any,
   mesh: Mesh,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state.
+  """Shapes, dtypes and shardings of the state, from boxed shapes of the parameters.
 
   Moments lie where their parameters do, a memory where the rows do.
   """
   boxed = jax.eval_shape(
-    lambda key: init_state(config, model, objective, optimizer, partition, key), jax.random.key(0)
+    lambda params: init_state(config, model, objective, optimizer, partition, params), params
   )
   rules = sharding.parse_rules(config.sharding_rules)
   placed = sharding.parameter_shardings(boxed.params, mesh, rules)
