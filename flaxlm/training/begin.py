@@ -1,0 +1,92 @@
+"""Where a run starts: its workdir's newest whole checkpoint, other weights, or scratch."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.config import tree
+from flaxlm.config.schema import Config
+from flaxlm.errors import UserError
+from flaxlm.training import checkpoint, restore, writers
+from flaxlm.training.state import with_params
+from flaxlm.types import TrainState
+
+
+def saved_config(directory: epath.Path) -> Config | None:
+  """The config of the newest checkpoint whose description is intact."""
+  for step in reversed(checkpoint.steps_in(directory)):
+    try:
+      return tree.from_dict(checkpoint.read_meta(directory, step)['config'])
+    except checkpoint.Damaged:
+      continue  # reported when it is restored
+  return None
+
+
+def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
+  """The state to train from: the workdir's newest whole checkpoint, `init_from`, or scratch.
+
+  Returns:
+    (state, updates done). Metrics beyond the step are dropped from metrics.jsonl.
+
+  Raises:
+    UserError: if the checkpoint belongs to another experiment.
+  """
+  directory = workdir / 'checkpoints'
+  config = experiment.config
+
+  def read(step: int, meta: dict[str, Any]) -> TrainState:
+    restore.check_resume(tree.from_dict(meta['config']), config)
+    restore.check_same_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
+    terminal.phase('init', f'checkpoint {step} of {workdir}')
+    return checkpoint.restore_tree(directory, step, experiment.abstract_state, meta)
+
+  found = checkpoint.newest(directory, read)
+  if found is not None:
+    step, meta, state, damaged = found
+    _check_data(experiment, step, meta, workdir)
+    restore.check_resumed_steps(meta, config, experiment.total_steps)
+    checkpoint.set_aside(directory, damaged)
+    writers.drop_after(workdir, step)
+    terminal.say(f'going on from step {step}')
+    return state, step
+  terminal.phase('init', 'parameters')
+  state = experiment.init_state()
+  if config.init_from:
+    params = restore.init_from(experiment, state.params, workdir)
+    state = with_params(config, experiment.partition, experiment.abstract_state, state, params)
+  writers.drop_after(workdir, -1)  # of a run that was stopped before its first checkpoint
+  return state, 0
+
+
+def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
+  """Raises UserError if the next batch is not what it was when the checkpoint was written.
+
+  Compared by the first host, whose part was hashed, and only on as many hosts as then.
+  """
+  comparable = jax.process_index() == 0 and meta['processes'] == jax.process_count()
+  if step >= experiment.total_steps or not comparable:
+    return
+  if meta['next_batch'] != batch_hash(experiment, step):
+    raise UserError(
+      f'config.data.train: the training data are no longer those of the run in {workdir} (its '
+      'files, or how the program reads them, have changed); start in another workdir'
+    )
+
+
+def batch_hash(experiment: Any, step: int) -> str:
+  """A hash of this host's part of a step's batch."""
+  found = hashlib.sha256()
+  for key, value in sorted(experiment.train_data.batch(step).items()):
+    found.update(f'{key} {value.dtype} {value.shape} '.encode() + value.tobytes())
+  return found.hexdigest()
+
+
+def describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[str, str]]) -> None:
+  """Writes what the run is: config.json, overrides.json and tokenizer/."""
+  writers.write_json(workdir / 'config.json', tree.to_dict(experiment.config))
+  writers.write_json(workdir / 'overrides.json', [list(pair) for pair in overrides])
+  experiment.tokenizer.save(workdir / 'tokenizer')

@@ -1,0 +1,44 @@
+"""The profiler's trace of a few steps, `config.profile.steps`."""
+
+from typing import Any
+
+import jax
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.config.schema import ProfileConfig
+from flaxlm.errors import UserError
+
+
+class Profile:
+  """Starts and ends the trace; does nothing where none is asked for."""
+
+  def __init__(self, config: ProfileConfig, workdir: epath.Path, total_steps: int):
+    """Raises UserError if the run ends before the first step of the trace."""
+    self._steps, self._directory = config.steps, workdir / 'profile'
+    self._tracing = False
+    if self._steps and self._steps[0] > total_steps:
+      raise UserError(
+        f'config.profile.steps: the run ends before step {self._steps[0]}, after {total_steps} '
+        'steps'
+      )
+
+  def before_step(self, step: int, state: Any) -> None:
+    """Starts or ends the trace; `step` is the one that comes next."""
+    if not self._steps:
+      return
+    first, last = self._steps
+    if step == first:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(str(self._directory))
+      self._tracing = True
+    elif step == last + 1:
+      self.stop(state)
+
+  def stop(self, state: Any) -> None:
+    """Ends the trace, if one is being taken."""
+    if self._tracing:
+      jax.block_until_ready(state)
+      jax.profiler.stop_trace()
+      self._tracing = False
+      terminal.say(f'profile of steps {self._steps} in {self._directory}')
