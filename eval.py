@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from flaxlm import commandline, terminal
+from flaxlm import commandline, distributed, terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,14 +23,18 @@ def main(argv: Sequence[str]) -> None:
     help='latest, best, average:N or a step; auto (the default): best where there is a test set, '
     'else latest',
   )
+  distributed.add_flags(parser)
   args = parser.parse(argv)
+  processes = distributed.settings(args)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  distributed.start(processes)
   # Imported after the first line is out: this takes seconds.
   from flaxlm.evaluation import evaluator
 
   result = evaluator.evaluate_workdir(args.workdir, args.checkpoint, args.overrides)
   terminal.close()
-  print(json.dumps(result, indent=2), flush=True)
+  if distributed.is_first():
+    print(json.dumps(result, indent=2), flush=True)
 
 
 if __name__ == '__main__':

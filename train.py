@@ -4,14 +4,14 @@
   python train.py --config=configs/gpt2.py:mini --workdir=runs/gpt --config.data.train=text.txt
 
 A workdir that holds a checkpoint is resumed. The workdir is left with config.json, metrics.jsonl,
-checkpoints/ and tokenizer/.
+checkpoints/ and tokenizer/. On several hosts it is the same command on each (docs/pods.md).
 """
 
 import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from flaxlm import commandline, terminal
+from flaxlm import commandline, distributed, terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,12 +20,15 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--workdir', required=True, type=expanduser, help='folder of the run; made if absent'
   )
+  distributed.add_flags(parser)
   args = parser.parse(argv)
+  processes = distributed.settings(args)
   terminal.phase('init', f'{args.config} in {args.workdir}')
   # Imported after the first line is out: these take seconds.
   from flaxlm.config import recipe
 
   config = recipe.load(args.config, args.overrides)
+  distributed.start(processes)
   from flaxlm.training import loop
 
   loop.train(config, args.workdir, args.overrides)

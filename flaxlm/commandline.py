@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flaxlm import host, terminal
+from flaxlm import distributed, host, terminal
 from flaxlm.errors import UserError, nearest
 
 PREFIX = '--config.'
@@ -91,7 +91,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
   """Runs a command and returns its exit status.
 
   A UserError, or a file that cannot be opened, ends in one line on stderr and status 1, with its
-  traceback under `--debug`. Anything else is a fault of the program and keeps its traceback.
+  traceback under `--debug`. Anything else is a fault of the program and keeps its traceback. Of
+  several processes, one that fails ends at once, so that the others do not wait for it; a
+  SystemExit whose attribute `everywhere` is true is raised in all of them, and is no failure.
   """
   host.keep_freed_memory()
   debug = '--debug' in argv
@@ -99,19 +101,37 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
     # Libraries that log through absl tell users about their internals.
     logging.getLogger('absl').setLevel(logging.ERROR)
   try:
-    return main(argv) or 0
-  except (UserError, OSError) as error:
-    if isinstance(error, OSError) and error.filename is None:
+    status = main(argv) or 0
+    distributed.leave()
+    return status
+  except BaseException as error:
+    terminal.close()
+    if getattr(error, 'everywhere', False):
+      distributed.leave()
       raise
-    terminal.close()
-    if debug:
+    status, line = _message(error)
+    if not line and distributed.count() == 1:
+      raise
+    if debug or not line:
       traceback.print_exc()
-    text = f'{error.filename}: {error.strerror}' if isinstance(error, OSError) else str(error)
-    print(f'error: {" ".join(text.split())}', file=sys.stderr, flush=True)
-    return 1
-  except KeyboardInterrupt:
-    terminal.close()
-    print('interrupted', file=sys.stderr, flush=True)
-    return 130
+    print(line or f'error: {error!r}', file=sys.stderr, flush=True)
+    if distributed.count() > 1:
+      distributed.fail(line or repr(error), status)
+    return status
   finally:
     terminal.close()
+
+
+def _message(error: BaseException) -> tuple[int, str]:
+  """The exit status, and the line that tells all of an error; '' for a fault of the program."""
+  if isinstance(error, UserError):
+    return 1, f'error: {" ".join(str(error).split())}'
+  if isinstance(error, OSError) and error.filename is not None:
+    return 1, f'error: {error.filename}: {error.strerror}'
+  if isinstance(error, KeyboardInterrupt):
+    return 130, 'interrupted'
+  if isinstance(error, SystemExit) and distributed.count() > 1:
+    status = error.code if isinstance(error.code, int) else 1
+    return status, f'process {distributed.index()} was stopped alone: status {status}'
+  lost = distributed.lost_another(error)
+  return (distributed.LOST, f'error: {lost}') if lost else (1, '')

@@ -67,6 +67,39 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> NamedSha
   return NamedSharding(mesh, PartitionSpec(rules['batch']))
 
 
+def host_parts(rows: NamedSharding) -> tuple[tuple[int, ...], int]:
+  """(which of the equal parts of a batch this process's devices hold, in order; how many there are).
+
+  Processes between which a row is divided (tensor parallelism over hosts) hold the same parts.
+  """
+  count = math.prod(rows.mesh.shape[axis] for axis in rows.spec[0])
+  places = rows.addressable_devices_indices_map((count,)).values()
+  return tuple(sorted({range(count)[place[0]].start for place in places})), count
+
+
+def place_rows(batch: Mapping[str, np.ndarray], rows: NamedSharding) -> dict[str, jax.Array]:
+  """The global batch of arrays [B, ...], of which each process gives its `host_parts`."""
+  if rows.is_fully_addressable:
+    return jax.device_put(dict(batch), rows)
+  parts, count = host_parts(rows)
+
+  def one(value: np.ndarray) -> jax.Array:
+    size = len(value) // len(parts)
+
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      at = parts.index((index[0].start or 0) // size) * size
+      return value[at : at + size]
+
+    return jax.make_array_from_callback((size * count, *value.shape[1:]), rows, shard)
+
+  return {key: one(np.asarray(value)) for key, value in batch.items()}
+
+
+def one_each(mesh: Mesh) -> NamedSharding:
+  """One value of a vector on each device."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
 def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:
   """Raises UserError, naming `key`, if `rows` do not divide over the devices of a batch."""
   parts = math.prod(mesh.shape[axis] for axis in rules['batch'])

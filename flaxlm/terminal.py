@@ -74,6 +74,8 @@ class _Screen:
     self._text = ''
     self._live: Any = None
     self._heart: threading.Thread | None = None
+    self._prefix = ''
+    self._quiet = False
 
   def phase(self, name: str, detail: str) -> None:
     with self._lock:
@@ -84,13 +86,21 @@ class _Screen:
         self._heart = threading.Thread(target=self._beat, name='terminal', daemon=True)
         self._heart.start()
         atexit.register(self.close)
-      if self._live is None and sys.stderr.isatty():
+      if self._live is None and sys.stderr.isatty() and not self._quiet:
         self._open_live()
 
-  def line(self, text: str, style: str = '') -> None:
+  def only_warnings(self, prefix: str) -> None:
+    with self._lock:
+      self.close()
+      self._quiet, self._prefix = True, prefix
+
+  def line(self, text: str, style: str = '', always: bool = False) -> None:
     """One line that stays."""
     with self._lock:
       self._last_said = time.monotonic()
+      if self._quiet and not always:
+        return
+      text = self._prefix + text
       stamp = f'{duration(self._last_said - _START):>7} {self._phase:8}{text}'.rstrip()
       if self._live is not None:
         from rich.text import Text
@@ -183,14 +193,19 @@ def step(step: int, total: int, loss: float, tokens_per_second: float, seconds_l
   _SCREEN.step(text, last=step >= total)
 
 
-def say(text: str) -> None:
-  """A line that stays."""
-  _SCREEN.line(text)
+def say(text: str, always: bool = False) -> None:
+  """A line that stays. always: also of a process that says warnings only."""
+  _SCREEN.line(text, always=always)
 
 
 def warn(text: str) -> None:
   """A warning that stays."""
-  _SCREEN.line(f'warning: {text}', style='yellow')
+  _SCREEN.line(f'warning: {text}', style='yellow', always=True)
+
+
+def only_warnings(prefix: str) -> None:
+  """From here on only warnings are said, after a prefix: of many processes, one reports."""
+  _SCREEN.only_warnings(prefix)
 
 
 def close() -> None:

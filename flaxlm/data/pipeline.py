@@ -17,6 +17,9 @@ from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
 TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
+# (which of the equal parts of a global batch this host makes, how many there are)
+Parts = tuple[Sequence[int], int]
+_ALL: Parts = ((0,), 1)
 WHOLE_ROW = 2**63  # The number, of no item, under which a row draws for itself.
 
 
@@ -70,19 +73,19 @@ class PackedItems:
 class _Rows:
   """What training and evaluation share: a row source, and features of its items."""
 
-  def __init__(self, config: Any, objective: Any, rows: Any, processes: tuple[int, int]):
+  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts):
     self.config, self.objective, self.rows = config, objective, rows
-    self._process, self._num_processes = processes
+    self._parts = parts
 
-  def _part(self, batch_size: int) -> range:
-    """The rows of a global batch that this host makes."""
-    if batch_size % self._num_processes:
+  def _part(self, batch_size: int) -> list[int]:
+    """The rows of a global batch that this host makes; see `sharding.host_parts`."""
+    parts, count = self._parts
+    if batch_size % count:
       raise UserError(
-        f'config.global_batch_size: {batch_size} rows do not divide over '
-        f'{self._num_processes} processes'
+        f'config.global_batch_size: {batch_size} rows do not divide into {count} parts'
       )
-    size = batch_size // self._num_processes
-    return range(self._process * size, (self._process + 1) * size)
+    size = batch_size // count
+    return [row for part in parts for row in range(part * size, (part + 1) * size)]
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
     maker = self._maker(rng, epoch, row)
@@ -118,10 +121,10 @@ class Pipeline(_Rows):
     objective: Any,
     rows: Any,
     windows: packing.Windows | None = None,
-    processes: tuple[int, int] = (0, 1),
+    parts: Parts = _ALL,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
   ):
-    super().__init__(config, objective, rows, processes)
+    super().__init__(config, objective, rows, parts)
     self.windows = windows
     self._augment = augment
     self.store = getattr(rows, 'store', None)
@@ -183,8 +186,8 @@ class EvalPipeline(_Rows):
   num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
   """
 
-  def __init__(self, config: Any, objective: Any, rows: Any, processes: tuple[int, int] = (0, 1)):
-    super().__init__(config, objective, rows, processes)
+  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts = _ALL):
+    super().__init__(config, objective, rows, parts)
     self.store = getattr(rows, 'store', None)
     self.num_bytes = self.store.num_bytes if self.store else None
     self.num_documents = self.store.num_documents if self.store else len(rows.items)
@@ -217,22 +220,22 @@ def describe(rows: Any, row: int) -> str:
 
 
 def train_pipeline(
-  config: Any, tokenizer: Any, objective: Any, processes: tuple[int, int] = (0, 1)
+  config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL
 ) -> Pipeline:
-  """Training batches from the text of `config.data.train`; processes: (index, count) of hosts."""
+  """Training batches from the text of `config.data.train`; parts: what this host makes."""
   tokens = store.for_documents(config.data, holdout.training(config.data), tokenizer)
   rows = _concatenated(tokens, objective, config.data.train)
   windows = None
   if config.data.sampling == 'windows':
     windows = packing.Windows(tokens, objective.span, objective.gap)
-  return Pipeline(config, objective, rows, windows, processes)
+  return Pipeline(config, objective, rows, windows, parts)
 
 
 def eval_pipelines(
   config: Any,
   tokenizer: Any,
   objective: Any,
-  processes: tuple[int, int] = (0, 1),
+  parts: Parts = _ALL,
   test: bool = False,
 ) -> dict[str, EvalPipeline]:
   """Validation sets by name; with `test`, also 'test' where `config.data.test` is set."""
@@ -246,7 +249,7 @@ def eval_pipelines(
       _concatenated(
         store.for_documents(config.data, documents, tokenizer), objective, documents.name
       ),
-      processes,
+      parts,
     )
     for name, documents in found.items()
   }

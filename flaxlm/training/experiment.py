@@ -63,8 +63,8 @@ class Experiment:
     return sharding.batch_sharding(self.mesh, rules)
 
   def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-    """A batch [B, ...] on the devices, its rows spread over them."""
-    return jax.device_put(dict(batch), self.batch_sharding)
+    """A batch [B, ...] on the devices, its rows spread over them; of this process's part of it."""
+    return sharding.place_rows(batch, self.batch_sharding)
 
   @functools.cached_property
   def init(self) -> Callable[[jax.Array], TrainState]:
@@ -169,7 +169,6 @@ def build(
   Raises:
     UserError: for data that cannot be read and for parts that do not go together.
   """
-  processes = jax.process_index(), jax.process_count()
   check_parts(config)
   tokenizer = _tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
@@ -181,13 +180,14 @@ def build(
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   rules = sharding.parse_rules(config.sharding_rules)
   _check_batches(config, mesh, rules)
+  parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))
   train_data, eval_data = None, {}
   if examples:
-    train_data, eval_data = _labelled(config, objective, examples, processes)
+    train_data, eval_data = _labelled(config, objective, examples, parts)
   elif with_data:
-    eval_data = pipeline.eval_pipelines(config, tokenizer, objective, processes, test=not training)
+    eval_data = pipeline.eval_pipelines(config, tokenizer, objective, parts, test=not training)
     if training:
-      train_data = pipeline.train_pipeline(config, tokenizer, objective, processes)
+      train_data = pipeline.train_pipeline(config, tokenizer, objective, parts)
   total_steps = _total_steps(config, train_data)
   model = make_model(config.model, objective.head(config.model))
   if config.tuning.r_drop:
@@ -343,7 +343,7 @@ def _check_batches(config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ..
 
 
 def _labelled(
-  config: Config, objective: Any, examples: Examples, processes: tuple[int, int]
+  config: Config, objective: Any, examples: Examples, parts: pipeline.Parts
 ) -> tuple[pipeline.Pipeline | None, dict[str, pipeline.EvalPipeline]]:
   """Training batches, where there are training examples, and evaluation sets."""
   train, evals = None, {}
@@ -355,11 +355,11 @@ def _labelled(
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack)
       augment = Augmentation(config.data, objective, config.objective.name)
       train = pipeline.Pipeline(
-        config, objective, packed, None, processes, augment if augment.is_on else None
+        config, objective, packed, None, parts, augment if augment.is_on else None
       )
     else:
       packed = pipeline.PackedItems(objective, items, None)
-      evals[name] = pipeline.EvalPipeline(config, objective, packed, processes)
+      evals[name] = pipeline.EvalPipeline(config, objective, packed, parts)
   return train, evals
 
 

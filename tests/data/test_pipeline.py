@@ -104,12 +104,12 @@ def test_hosts_make_their_parts_of_the_same_batch(config, made):
       joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
       assert same(joined, whole.batch(step))
   halves = [
-    pipeline.eval_pipelines(config, made, Reading(), (i, 2))['validation'].batch(0) for i in (0, 1)
+    pipeline.eval_pipelines(config, made, Reading(), ((i,), 2))['validation'].batch(0) for i in (0, 1)
   ]
   joined = {key: np.concatenate([b[key] for b in halves]) for key in halves[0]}
   assert same(joined, evals['validation'].batch(0))
   with pytest.raises(UserError, match='config.global_batch_size'):
-    pipeline.train_pipeline(config, made, Reading(), (0, 3))
+    pipeline.train_pipeline(config, made, Reading(), ((0,), 3))
 
 
 @pytest.mark.parametrize('prefetch', [0, 1, 3])

@@ -34,11 +34,11 @@ def mixture(
   )  # fmt: skip
 
 
-def pipeline(objective, store, processes=(0, 1)):
+def pipeline(objective, store, parts=((0,), 1)):
   config = tree.new(model='encoder_decoder', objective='span_corruption')
   config.total_steps, config.global_batch_size, config.data.shuffle_block = 1, 8, 1
   rows = packing.Concatenated(store, objective.span, objective.gap)
-  return Pipeline(tree.from_config_dict(config), objective, rows, None, processes)
+  return Pipeline(tree.from_config_dict(config), objective, rows, None, parts)
 
 
 def test_rows_are_drawn_by_weight_and_by_nothing_but_epoch_and_row():
@@ -51,7 +51,7 @@ def test_rows_are_drawn_by_weight_and_by_nothing_but_epoch_and_row():
   whole = data.batch(7)
   for key, rows in pipeline(objective, store).batch(7).items():
     np.testing.assert_array_equal(rows, whole[key])
-  halves = [pipeline(objective, store, (i, 2)).batch(7) for i in (0, 1)]
+  halves = [pipeline(objective, store, ((i,), 2)).batch(7) for i in (0, 1)]
   for key, rows in whole.items():
     np.testing.assert_array_equal(rows, np.concatenate([half[key] for half in halves]))
   # The same row is drawn anew in the next epoch.
