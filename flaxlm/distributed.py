@@ -6,6 +6,7 @@ without any of them nothing is started, and every function here returns at once.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -327,10 +328,8 @@ def fail(text: str, status: int) -> NoReturn:
   An ordinary exit would wait for the others, which wait for this one.
   """
   value = {'process': index(), 'text': text, 'status': status}
-  try:
+  with contextlib.suppress(Exception):  # Another one was first, or there is no one to tell.
     _client().key_value_set(f'{_PREFIX}/failed', json.dumps(value))
-  except Exception:  # Another one was first, or there is no one to tell.
-    pass
   _end(status)
 
 

@@ -68,7 +68,7 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> NamedSha
 
 
 def host_parts(rows: NamedSharding) -> tuple[tuple[int, ...], int]:
-  """(which of the equal parts of a batch this process's devices hold, in order; how many there are).
+  """(which equal parts of a batch this process's devices hold, in order; how many there are).
 
   Processes between which a row is divided (tensor parallelism over hosts) hold the same parts.
   """

@@ -66,6 +66,8 @@ class Data:
       x[0, 0] = np.nan
     return {'x': x, 'y': y}
 
+  first_rows = batch
+
   def iterate(self, start):
     while True:
       if self.on_batch:

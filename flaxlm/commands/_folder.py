@@ -41,7 +41,6 @@ def write_run(folder: epath.Path, config: Any, tokenizer: Any, params: Any) -> N
     'config': tree.to_dict(config),
     'tokenizer': tokenizer.fingerprint,
     'total_steps': config.total_steps,
-    'processes': 1,
   }
   checkpoints.save(0, {'params': params}, meta)
   checkpoints.wait()

@@ -20,6 +20,7 @@ TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
 # (which of the equal parts of a global batch this host makes, how many there are)
 Parts = tuple[Sequence[int], int]
 _ALL: Parts = ((0,), 1)
+_COMPARED = 64  # Rows of a batch by which a resume notices that the data have changed.
 WHOLE_ROW = 2**63  # The number, of no item, under which a row draws for itself.
 
 
@@ -138,9 +139,16 @@ class Pipeline(_Rows):
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """This host's part of the batch of a step (from 0): dict of [B, ...]."""
+    return self._rows_of(step, self._mine)
+
+  def first_rows(self, step: int) -> dict[str, np.ndarray]:
+    """The first rows of the global batch of a step, `_COMPARED` at most, on every host."""
+    return self._rows_of(step, range(min(self.batch_size, _COMPARED)))
+
+  def _rows_of(self, step: int, numbers: Sequence[int]) -> dict[str, np.ndarray]:
     rng = ItemRng(self.config.seed, TRAIN)
     rows = []
-    for b in self._mine:
+    for b in numbers:
       if self.windows is None:
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
@@ -219,9 +227,7 @@ def describe(rows: Any, row: int) -> str:
   return f'row {row} (documents {pieces})'
 
 
-def train_pipeline(
-  config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL
-) -> Pipeline:
+def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL) -> Pipeline:
   """Training batches from the text of `config.data.train`; parts: what this host makes."""
   tokens = store.for_documents(config.data, holdout.training(config.data), tokenizer)
   rows = _concatenated(tokens, objective, config.data.train)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.data import cache
 from flaxlm.errors import UserError
 
@@ -78,8 +78,11 @@ def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
     {'format': FORMAT, 'text': documents.identity, 'tokenizer': tokenizer.fingerprint}
   )
   directory = cache.directory(config) / 'stores' / key
-  if not (directory / 'store.json').exists():
-    _build(directory, documents, tokenizer)
+  distributed.prepare(
+    (directory / 'store.json').exists,
+    lambda: _build(directory, documents, tokenizer),
+    f'tokenise {documents.name}',
+  )
   return TokenStore(directory)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.data import cache, tokenizer_codecs, tokenizer_published, tokenizer_training
 from flaxlm.data.tokenizer_training import special_pieces
 from flaxlm.errors import UserError
@@ -259,8 +259,15 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
     {'tokenizer': dataclasses.asdict(options), 'text': documents.identity, 'format': 1}
   )
   directory = cache.directory(config.data) / 'tokenizers' / key
-  if (directory / 'tokenizer.json').exists():
-    return Tokenizer.load(directory)
+  distributed.prepare(
+    (directory / 'tokenizer.json').exists,
+    lambda: _train_into(directory, options, documents),
+    f'train a tokenizer on {documents.name}',
+  )
+  return Tokenizer.load(directory)
+
+
+def _train_into(directory: epath.Path, options: Any, documents: Any) -> None:
   if options.name != 'bytes':  # nothing to learn
     terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
   tokenizer = train(options, documents.texts())
@@ -271,4 +278,3 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
     )
   with cache.staged(directory) as temporary:
     tokenizer.save(temporary)
-  return tokenizer

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.config import overrides as config_overrides
 from flaxlm.config import recipe, tree
 from flaxlm.config.schema import Config
@@ -187,16 +187,25 @@ def evaluate_workdir(
     if experiment.task is not None and evaluation.predictions:
       examples = experiment.examples[name]
       result[name] = result[name] | experiment.task.details(evaluation.predictions, examples)
-      lines = experiment.task.records(evaluation.predictions, examples)
-      text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-      write_text(out / f'{file}-{name}.jsonl', text)
-      files = getattr(experiment.task, 'files', lambda *_: {})(evaluation.predictions, examples)
-      for ending, content in files.items():
-        (out / f'{file}-{name}-{ending}').write_bytes(content)
+      if distributed.is_first():
+        _write_predictions(experiment.task, evaluation.predictions, examples, out, f'{file}-{name}')
     if experiment.config.data.on_bad_row == 'skip':
       result[name]['skipped_rows'] = experiment.skipped.get(name, 0)
-  write_json(out / f'{file}.json', result)
+  if distributed.is_first():
+    write_json(out / f'{file}.json', result)
   return result
+
+
+def _write_predictions(
+  task: Any, found: Mapping[str, np.ndarray], examples: Any, out: epath.Path, name: str
+) -> None:
+  """NAME.jsonl with a prediction a line, and the task's own files as NAME-FILE."""
+  lines = task.records(found, examples)
+  text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+  write_text(out / f'{name}.jsonl', text)
+  files = getattr(task, 'files', lambda *_: {})(found, examples)
+  for ending, content in files.items():
+    (out / f'{name}-{ending}').write_bytes(content)
 
 
 def _chosen(workdir: str, overrides: Sequence[tuple[str, str]]) -> str:

@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
@@ -49,8 +48,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
     step, meta, state, damaged = found
     _check_data(experiment, step, meta, workdir)
     restore.check_resumed_steps(meta, config, experiment.total_steps)
-    checkpoint.set_aside(directory, damaged)
-    writers.drop_after(workdir, step)
+    distributed.by_first(lambda: _clear(directory, damaged, workdir, step))
     terminal.say(f'going on from step {step}')
     return state, step
   terminal.phase('init', 'parameters')
@@ -58,35 +56,40 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
   if config.init_from:
     params = restore.init_from(experiment, state.params, workdir)
     state = with_params(config, experiment.partition, experiment.abstract_state, state, params)
-  writers.drop_after(workdir, -1)  # of a run that was stopped before its first checkpoint
+  # Those of a run that was stopped before its first checkpoint.
+  distributed.by_first(lambda: writers.drop_after(workdir, -1))
   return state, 0
 
 
-def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
-  """Raises UserError if the next batch is not what it was when the checkpoint was written.
+def _clear(directory: epath.Path, damaged: list[int], workdir: epath.Path, step: int) -> None:
+  """Takes away what a run left behind after `step`."""
+  checkpoint.set_aside(directory, damaged)
+  writers.drop_after(workdir, step)
 
-  Compared by the first host, whose part was hashed, and only on as many hosts as then.
-  """
-  comparable = jax.process_index() == 0 and meta['processes'] == jax.process_count()
-  if step >= experiment.total_steps or not comparable:
+
+def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
+  """Raises UserError if the next batch is not what it was when the checkpoint was written."""
+  if step >= experiment.total_steps:
     return
-  if meta['next_batch'] != batch_hash(experiment, step):
+  if meta['next_batch'] != data_hash(experiment, step):
     raise UserError(
       f'config.data.train: the training data are no longer those of the run in {workdir} (its '
       'files, or how the program reads them, have changed); start in another workdir'
     )
 
 
-def batch_hash(experiment: Any, step: int) -> str:
-  """A hash of this host's part of a step's batch."""
+def data_hash(experiment: Any, step: int) -> str:
+  """A hash of the first rows of a step's global batch, the same on any number of hosts."""
   found = hashlib.sha256()
-  for key, value in sorted(experiment.train_data.batch(step).items()):
+  for key, value in sorted(experiment.train_data.first_rows(step).items()):
     found.update(f'{key} {value.dtype} {value.shape} '.encode() + value.tobytes())
   return found.hexdigest()
 
 
 def describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[str, str]]) -> None:
-  """Writes what the run is: config.json, overrides.json and tokenizer/."""
+  """Writes what the run is: config.json, overrides.json and tokenizer/; by one process."""
+  if not distributed.is_first():
+    return
   writers.write_json(workdir / 'config.json', tree.to_dict(experiment.config))
   writers.write_json(workdir / 'overrides.json', [list(pair) for pair in overrides])
   experiment.tokenizer.save(workdir / 'tokenizer')

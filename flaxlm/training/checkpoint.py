@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.config.schema import CheckpointConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.training.paths import leaf_paths, nested
@@ -133,7 +133,7 @@ def restore_tree(
     meta: what `read_meta` returned.
 
   Raises:
-    Damaged: if a leaf cannot be read or its digest differs.
+    Damaged: if a leaf cannot be read, by any process, or its digest differs.
     UserError: if the checkpoint was written without it.
   """
   path = _absolute(directory) / str(step) / 'state'
@@ -155,11 +155,15 @@ def restore_tree(
     )
   else:
     handler, restore = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore
-  with contextlib.closing(ocp.Checkpointer(handler)) as reader:
+  reason = ''
+  # The handler itself: the library's Checkpointer would wait for a process that could not read.
+  with contextlib.closing(handler):
     try:
-      tree = reader.restore(path, args=restore(abstract))
+      tree = handler.restore(path, args=restore(abstract))
     except Exception as error:  # the library raises whatever its backends raise
-      raise Damaged(f'it cannot be read: {_first_line(error)}') from error
+      reason = _first_line(error)
+  if not distributed.all_agree(not reason):
+    raise Damaged(f'it cannot be read: {reason or "by another process"}')
   _verify(tree, meta)
   return tree
 
@@ -293,10 +297,7 @@ class Checkpoints:
     self._directory = _absolute(directory)
     self._config = config
     self._directory.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      for path in self._directory.iterdir():
-        if _TEMPORARY in path.name:
-          path.rmtree()
+    distributed.by_first(self._remove_leftovers)
     self._scores = _stored_scores(self._directory, steps_in(self._directory))
     policies = ocp.checkpoint_managers
     rules = [policies.LatestN(config.keep_last), _KeepBest(self._scores)]
@@ -312,6 +313,11 @@ class Checkpoints:
         'meta': ocp.JsonCheckpointHandler(),
       },
     )
+
+  def _remove_leftovers(self) -> None:
+    for path in self._directory.iterdir():
+      if _TEMPORARY in path.name:
+        path.rmtree()
 
   def score(self, metrics: Mapping[str, float] | None) -> float | None:
     """The value of `checkpoint.best_metric`, negated where less is better; None without one.

@@ -14,11 +14,14 @@ GRACE_SECONDS = 3.0
 
 
 class Interrupted(SystemExit):
-  """Ends the process with status 128 + signal, as shells report it."""
+  """Ends the process with status 128 + signal, as shells report it.
 
-  def __init__(self, signum: int):
+  everywhere: whether all processes of the run have agreed to end here.
+  """
+
+  def __init__(self, signum: int, everywhere: bool = False):
     super().__init__(128 + signum)
-    self.signum = signum
+    self.signum, self.everywhere = signum, everywhere
 
 
 class Interrupts:

@@ -1,5 +1,6 @@
 """The training loop: what happens, step by step, between a run's start and its end."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def fit(
     if run.goes_on(step):
       terminal.phase('compile', f'step {step + 1} of {run.total}')
     while run.goes_on(step):
-      if interrupts.signum is not None:
+      if run.asked_to_stop():
         run.stop(state)
       run.profile.before_step(step + 1, state)
       batch = experiment.put(next(batches))
@@ -71,10 +72,10 @@ def fit(
         run.evaluate(state)
       if run.save_is_due(step):
         run.save(state)
-    if interrupts.signum is not None:
+    if run.asked_to_stop():
       run.stop(state)
     run.finish(state)
     return state
   finally:
     batches.close()
-    run.close()
+    run.close(sys.exception())

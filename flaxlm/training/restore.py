@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from flaxlm import sharding, terminal
+from flaxlm import distributed, sharding, terminal
 from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.errors import UserError, nearest
@@ -99,10 +99,11 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
 
   step, _, (plan, report, loaded), _ = checkpoint.newest(directory, read)
   _show(report, source, step)
-  write_json(
-    epath.Path(workdir) / 'restore_report.json',
-    {'workdir': str(source), 'step': step, **dataclasses.asdict(report)},
-  )
+  if distributed.is_first():
+    write_json(
+      epath.Path(workdir) / 'restore_report.json',
+      {'workdir': str(source), 'step': step, **dataclasses.asdict(report)},
+    )
   return nested(
     {path: _fill(path, leaf, fresh[path], plan, loaded) for path, leaf in wanted.items()}
   )

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.config import tree
 from flaxlm.errors import UserError
 from flaxlm.training import begin, checkpoint, writers
+from flaxlm.training.agreement import Vote
 from flaxlm.training.clock import Clock
 from flaxlm.training.interrupt import Interrupted, Interrupts, name_of
 from flaxlm.training.paths import leaf_paths
@@ -33,20 +34,20 @@ class Run:
     self.experiment, self.config = experiment, experiment.config
     self.total = experiment.total_steps
     self.profile = Profile(self.config.profile, workdir, self.total)
-    self._workdir, self._interrupts = workdir, interrupts
+    self._workdir = workdir
+    self.asked_to_stop = Vote(experiment.mesh, lambda: interrupts.signum)
     self._step = self._first = step
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
     self._clock = Clock()
     self._checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', self.config.checkpoint)
     self._writers = writers.Writers(workdir, self.config, step + 1)
     self.validation = Validation(
-      experiment, workdir, self._checkpoints, self._writers, lambda: interrupts.signum
+      experiment, workdir, self._checkpoints, self._writers, self.asked_to_stop
     )
     self._meta = {
       'config': tree.to_dict(self.config),
       'tokenizer': experiment.tokenizer.fingerprint,
       'total_steps': self.total,
-      'processes': jax.process_count(),
     }
 
   def goes_on(self, step: int) -> bool:
@@ -117,7 +118,7 @@ class Run:
     if self._checkpoints.saved(self._step):
       return
     self._writers.flush()
-    meta = self._meta | {'next_batch': begin.batch_hash(self.experiment, self._step)}
+    meta = self._meta | {'next_batch': begin.data_hash(self.experiment, self._step)}
     self._checkpoints.save(self._step, state, meta, self.validation.metrics_at(self._step))
     self._clock.pause()
 
@@ -129,10 +130,10 @@ class Run:
     terminal.phase('save', f'step {self._step}')
     self.save(state)
     self._checkpoints.wait()
-    signum = self._interrupts.signum
+    signum = self.asked_to_stop()
     name = name_of(signum)
     terminal.say(f'stopped by {name} at step {self._step}; the same command goes on')
-    raise Interrupted(signum)
+    raise Interrupted(signum, everywhere=True)
 
   def finish(self, state: TrainState) -> None:
     """Completes what is in flight after the last step."""
@@ -142,6 +143,9 @@ class Run:
     self._checkpoints.wait()
     terminal.say(f'done at step {self._step}: {self._workdir}')
 
-  def close(self) -> None:
+  def close(self, error: BaseException | None = None) -> None:
+    """Ends what goes on, after the last step or an error."""
     self._writers.close()
-    self._checkpoints.close()
+    # A save needs every process; where one has failed, the others would wait for it in vain.
+    if error is None or getattr(error, 'everywhere', False) or distributed.count() == 1:
+      self._checkpoints.close()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from flaxlm import distributed
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 
@@ -141,24 +142,29 @@ class TensorBoardWriter:
 
 
 class Writers:
-  """All writers of a run as one."""
+  """All writers of a run as one. Of several processes the first writes."""
 
   def __init__(self, workdir: epath.PathLike, config: Config, first_step: int = 0):
     """Opens metrics.jsonl and what `config.logging` asks for. `first_step`: the next one."""
+    self._jsonl: JsonlWriter | None = None
+    self._all: Sequence[MetricWriter] = []
+    if not distributed.is_first():
+      return
     others: list[MetricWriter] = []
     for name in config.logging.writers:
       others.append(_user_class(name)(str(workdir), config))
     if config.logging.tensorboard:
       others.append(TensorBoardWriter(workdir, config, first_step))
     self._jsonl = JsonlWriter(workdir)
-    self._all: Sequence[MetricWriter] = [self._jsonl, *others]
+    self._all = [self._jsonl, *others]
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     for writer in self._all:
       writer.write(step, split, values)
 
   def flush(self) -> None:
-    self._jsonl.flush()
+    if self._jsonl is not None:
+      self._jsonl.flush()
 
   def close(self) -> None:
     for writer in self._all:

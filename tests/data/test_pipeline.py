@@ -98,13 +98,14 @@ def test_hosts_make_their_parts_of_the_same_batch(config, made):
   whole = pipeline.train_pipeline(config, made, Reading())
   evals = pipeline.eval_pipelines(config, made, Reading())
   for count in (2, 4):
-    parts = [pipeline.train_pipeline(config, made, Reading(), (i, count)) for i in range(count)]
+    parts = [pipeline.train_pipeline(config, made, Reading(), ((i,), count)) for i in range(count)]
     for step in (0, 7):
       batches = [part.batch(step) for part in parts]
       joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
       assert same(joined, whole.batch(step))
   halves = [
-    pipeline.eval_pipelines(config, made, Reading(), ((i,), 2))['validation'].batch(0) for i in (0, 1)
+    pipeline.eval_pipelines(config, made, Reading(), ((i,), 2))['validation'].batch(0)
+    for i in (0, 1)
   ]
   joined = {key: np.concatenate([b[key] for b in halves]) for key in halves[0]}
   assert same(joined, evals['validation'].batch(0))

@@ -35,7 +35,7 @@ def source(folder):
   write_json(workdir / 'config.json', tree.to_dict(experiment.config))
   meta = {
     'config': tree.to_dict(experiment.config), 'tokenizer': experiment.tokenizer.fingerprint,
-    'total_steps': 1, 'processes': 1,
+    'total_steps': 1,
   }  # fmt: skip
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', experiment.config.checkpoint)
   checkpoints.save(0, {'params': params}, meta)
