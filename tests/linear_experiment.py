@@ -55,7 +55,7 @@ class Data:
 
   def __init__(self, seed=0, poison=None, on_batch=None, batches=5):
     self.seed, self.poison, self.on_batch, self.count = seed, poison, on_batch, batches
-    self.num_bytes = 1000
+    self.num_bytes, self.num_positions = 1000, 8
     self.seen = []
 
   def batch(self, step):

@@ -75,6 +75,7 @@ VALUES = {
   'model.global_every': ['0', '2'],
   'optimizer.decay_exclude': [''],
   'data.train': ['{}/other.txt', '{}/rows.tsv'],
+  'data.weights': ['0.7,0.3'],
   'data.validation': ['{}/other.txt', '{}/rows.tsv'],
   'data.text_column': ['other'],
   'data.label_column': ['topic'],
@@ -99,6 +100,7 @@ VALUES = {
 # What the recipes lack for a field to show: a corpus that has columns, a layer that is local.
 FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
+  'data.weights': (('data.train', 'a={0}/text.txt,b={0}/other.txt'),),
   'tokenizer.add': (('tokenizer.path', '{}/published'),),
   'model.adapter_placement': (('model.adapter_dim', '4'),),
   'model.global_every': (('model.window', '4'),),

@@ -5,7 +5,7 @@ import argparse
 from flaxlm.config import overrides, schema, tree
 
 FIELDS = {
-  'data': ('documents', 'text_column', 'max_rows', 'cache_dir'),
+  'data': ('weights', 'documents', 'text_column', 'max_rows', 'cache_dir'),
   'tokenizer': (
     *('name', 'vocab_size', 'model_type', 'lowercase', 'sentinels', 'train_megabytes'),
   ),

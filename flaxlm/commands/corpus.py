@@ -63,10 +63,12 @@ def statistics(config: Any) -> dict[str, dict[str, Any]]:
   from flaxlm.data import tokenizer as tokenizers
 
   terminal.phase('data', config.data.train)
-  parts = {'train': holdout.training(config.data)} | holdout.validation(config.data)
+  train = holdout.training(config.data)
+  tokenizer = tokenizers.for_corpus(config, train)
+  parts = {f'train/{name}': part for name, part in train.sources.items()} or {'train': train}
+  parts |= holdout.validation(config.data)
   if config.data.test:
     parts['test'] = holdout.test(config.data)
-  tokenizer = tokenizers.for_corpus(config, parts['train'])
   found = {}
   for name, documents in parts.items():
     tokens = store.for_documents(config.data, documents, tokenizer)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
   documents = holdout.everything(config.data)
   terminal.phase('data', f'training a {config.tokenizer.name} tokenizer on {args.input}')
-  tokenizer = tokenizers.train(config.tokenizer, documents.texts())
+  tokenizer = tokenizers.train_on(config.tokenizer, documents)
   tokenizer.save(args.output)
   sample = spread_sample(documents.texts(), 1_000_000)
   ids = [tokenizer.encode(text) for text in sample]

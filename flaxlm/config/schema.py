@@ -34,9 +34,19 @@ TRAINED_PIECES = {'name': ('sentencepiece', 'wordpiece', 'byte_bpe'), 'path': ('
 class DataConfig:
   """Where text lies and how rows are made of it. No other node names a place where data lie."""
 
-  train: str = field('embedded', 'file, glob, tfds:NAME[/SPLIT], or `embedded`: prose of CPython')
+  train: str = field(
+    'embedded',
+    'file, glob, tfds:NAME[/SPLIT], or `embedded`: prose of CPython; of running text also '
+    'NAME=PLACE,NAME=PLACE: a mixture',
+  )
+  weights: tuple[float, ...] = field(
+    (),
+    'how many rows are of each source of train, relative to the others; all alike if unset',
+    above=0.0,
+    when={'config.task.name': ('',)},
+  )
   validation: str = field(
-    '', 'like train, or NAME=PLACE,NAME=PLACE; if unset, a fixed part of train is held out'
+    '', 'a place, or NAME=PLACE,NAME=PLACE; if unset, a fixed part of train is held out'
   )
   test: str = field('', 'like train; read by eval.py only')
   holdout: float = field(
@@ -71,7 +81,7 @@ class DataConfig:
     when={'config.task.name': (SET,)},
   )
   max_rows: int | None = field(
-    None, 'read only the first so many documents or rows of train', low=1
+    None, 'read only the first so many documents or rows of train, of each source', low=1
   )
   max_length: int | None = field(
     None, 'tokens in a row (of the encoder where there are two); model.max_length if unset', low=8

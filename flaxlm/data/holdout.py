@@ -19,32 +19,58 @@ from flaxlm.errors import UserError
 class Documents:
   """Some documents of a corpus; `texts()` starts over each time it is called.
 
-  num_documents: how many there are; identity: what they hash to, JSON-able.
+  num_documents: how many there are; identity: what they hash to, JSON-able; sources: of a mixture,
+  name -> documents of each source; weights: of these, relative to each other.
   """
 
   name: str
   num_documents: int
   identity: Any
   texts: Callable[[], Iterator[str]]
+  sources: Mapping[str, 'Documents'] = dataclasses.field(default_factory=dict)
+  weights: tuple[float, ...] = ()
 
 
 def training(config: Any) -> Documents:
   """The documents of `config.train` (DataConfig), without those that are held out."""
-  return _part(config, source.documents(config.train, config), True, not config.validation)
+  return _joined(config, split=not config.validation)
 
 
 def validation(config: Any) -> dict[str, Documents]:
-  """The validation sets by name; 'validation' is the one that has no name or is held out."""
-  if not config.validation:
-    return {'validation': _part(config, source.documents(config.train, config), False, True)}
+  """The validation sets by name; 'validation' is the one that has no name or is held out.
+
+  The parts that are held out of a mixture have the names of its sources.
+  """
+  if config.validation:
+    found = places(config.validation)
+    return {name: _whole(config, place, 'validation') for name, place in found.items()}
   return {
-    name: _whole(config, place, 'validation') for name, place in places(config.validation).items()
+    name or 'validation': _part(config, source.documents(place, config), False, True)
+    for name, place in training_places(config).items()
   }
 
 
 def everything(config: Any) -> Documents:
   """The documents of `config.train`, with those that training would hold out."""
-  return _part(config, source.documents(config.train, config), first=True, split=False)
+  return _joined(config, split=False)
+
+
+def _joined(config: Any, split: bool) -> Documents:
+  """The first part of each source of `config.train`, or all of it; of one place, its documents."""
+  parts = {
+    name: _part(config, source.documents(place, config), True, split)
+    for name, place in training_places(config).items()
+  }
+  if '' in parts:
+    return parts['']
+  return Documents(
+    config.train,
+    sum(part.num_documents for part in parts.values()),
+    {'weights': config.weights, 'sources': [part.identity for part in parts.values()]},
+    lambda: itertools.chain.from_iterable(part.texts() for part in parts.values()),
+    parts,
+    config.weights or (1.0,) * len(parts),
+  )
 
 
 def test(config: Any) -> Documents:
@@ -54,17 +80,35 @@ def test(config: Any) -> Documents:
 
 def places(text: str) -> dict[str, str]:
   """Parses PLACE or NAME=PLACE,NAME=PLACE of `config.data.validation`."""
+  return _named(text, 'validation') or {'validation': text}
+
+
+def training_places(config: Any) -> dict[str, str]:
+  """Name -> place of the sources of `config.train`; one that has no name is ''."""
+  found = _named(config.train, 'train') or {'': config.train}
+  if config.weights and '' in found:
+    raise UserError('config.data.weights: config.data.train must be NAME=PLACE,NAME=PLACE for them')
+  if config.weights and len(config.weights) != len(found):
+    raise UserError(
+      f'config.data.weights: {len(config.weights)} for the {len(found)} sources of '
+      f'config.data.train ({", ".join(found)}); give one each'
+    )
+  return found
+
+
+def _named(text: str, field: str) -> dict[str, str]:
+  """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that."""
   if not re.match(r'[\w-]+=', text):
-    return {'validation': text}
+    return {}
   found: dict[str, str] = {}
   for part in text.split(','):
     name, equals, place = part.partition('=')
     if not equals or not re.fullmatch(r'[\w-]+', name) or not place or name in found:
-      raise UserError(f'config.data.validation: NAME=PLACE,NAME=PLACE expected, got {text!r}')
+      raise UserError(f'config.data.{field}: NAME=PLACE,NAME=PLACE expected, got {text!r}')
     found[name] = place
   taken = sorted({'train', 'test'}.intersection(found))
   if taken:
-    raise UserError(f'config.data.validation: {taken[0]!r} is not a name for a validation set')
+    raise UserError(f'config.data.{field}: {taken[0]!r} is not a name for a set')
   return found
 
 
@@ -89,6 +133,8 @@ def rows(
     UserError: for a split without rows, and for what cannot be read.
   """
   bad = bad or BadRows('error')
+  if '' not in training_places(config):
+    raise UserError('config.data.train: only running text can be mixed; a task reads one place')
   read = lambda place, split, name: source.rows(place, config, split, readers, bad.of(name))
   splits = {}
   if training or not config.validation:

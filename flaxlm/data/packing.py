@@ -222,3 +222,11 @@ class FirstFit:
   def __getitem__(self, row: int) -> list[int]:
     """Items of the row, by index."""
     return self._rows[row]
+
+
+def describe(rows: Any, row: int) -> str:
+  """Which documents (and tokens of them) or items a row holds."""
+  if hasattr(rows, 'describe'):
+    return rows.describe(row)
+  pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in rows[row])
+  return f'row {row} (documents {pieces})'

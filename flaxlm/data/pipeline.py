@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import holdout, packing, store
+from flaxlm.data import holdout, mixture, packing, store
 from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
@@ -112,8 +112,9 @@ class _Rows:
 class Pipeline(_Rows):
   """Training batches.
 
-  rows: len() and [row] -> items; of `sampling='windows'`, `windows` draws them instead.
-  store: the token store, or None for labelled items; augment: (item, rng) -> item, or None.
+  rows: len() and [row] -> items, of one source or a `mixture.Rows`; with `sampling='windows'`,
+  `windows`, one for each source, draws them instead. augment: (item, rng) -> item, or None.
+  Public: rows, batch_size, steps_per_epoch, num_positions (of tokens, in a global batch).
   """
 
   def __init__(
@@ -121,21 +122,19 @@ class Pipeline(_Rows):
     config: Any,
     objective: Any,
     rows: Any,
-    windows: packing.Windows | None = None,
+    windows: Sequence[packing.Windows] = (),
     parts: Parts = _ALL,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
   ):
     super().__init__(config, objective, rows, parts)
-    self.windows = windows
+    self._windows = windows
     self._augment = augment
-    self.store = getattr(rows, 'store', None)
     self.batch_size = config.global_batch_size
     self.steps_per_epoch = len(rows) / self.batch_size
+    streams = objective.streams.values()
+    self.num_positions = self.batch_size * sum(s.capacity for s in streams if s.prefix is not None)
     self._mine = self._part(self.batch_size)
-    if config.data.sampling == 'streams':
-      self._order = StreamOrder(len(rows), self.batch_size)
-    else:
-      self._order = EpochOrder(len(rows), config.seed, config.data.shuffle_block)
+    self._order = _order(config, rows)
 
   def batch(self, step: int) -> dict[str, np.ndarray]:
     """This host's part of the batch of a step (from 0): dict of [B, ...]."""
@@ -149,15 +148,25 @@ class Pipeline(_Rows):
     rng = ItemRng(self.config.seed, TRAIN)
     rows = []
     for b in numbers:
-      if self.windows is None:
+      if not self._windows:
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
       else:
         maker = self._maker(rng, step, b)
-        generator = rng.at(step, b, 0)
-        features = (maker.features(p, generator) for p in self.windows.draw(generator))
+        pieces, generator = self._draw(step, b, rng)
+        features = (maker.features(p, generator) for p in pieces)
         rows.append([f for f in features if f is not None])
     return packing.pack_rows(rows, self.objective.streams)
+
+  def _draw(
+    self, step: int, b: int, rng: ItemRng
+  ) -> tuple[list[packing.Piece], np.random.Generator]:
+    """The window that row b of a step is, and the generator that drew it, for its features."""
+    source = 0
+    if isinstance(self.rows, mixture.Rows):
+      source, _ = self.rows.interleave[step * self.batch_size + b]
+    generator = rng.at(step, b, 0)
+    return self._windows[source].draw(generator), generator
 
   def _item(self, item: Any, rng: np.random.Generator) -> Any:
     return self._augment(item, rng) if self._augment else item
@@ -180,12 +189,14 @@ class Pipeline(_Rows):
 
   def describe(self, step: int) -> str:
     """The rows of this host's part of a step's batch, and the documents they come from."""
-    if self.windows is not None:
+    if self._windows:
       rng = ItemRng(self.config.seed, TRAIN)
-      drawn = [self.windows.draw(rng.at(step, b, 0))[0] for b in self._mine]
+      drawn = [self._draw(step, b, rng)[0][0] for b in self._mine]
       return '; '.join(f'document {p.document} from token {p.start}' for p in drawn)
     places = [self._order[step * self.batch_size + b] for b in self._mine]
-    return f'epoch {places[0][0]}: ' + '; '.join(describe(self.rows, row) for _, row in places)
+    return f'epoch {places[0][0]}: ' + '; '.join(
+      packing.describe(self.rows, row) for _, row in places
+    )
 
 
 class EvalPipeline(_Rows):
@@ -219,21 +230,35 @@ class EvalPipeline(_Rows):
     return map(self.batch, range(number))
 
 
-def describe(rows: Any, row: int) -> str:
-  """Which documents (and tokens of them) or items a row holds."""
-  if hasattr(rows, 'describe'):
-    return rows.describe(row)
-  pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in rows[row])
-  return f'row {row} (documents {pieces})'
+def _order(config: Any, rows: Any) -> Any:
+  """order[i] = (epoch, row) of place i: row b of step s is place s * global_batch_size + b."""
+  mixed = isinstance(rows, mixture.Rows)
+  sources = rows.sources if mixed else (rows,)
+  if config.data.sampling == 'streams':
+    size = config.global_batch_size
+    counts = mixture.stream_counts(rows.interleave, size) if mixed else [size]
+    orders = [StreamOrder(len(r), n) for r, n in zip(sources, counts, strict=True)]
+  else:
+    # A seed of its own for each source, which is no other run's: two of one size would go together.
+    seeds = [config.seed + (k << 32) for k in range(len(sources))]
+    block = config.data.shuffle_block
+    orders = [EpochOrder(len(r), seed, block) for r, seed in zip(sources, seeds, strict=True)]
+  return mixture.Order(rows, orders) if mixed else orders[0]
 
 
 def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL) -> Pipeline:
   """Training batches from the text of `config.data.train`; parts: what this host makes."""
-  tokens = store.for_documents(config.data, holdout.training(config.data), tokenizer)
-  rows = _concatenated(tokens, objective, config.data.train)
-  windows = None
+  documents = holdout.training(config.data)
+  sources = {
+    name: _concatenated(
+      store.for_documents(config.data, part, tokenizer), objective, name or part.name
+    )
+    for name, part in (documents.sources or {'': documents}).items()
+  }
+  rows = mixture.Rows(sources, documents.weights) if documents.sources else sources['']
+  windows = []
   if config.data.sampling == 'windows':
-    windows = packing.Windows(tokens, objective.span, objective.gap)
+    windows = [packing.Windows(r.store, objective.span, objective.gap) for r in sources.values()]
   return Pipeline(config, objective, rows, windows, parts)
 
 

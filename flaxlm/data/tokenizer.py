@@ -241,9 +241,20 @@ def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
   return spec if 'fingerprint' in spec else None
 
 
-def train(config: Any, texts: Iterable[str]) -> Tokenizer:
-  """Trains the tokenizer of `config` (TokenizerConfig); the same text gives the same result."""
-  return Tokenizer(*tokenizer_training.train(config, texts))
+def train(
+  config: Any, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
+) -> Tokenizer:
+  """Trains the tokenizer of `config` (TokenizerConfig); the same text gives the same result.
+
+  mixed: (weight, texts) of the sources of a mixture.
+  """
+  return Tokenizer(*tokenizer_training.train(config, texts, mixed))
+
+
+def train_on(config: Any, documents: Any) -> Tokenizer:
+  """The tokenizer of `config` (TokenizerConfig) for `holdout.Documents`, perhaps of a mixture."""
+  parts = zip(documents.weights, documents.sources.values(), strict=True)
+  return train(config, documents.texts(), [(weight, part.texts()) for weight, part in parts])
 
 
 def for_corpus(config: Any, documents: Any) -> Tokenizer:
@@ -270,7 +281,7 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
 def _train_into(directory: epath.Path, options: Any, documents: Any) -> None:
   if options.name != 'bytes':  # nothing to learn
     terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
-  tokenizer = train(options, documents.texts())
+  tokenizer = train_on(options, documents)
   if options.name in tokenizer_training.PIECES and tokenizer.vocab_size < options.vocab_size:
     terminal.warn(
       f'config.tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} pieces, '

@@ -4,8 +4,10 @@ import collections
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from flaxlm.errors import UserError
 
@@ -20,8 +22,14 @@ def special_pieces(sentinels: int) -> tuple[str, ...]:
   return SPECIAL + tuple(f'<extra_id_{i}>' for i in range(sentinels))
 
 
-def train(config: Any, texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """(spec, files) of the tokenizer that `config` (TokenizerConfig) describes."""
+def train(
+  config: Any, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """(spec, files) of the tokenizer that `config` (TokenizerConfig) describes.
+
+  mixed: (weight, texts) of the sources of a mixture, whose shares of what pieces are learned from
+  are their weights; `texts` are all of them.
+  """
   spec = {'name': config.name, 'sentinels': config.sentinels}
   if config.name == 'bytes':
     return spec, {}
@@ -33,11 +41,12 @@ def train(config: Any, texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, 
       raise UserError('config.data.train: no text to take characters from')
     return spec, {'characters.json': json.dumps(sorted(characters)).encode()}
   spec['lowercase'] = config.lowercase
-  if config.name == 'sentencepiece':
-    return spec, {'tokenizer.model': _train_sentencepiece(config, texts)}
-  sample = spread_sample(texts, int(config.train_megabytes * 1e6))
+  num_bytes = int(config.train_megabytes * 1e6)
+  sample = mixed_sample(mixed, num_bytes) if mixed else spread_sample(texts, num_bytes)
   if not sample:
     raise UserError('config.data.train: no text to train a tokenizer on')
+  if config.name == 'sentencepiece':
+    return spec, {'tokenizer.model': _train_sentencepiece(config, sample)}
   trainer = {'wordpiece': _train_wordpiece, 'byte_bpe': _train_byte_bpe}[config.name]
   return spec, trainer(config, sample, spec)
 
@@ -121,10 +130,9 @@ def _train_byte_bpe(config: Any, sample: list[str], spec: dict[str, Any]) -> dic
   return {'vocab.json': json.dumps(vocab).encode(), 'merges.txt': merges.encode()}
 
 
-def _train_sentencepiece(config: Any, texts: Iterable[str]) -> bytes:
+def _train_sentencepiece(config: Any, sample: list[str]) -> bytes:
   import sentencepiece
 
-  sample = spread_sample(texts, int(config.train_megabytes * 1e6))
   if config.lowercase:
     sample = [text.lower() for text in sample]
   model = io.BytesIO()
@@ -173,6 +181,25 @@ def spread_sample(texts: Iterable[str], num_bytes: int) -> list[str]:
       sample = sample[::2]
       stride *= 2
       size = sum(len(chunk.encode()) for chunk in sample)
+  return sample
+
+
+def mixed_sample(sources: Sequence[tuple[float, Iterable[str]]], num_bytes: int) -> list[str]:
+  """Chunks of (weight, texts) of several sources, each with its share of `num_bytes`.
+
+  Those of a source are evenly spread over it; one with less text than its share is repeated, as
+  its rows are in training.
+  """
+  total = sum(weight for weight, _ in sources)
+  sample: list[str] = []
+  for weight, texts in sources:
+    share = int(num_bytes * weight / total)
+    chunks = spread_sample(texts, 2 * share)  # Of what there is at least half of that.
+    size = sum(len(chunk.encode()) for chunk in chunks)
+    if chunks:
+      number = max(round(len(chunks) * share / size), 1)
+      places = np.arange(number) * len(chunks) // number if number < len(chunks) else range(number)
+      sample += [chunks[place % len(chunks)] for place in places]
   return sample
 
 

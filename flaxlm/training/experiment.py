@@ -355,7 +355,7 @@ def _labelled(
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack)
       augment = Augmentation(config.data, objective, config.objective.name)
       train = pipeline.Pipeline(
-        config, objective, packed, None, parts, augment if augment.is_on else None
+        config, objective, packed, (), parts, augment if augment.is_on else None
       )
     else:
       packed = pipeline.PackedItems(objective, items, None)

@@ -8,6 +8,7 @@ from etils import epath
 
 from flaxlm import terminal
 from flaxlm.config.schema import Config
+from flaxlm.data import summary
 from flaxlm.training import restore
 from flaxlm.training.begin import describe, saved_config, start
 from flaxlm.training.interrupt import Interrupts
@@ -35,6 +36,8 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
       restore.check_resume(saved, config)  # before the data are prepared, which may take long
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
+    for line in summary.lines(experiment.train_data, experiment.total_steps):
+      terminal.say(line)
     fit(experiment, workdir, overrides, interrupts)
 
 

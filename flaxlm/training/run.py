@@ -77,13 +77,18 @@ class Run:
     values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in host.items()}
     if not np.isfinite([values['loss'], values['grad_norm']]).all():
       raise self._non_finite(step, values, np.asarray(leaf_norms))
-    self._clock.step(values.pop('tokens'))
+    tokens = values.pop('tokens')
+    self._clock.step(tokens)
     rate, left = self._clock.shown_rate(), self._clock.seconds_left(self.total - step)
     if np.isfinite(rate):  # not before there is something to say
       terminal.step(step, self.total, values['loss'], rate, left)
     if step % self.config.logging.every_steps == 0 or step == self.total:
       learning_rate = float(self.experiment.schedule(step - 1))
-      extra = {'learning_rate': learning_rate, 'tokens_per_second': self._clock.take_rate()}
+      extra = {
+        'learning_rate': learning_rate,
+        'tokens_per_second': self._clock.take_rate(),
+        'packing': tokens / self.experiment.train_data.num_positions,
+      }
       self._writers.write(step, 'train', values | extra)
 
   def _non_finite(self, step: int, values: dict[str, float], norms: np.ndarray) -> NonFinite:

@@ -84,7 +84,7 @@ def test_an_epoch_reads_every_token_once_and_draws_anew(config, made):
   batches = [train.batch(step) for step in range(steps)]
   tokens = np.concatenate([b['inputs'][b['segment_ids'] > 0] for b in batches])
   expected = np.concatenate(
-    [train.store.read(d, 0, 1 << 20) for d in range(train.store.num_documents)]
+    [train.rows.store.read(d, 0, 1 << 20) for d in range(train.rows.store.num_documents)]
   )
   epochs = steps * 4 // rows
   assert epochs >= 1 and steps * 4 % rows == 0
@@ -161,7 +161,7 @@ def test_windows_depend_on_the_step_only(config, made):
   evals = pipeline.eval_pipelines(config, made, Reading(span=8))
   batches = [train.batch(step) for step in range(30)]
   assert all(same(train.batch(step), batches[step]) for step in (29, 3))
-  text = train.store.read(0, 0, 1 << 20)
+  text = train.rows.store.read(0, 0, 1 << 20)
   offsets = set()
   for batch in batches:
     assert (batch['segment_ids'] == 1).all()

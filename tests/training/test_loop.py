@@ -59,7 +59,7 @@ def test_a_run_leaves_what_it_promises(whole):
   lines = read_metrics(workdir)
   train = [line for line in lines if line['split'] == 'train']
   assert [line['step'] for line in train] == list(range(1, 21))
-  assert {'loss', 'learning_rate', 'grad_norm', 'tokens_per_second'} <= set(train[-1])
+  assert {'loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'packing'} <= set(train[-1])
   assert train[-1]['loss'] < train[0]['loss']
   assert [(line['step'], line['split']) for line in lines if line['split'] != 'train'] == [
     (10, 'validation'), (10, 'other'), (20, 'validation'), (20, 'other'),
