@@ -7,6 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tiny
 
 from flaxlm.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
 from flaxlm.data import holdout, mixture, pipeline, tokenizer, tokenizer_training
@@ -241,3 +242,22 @@ def test_pieces_follow_the_weights():
     merges = files['merges.txt'].decode()
     found.append(sum(merges.count(c) for c in 'abcdefg') > sum(merges.count(c) for c in 'pqrstuv'))
   assert found == [True, False]
+
+
+@pytest.mark.parametrize('place', ['bert.py:mini', 't5.py:mini', 'mixture.py'])
+def test_every_objective_over_running_text_is_mixed(place, tmp_path):
+  """The batches have the shapes they have without, and rows of both sources."""
+  folder = tiny.write_corpus(tmp_path)
+  tokenizer.train(TokenizerConfig(name='bytes', sentinels=20), []).save(folder / 'bytes')
+  mixed = (
+    ('data.train', f'a={folder}/text.txt,b={folder}/other.txt'),
+    ('data.weights', '1,3'),
+    ('tokenizer.path', f'{folder}/bytes'),
+  )
+  alone = tiny.experiment(place, folder, mixed[2:]).train_data.batch(0)
+  train = tiny.experiment(place, folder, mixed).train_data
+  shapes = {key: value.shape for key, value in alone.items()}
+  assert shapes == {key: value.shape for key, value in train.batch(0).items()}
+  for step in range(3):
+    assert train.describe(step).count('a: row') == 1
+    assert train.describe(step).count('b: row') == 3
