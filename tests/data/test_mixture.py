@@ -123,7 +123,7 @@ def test_a_mixture_depends_on_the_step_only_and_not_on_hosts(config, made):
   for step in (8, 0, 5):
     np.testing.assert_array_equal(again.batch(step)['drawn'], straight[step]['drawn'])
   for count in (2, 4):
-    hosts = [pipeline.train_pipeline(config, made, Reading(), (i, count)) for i in range(count)]
+    hosts = [pipeline.train_pipeline(config, made, Reading(), ((i,), count)) for i in range(count)]
     for step in (0, 7):
       for key in straight[step]:
         joined = np.concatenate([host.batch(step)[key] for host in hosts])
