@@ -55,6 +55,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def divides_parameters(mesh: Mesh) -> bool:
+  """Whether the mesh has more than copies of the parameters: other axes than `data`."""
+  return mesh.size > mesh.shape['data']
+
+
 def undivided(placed: NamedSharding, axis: int) -> NamedSharding:
   """The sharding of an array of another size along `axis`, which is then not divided."""
   spec = list(placed.spec)

@@ -358,6 +358,12 @@ class Config:
   logging: LoggingConfig = field(LoggingConfig(), 'metrics')
   profile: ProfileConfig = field(ProfileConfig(), 'profiler')
   restore: RestoreConfig = field(RestoreConfig(), 'declared differences of init_from')
+  parallelism: str = field(
+    'jit',
+    'how the step runs: `jit` compiles one program for all devices of the mesh; `pmap` one for a '
+    'device, run on each with its rows, which needs a mesh of copies (-1,1,1)',
+    choices=('jit', 'pmap'),
+  )
   mesh: tuple[int, ...] = field((-1, 1, 1), 'devices along data, fsdp, tensor; one may be -1')
   sharding_rules: tuple[str, ...] = field(
     (

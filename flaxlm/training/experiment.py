@@ -23,7 +23,7 @@ from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 from flaxlm.models.model import Model, make_model
-from flaxlm.training import checkpoint, compiler, lora, restore, weights
+from flaxlm.training import checkpoint, compiler, execution, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
@@ -92,25 +92,21 @@ class Experiment:
   @functools.cached_property
   def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """(state, batch) -> (state, metrics), compiled; the state that goes in is used up."""
+    mapped = self.config.parallelism == 'pmap'
     step = make_train_step(
       self.model,
       self.objective,
       self.optimizer,
       seed=self.config.seed,
       num_microbatches=self.config.num_microbatches,
+      axis_name=execution.AXIS if mapped else None,
       partition=self.partition,
       weights_of=functools.partial(lora.merge, self.config.tuning),
       ema_decay=self.config.optimizer.ema_decay,
       r_drop=self.config.tuning.r_drop,
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-    return jax.jit(
-      step,
-      in_shardings=(shardings, self.batch_sharding),
-      out_shardings=(shardings, sharding.replicated(self.mesh)),
-      donate_argnums=0,
-      compiler_options=compiler.step_options(),
-    )
+    run = execution.Mapped if mapped else execution.jitted
+    return run(step, self.abstract_state, self.batch_sharding)
 
   @property
   def stored_parts(self) -> dict[str, Any]:
@@ -178,6 +174,7 @@ def build(
   task = _task(config)
   objective = _objective(config, tokenizer)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
+  execution.check_mesh(config.parallelism, mesh)
   rules = sharding.parse_rules(config.sharding_rules)
   _check_batches(config, mesh, rules)
   parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))

@@ -22,10 +22,10 @@ from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
 
 # What a resume may change: nothing here alters which numbers the run computes, up to the order of
-# floating-point sums over devices and micro-batches.
+# floating-point sums over devices and micro-batches, and the draws of dropout under `pmap`.
 RESUMABLE = (
-  'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'logging', 'profile',
-  'data.prefetch', 'data.cache_dir', 'total_steps', 'num_epochs',
+  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint',
+  'logging', 'profile', 'data.prefetch', 'data.cache_dir', 'total_steps', 'num_epochs',
 )  # fmt: skip
 # How layers are run never changes a checkpoint.
 _RUN_ONLY = ('model.remat', 'model.scan_layers')
