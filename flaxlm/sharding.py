@@ -2,10 +2,17 @@
 
 Layers name logical axes; `config.sharding_rules` maps them to mesh axes. Nothing outside this file
 names a mesh axis. Linen would silently replicate an axis without a rule; here that is an error.
+
+Where parameters lie is said from outside, by the shardings of the state. Where rows of activations
+lie is said inside the step, by `keep_rows` and `on_shards`: left to itself, the compiler may gather
+the rows of all devices on each of them instead of the parameters (docs/performance.md).
 """
 
+import contextlib
+import contextvars
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -103,6 +110,87 @@ def place_rows(batch: Mapping[str, np.ndarray], rows: NamedSharding) -> dict[str
 def one_each(mesh: Mesh) -> NamedSharding:
   """One value of a vector on each device."""
   return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """The mesh that a step is traced for, and its rules."""
+
+  mesh: Mesh
+  rules: Mapping[str, tuple[str, ...]]
+
+  def spec(self, names: Sequence[str]) -> PartitionSpec:
+    """Of an array whose first axes have these logical names; axes that divide nothing left out."""
+    divides = lambda name: tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
+    return PartitionSpec(*(divides(name) or None for name in names))
+
+
+# While a step over a mesh is traced; None elsewhere and under pmap.
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar('mesh', default=None)
+
+
+@contextlib.contextmanager
+def placed(mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+  """Context of tracing a step whose batch and parameters lie on `mesh`."""
+  token = _placement.set(Placement(mesh, rules))
+  try:
+    yield
+  finally:
+    _placement.reset(token)
+
+
+def platform() -> str:
+  """Of the devices that a step is traced for: 'cpu', 'gpu', 'tpu'. They need not be here."""
+  placement = _placement.get()
+  if placement is None:
+    return jax.default_backend()
+  return placement.mesh.devices.flat[0].platform
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+  """x [B, ...] with its rows where those of the batch are, and whole otherwise."""
+  placement = _placement.get()
+  if placement is None or placement.mesh.size == 1:
+    return x
+  place = NamedSharding(placement.mesh, placement.spec(['batch']))
+  return jax.lax.with_sharding_constraint(x, place)
+
+
+def on_shards(
+  function: Callable[..., Any],
+  inputs: Sequence[Sequence[str]],
+  output: Sequence[str],
+  *,
+  sums: bool = False,
+) -> Callable[..., Any]:
+  """The function, computed by each device on its part; devices with the same part repeat it.
+
+  inputs: of each argument, an array or a tree of arrays, the logical names of its first axes;
+  output: those of the result. With `sums` the function returns (sums, result), and the sums, of
+  any tree, are added over the devices once; a loop would otherwise add them at every turn.
+  """
+  placement = _placement.get()
+  if placement is None or placement.mesh.size == 1:
+    return function
+  specs = [placement.spec(names) for names in inputs]
+  named = [axes if isinstance(axes, tuple) else (axes,) for spec in specs for axes in spec if axes]
+  axes = tuple(dict.fromkeys(axis for group in named for axis in group))
+  if not axes:
+    return function
+
+  def local(*args: Any) -> Any:
+    found = function(*args)
+    return (jax.lax.psum(found[0], axes), found[1]) if sums else found
+
+  out = placement.spec(output)
+  return jax.shard_map(
+    local,
+    mesh=placement.mesh,
+    in_specs=tuple(specs),
+    out_specs=(PartitionSpec(), out) if sums else out,
+    axis_names=set(axes),
+    check_vma=False,
+  )
 
 
 def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:

@@ -9,6 +9,7 @@ from flaxlm.layers import initializers
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import PositionEncoding
+from flaxlm.sharding import keep_rows
 
 
 class TokenTable(nn.Module):
@@ -39,7 +40,7 @@ class Embedding(nn.Module):
     deterministic: bool,
   ) -> jax.Array:
     c = self.config
-    x = table[inputs].astype(jnp.dtype(c.precision))
+    x = keep_rows(table[inputs].astype(jnp.dtype(c.precision)))
     if c.scale_embeddings:
       x = x * jnp.sqrt(jnp.asarray(c.emb_dim, x.dtype))
     if c.token_types:

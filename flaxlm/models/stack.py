@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.models.block import Block, Context
+from flaxlm.sharding import keep_rows
 
 POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
@@ -57,6 +58,7 @@ class Stack(nn.Module):
 
       def apply(x, layer):
         params, index, cache = layer
+        x = keep_rows(x)
         rngs = {} if key is None else {'dropout': jax.random.fold_in(key, index)}
         depth = (index + 1) / self.num_layers
         return block.apply({'params': params}, x, context, depth, deterministic, cache, rngs=rngs)

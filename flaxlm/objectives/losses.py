@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.field import Named, field
+from flaxlm.sharding import on_shards
 from flaxlm.types import Array, Mean, VocabOutput
 
 # Logits in one chunk: 64 MiB of float32. Larger gains nothing on an accelerator; much smaller
@@ -45,14 +46,14 @@ def token_metrics(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _cross_entropy(vocab_size, softcap, smoothing, z_loss, hidden, table, bias, targets, weights):
-  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, table, bias, False)
-  (total, nll, correct), _ = _over_chunks(chunk, table, hidden, targets, weights)
+  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, False)
+  (total, nll, correct), _ = _over_rows(chunk, (table, bias), (hidden, targets, weights))
   return total, (nll, correct)
 
 
 def _forward(vocab_size, softcap, smoothing, z_loss, hidden, table, bias, targets, weights):
-  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, table, bias, True)
-  sums, d_hidden = _over_chunks(chunk, table, hidden, targets, weights)
+  chunk = partial(_chunk, vocab_size, softcap, smoothing, z_loss, True)
+  sums, d_hidden = _over_rows(chunk, (table, bias), (hidden, targets, weights))
   total, nll, correct, d_table, d_bias = sums
   return (total, (nll, correct)), (d_hidden, d_table, d_bias, table[:0], bias, targets, weights)
 
@@ -73,23 +74,34 @@ def _backward(vocab_size, softcap, smoothing, z_loss, saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _over_chunks(chunk, table, hidden, targets, weights):
-  """Runs `chunk` along T, which is not sharded; returns (summed tuple, d_hidden or None)."""
+def _over_rows(chunk, head, tokens):
+  """`_over_chunks` of the rows of each device; what it sums is added over the devices once."""
+  divided = on_shards(partial(_over_chunks, chunk), [(), ('batch',)], ('batch',), sums=True)
+  return divided(head, tokens)
+
+
+def _over_chunks(chunk, head, tokens):
+  """Runs `chunk` along T; returns (summed tuple, d_hidden or None).
+
+  head: (table, bias); tokens: (hidden, targets, weights) of the rows of one device.
+  """
+  table, _ = head
+  hidden, targets, weights = tokens
   batch, length, _ = hidden.shape
   parts = min(length, -(-batch * length * table.shape[0] // CHUNK_LOGITS))
   size = -(-length // parts)
   if size >= length:
-    return chunk(hidden, targets, weights)
+    return chunk(head, tokens)
   pad = [(0, 0), (0, -length % size)]
   split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
   xs = (jnp.pad(hidden, [*pad, (0, 0)]), jnp.pad(targets, pad), jnp.pad(weights, pad))
   xs = jax.tree.map(split, xs)
 
   def step(sums, x):
-    new, d_hidden = chunk(*x)
+    new, d_hidden = chunk(head, x)
     return jax.tree.map(jnp.add, sums, new), d_hidden
 
-  shapes = jax.eval_shape(lambda x: chunk(*x)[0], jax.tree.map(lambda x: x[0], xs))
+  shapes = jax.eval_shape(lambda x: chunk(head, x)[0], jax.tree.map(lambda x: x[0], xs))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   sums, d_hidden = jax.lax.scan(step, zeros, xs)
   if d_hidden is not None:
@@ -97,10 +109,10 @@ def _over_chunks(chunk, table, hidden, targets, weights):
   return sums, d_hidden
 
 
-def _chunk(
-  vocab_size, softcap, smoothing, z_loss, table, bias, with_gradient, hidden, targets, weights
-):
+def _chunk(vocab_size, softcap, smoothing, z_loss, with_gradient, head, tokens):
   """Sums over one chunk [B, t]; with_gradient: also those of the summed loss."""
+  table, bias = head
+  hidden, targets, weights = tokens
   compute = table.astype(hidden.dtype)
   flat = hidden.reshape(-1, hidden.shape[-1])
   logits = jnp.dot(flat, compute.T, preferred_element_type=jnp.float32)
@@ -149,12 +161,11 @@ def _chunk(
 
 def token_scores(output: VocabOutput, targets: Array) -> tuple[Array, Array]:
   """(nll, whether the target is the likeliest token), float32 [B, T] each, of every target."""
-  chunk = partial(
-    _chunk, output.vocab_size, output.softcap, 0.0, 0.0, output.table, output.bias, False
-  )
+  chunk = partial(_chunk, output.vocab_size, output.softcap, 0.0, 0.0, False)
 
   def one(hidden, target):
-    (_, nll, correct), _ = chunk(hidden[None, None], target[None, None], jnp.ones((1, 1)))
+    tokens = hidden[None, None], target[None, None], jnp.ones((1, 1))
+    (_, nll, correct), _ = chunk((output.table, output.bias), tokens)
     return nll, correct
 
   # As many tokens of each row at once as keep the logits to one chunk.

@@ -4,7 +4,7 @@ In both modes a state is the same arrays with the same shardings, so that checkp
 and resumes do not know the mode.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,19 +30,14 @@ def check_mesh(parallelism: str, mesh: Mesh) -> None:
     )
 
 
-def jitted(step: Step, state: TrainState, rows: NamedSharding) -> Any:
-  """The step compiled for the whole mesh; the state that goes in is used up.
+def jitted(step: Callable, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], **options: Any) -> Any:
+  """A step compiled for the whole mesh. options: of `jax.jit`, its shardings among them."""
 
-  state: abstract, with shardings; rows: the sharding of a batch.
-  """
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  return jax.jit(
-    step,
-    in_shardings=(shardings, rows),
-    out_shardings=(shardings, sharding.replicated(rows.mesh)),
-    donate_argnums=0,
-    compiler_options=compiler.step_options(),
-  )
+  def placed(*args: Any) -> Any:
+    with sharding.placed(mesh, rules):
+      return step(*args)
+
+  return jax.jit(placed, compiler_options=compiler.step_options(), **options)
 
 
 class Mapped:

@@ -105,8 +105,19 @@ class Experiment:
       ema_decay=self.config.optimizer.ema_decay,
       r_drop=self.config.tuning.r_drop,
     )
-    run = execution.Mapped if mapped else execution.jitted
-    return run(step, self.abstract_state, self.batch_sharding)
+    if mapped:
+      return execution.Mapped(step, self.abstract_state, self.batch_sharding)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+    return self._jitted(
+      step,
+      in_shardings=(shardings, self.batch_sharding),
+      out_shardings=(shardings, sharding.replicated(self.mesh)),
+      donate_argnums=0,
+    )
+
+  def _jitted(self, step: Callable, **options: Any) -> Any:
+    rules = sharding.parse_rules(self.config.sharding_rules)
+    return execution.jitted(step, self.mesh, rules, **options)
 
   @property
   def stored_parts(self) -> dict[str, Any]:
@@ -135,11 +146,10 @@ class Experiment:
   def eval_step(self) -> Callable[[Any, Batch], tuple[dict[str, Any], dict[str, Any]]]:
     """(weights, batch) -> (Means by name, predictions by name), compiled."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights)
-    return jax.jit(
+    return self._jitted(
       make_eval_step(self.model, self.objective),
       in_shardings=(shardings, self.batch_sharding),
       out_shardings=sharding.replicated(self.mesh),
-      compiler_options=compiler.step_options(),
     )
 
 
