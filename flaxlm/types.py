@@ -12,9 +12,9 @@ Array = jax.Array | np.ndarray
 # targets [B, T], target_weights f32 [B, T], target_positions [B, T] where only some positions are
 # predicted; encoder_* and decoder_* for encoder-decoders.
 Batch = Mapping[str, Array]
-# In the extras of a TrainState: the moving average of the parameters that train, and what a trunk
-# remembers of the rows of the step before.
-EMA, MEMORY = 'ema', 'memory'
+# In the extras of a TrainState: the moving average of the parameters that train, what a trunk
+# remembers of the rows of the step before, and what the guard of the steps knows of them.
+EMA, MEMORY, GUARD = 'ema', 'memory', 'guard'
 
 
 @flax.struct.dataclass

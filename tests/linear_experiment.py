@@ -14,9 +14,10 @@ from etils import epath
 
 from flaxlm import sharding
 from flaxlm.config import tree
+from flaxlm.training import guard
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import EVERYTHING
-from flaxlm.types import Mean, TrainState
+from flaxlm.types import GUARD, Mean, TrainState
 
 WIDTH = 6
 
@@ -51,19 +52,26 @@ class Tokenizer:
 
 
 class Data:
-  """Rows x [B, WIDTH] and y [B]; `poison` is the step whose batch holds a NaN."""
+  """Rows x [B, WIDTH] and y [B].
 
-  def __init__(self, seed=0, poison=None, on_batch=None, batches=5):
-    self.seed, self.poison, self.on_batch, self.count = seed, poison, on_batch, batches
+  poison: the batch that holds a NaN, or several -> by what their x are multiplied; missing: batches
+  that are not there, so that those after them come earlier.
+  """
+
+  def __init__(self, seed=0, poison=None, on_batch=None, batches=5, missing=()):
+    self.seed, self.on_batch, self.count, self.missing = seed, on_batch, batches, missing
+    self.poison = poison if isinstance(poison, dict) else {poison: np.nan}
     self.num_bytes, self.num_positions = 1000, 8
     self.seen = []
 
   def batch(self, step):
+    for absent in sorted(self.missing):
+      step += step >= absent
     rng = np.random.default_rng((self.seed, step))
     x = rng.normal(size=(8, WIDTH)).astype(np.float32)
     y = x @ np.arange(WIDTH, dtype=np.float32) / WIDTH
-    if step == self.poison:
-      x[0, 0] = np.nan
+    if step in self.poison:
+      x[0] *= self.poison[step]
     return {'x': x, 'y': y}
 
   first_rows = batch
@@ -116,7 +124,8 @@ class Experiment:
       'scale': jnp.ones(WIDTH),
     }
     params = {'trunk': trunk, 'head': {'kernel': jax.random.normal(keys[1], (WIDTH,))}}
-    return TrainState(jnp.int32(0), params, self.optimizer.init(params), {})
+    extras = {GUARD: guard.fresh()} if self.config.guard.is_on else {}
+    return TrainState(jnp.int32(0), params, self.optimizer.init(params), extras)
 
   def init_state(self):
     return jax.jit(self._init, out_shardings=self.sharding)()
@@ -161,9 +170,12 @@ class Experiment:
       'leaf_norms': norms,
       'tokens': jnp.int32(8),
     }
-    return dataclasses.replace(
-      state, step=state.step + 1, params=params, opt_state=opt_state
-    ), metrics
+    after = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+    if self.config.guard.is_on:
+      loss = mean.total / mean.weight
+      after, judged = guard.settle(self.config.guard, state, after, loss, metrics['grad_norm'])
+      metrics |= judged
+    return after, metrics
 
 
 def main(workdir):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from flaxlm.config.field import SET, Named, field
+from flaxlm.config.safety import CheckpointConfig, GuardConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
 
@@ -235,17 +236,6 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """When to save and what to keep."""
-
-  every_steps: int = field(500, 'steps between checkpoints; the last step is always saved', low=1)
-  keep_last: int = field(2, 'newest checkpoints to keep', low=1)
-  keep_every_steps: int = field(0, 'keep checkpoints at multiples of this for ever; 0: none', low=0)
-  best_metric: str = field('', 'validation metric whose best checkpoint is kept; the loss if unset')
-  best_mode: str = field('auto', 'which is better', choices=('auto', 'min', 'max'))
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """Validation during training and by eval.py."""
 
@@ -354,6 +344,7 @@ class Config:
   optimizer: OptimizerConfig = field(OptimizerConfig(), 'update rule')
   tuning: TuningConfig = field(TuningConfig(), 'which parameters train, and how')
   checkpoint: CheckpointConfig = field(CheckpointConfig(), 'what is saved')
+  guard: GuardConfig = field(GuardConfig(), 'bad steps')
   evaluation: EvaluationConfig = field(EvaluationConfig(), 'validation')
   logging: LoggingConfig = field(LoggingConfig(), 'metrics')
   profile: ProfileConfig = field(ProfileConfig(), 'profiler')

@@ -11,6 +11,7 @@ from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint, restore, writers
+from flaxlm.training.detours import Detours, as_declared, as_stored
 from flaxlm.training.state import with_params
 from flaxlm.types import TrainState
 
@@ -25,11 +26,11 @@ def saved_config(directory: epath.Path) -> Config | None:
   return None
 
 
-def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
+def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int, Detours]:
   """The state to train from: the workdir's newest whole checkpoint, `init_from`, or scratch.
 
   Returns:
-    (state, updates done). Metrics beyond the step are dropped from metrics.jsonl.
+    (state, steps done, detours on the way). Metrics beyond the step are dropped from metrics.jsonl.
 
   Raises:
     UserError: if the checkpoint belongs to another experiment.
@@ -41,7 +42,9 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
     restore.check_resume(tree.from_dict(meta['config']), config)
     restore.check_same_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
     terminal.phase('init', f'checkpoint {step} of {workdir}')
-    return checkpoint.restore_tree(directory, step, experiment.abstract_state, meta)
+    abstract = experiment.abstract_state
+    state = checkpoint.restore_tree(directory, step, as_stored(abstract, meta), meta)
+    return as_declared(state, abstract, Detours.of(meta))
 
   found = checkpoint.newest(directory, read)
   if found is not None:
@@ -50,7 +53,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
     restore.check_resumed_steps(meta, config, experiment.total_steps)
     distributed.by_first(lambda: _clear(directory, damaged, workdir, step))
     terminal.say(f'going on from step {step}')
-    return state, step
+    return state, step, Detours.of(meta)
   terminal.phase('init', 'parameters')
   state = experiment.init_state()
   if config.init_from:
@@ -58,7 +61,7 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int]:
     state = with_params(config, experiment.partition, experiment.abstract_state, state, params)
   # Those of a run that was stopped before its first checkpoint.
   distributed.by_first(lambda: writers.drop_after(workdir, -1))
-  return state, 0
+  return state, 0, Detours()
 
 
 def _clear(directory: epath.Path, damaged: list[int], workdir: epath.Path, step: int) -> None:
@@ -71,17 +74,17 @@ def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath
   """Raises UserError if the next batch is not what it was when the checkpoint was written."""
   if step >= experiment.total_steps:
     return
-  if meta['next_batch'] != data_hash(experiment, step):
+  if meta['next_batch'] != data_hash(experiment, step + Detours.of(meta).data_offset):
     raise UserError(
       f'config.data.train: the training data are no longer those of the run in {workdir} (its '
       'files, or how the program reads them, have changed); start in another workdir'
     )
 
 
-def data_hash(experiment: Any, step: int) -> str:
-  """A hash of the first rows of a step's global batch, the same on any number of hosts."""
+def data_hash(experiment: Any, number: int) -> str:
+  """A hash of the first rows of a global batch, the same on any number of hosts."""
   found = hashlib.sha256()
-  for key, value in sorted(experiment.train_data.first_rows(step).items()):
+  for key, value in sorted(experiment.train_data.first_rows(number).items()):
     found.update(f'{key} {value.dtype} {value.shape} '.encode() + value.tobytes())
   return found.hexdigest()
 

@@ -104,6 +104,7 @@ class Experiment:
       weights_of=functools.partial(lora.merge, self.config.tuning),
       ema_decay=self.config.optimizer.ema_decay,
       r_drop=self.config.tuning.r_drop,
+      guard=self.config.guard,
     )
     if mapped:
       return execution.Mapped(step, self.abstract_state, self.batch_sharding)

@@ -11,6 +11,7 @@ from flaxlm.config.schema import Config
 from flaxlm.data import summary
 from flaxlm.training import restore
 from flaxlm.training.begin import describe, saved_config, start
+from flaxlm.training.detours import RollBack
 from flaxlm.training.interrupt import Interrupts
 from flaxlm.training.run import Run
 from flaxlm.types import TrainState
@@ -51,18 +52,32 @@ def fit(
   workdir = epath.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   interrupts = interrupts or Interrupts()
-  state, step = start(experiment, workdir)
   trained, total = experiment.partition.count(experiment.abstract_state.params)
-  terminal.say(f'{trained:,} of {total:,} parameters train')
-  describe(experiment, workdir, overrides)
-  run = Run(experiment, workdir, step, interrupts)
-  batches = experiment.train_data.iterate(step)
+  back: RollBack | None = None
+  while True:
+    state, step, detours = start(experiment, workdir)
+    if back is None:
+      terminal.say(f'{trained:,} of {total:,} parameters train')
+      describe(experiment, workdir, overrides)
+    else:
+      detours = back.back_at(step)
+    run = Run(experiment, workdir, step, detours, interrupts)
+    try:
+      return _train(run, state, step, step + detours.data_offset)
+    except RollBack as bad:
+      back = bad
+    finally:
+      run.close(sys.exception())
+
+
+def _train(run: Run, state: TrainState, step: int, number: int) -> TrainState:
+  """Trains to the end: from `state`, after `step` steps, with the batch of this number."""
+  experiment = run.experiment
+  batches = experiment.train_data.iterate(number)
   try:
     run.validation.check_best_metric(state)
     run.validation.run_missing(step, state)
-    interrupts.begin_training()
-    if run.goes_on(step):
-      terminal.phase('compile', f'step {step + 1} of {run.total}')
+    run.begin()
     while run.goes_on(step):
       if run.asked_to_stop():
         run.stop(state)
@@ -71,7 +86,7 @@ def fit(
       state, metrics = experiment.train_step(state, batch)
       step += 1
       run.step_done(step, metrics)
-      if run.validation.is_due(step):
+      if run.validation.is_due(step) and not run.asked_to_stop():
         run.evaluate(state)
       if run.save_is_due(step):
         run.save(state)
@@ -81,4 +96,3 @@ def fit(
     return state
   finally:
     batches.close()
-    run.close(sys.exception())

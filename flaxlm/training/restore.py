@@ -22,9 +22,10 @@ from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
 
 # What a resume may change: nothing here alters which numbers the run computes, up to the order of
-# floating-point sums over devices and micro-batches, and the draws of dropout under `pmap`.
+# floating-point sums over devices and micro-batches, and the draws of dropout under `pmap`; but for
+# the guard, whose business bad steps are, and the length of the run.
 RESUMABLE = (
-  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint',
+  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
   'logging', 'profile', 'data.prefetch', 'data.cache_dir', 'total_steps', 'num_epochs',
 )  # fmt: skip
 # How layers are run never changes a checkpoint.

@@ -1,6 +1,12 @@
 """What goes on beside the steps: their metrics, evaluation, checkpoints, and the end."""
 
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,12 +15,11 @@ from etils import epath
 
 from flaxlm import distributed, terminal
 from flaxlm.config import tree
-from flaxlm.errors import UserError
 from flaxlm.training import begin, checkpoint, writers
 from flaxlm.training.agreement import Vote
 from flaxlm.training.clock import Clock
+from flaxlm.training.detours import Detours, Judge
 from flaxlm.training.interrupt import Interrupted, Interrupts, name_of
-from flaxlm.training.paths import leaf_paths
 from flaxlm.training.profile import Profile
 from flaxlm.training.validation import Validation
 from flaxlm.types import Mean, TrainState
@@ -23,22 +28,29 @@ from flaxlm.types import Mean, TrainState
 _LAG = 2
 
 
-class NonFinite(UserError):
-  """A loss or gradient that is NaN or infinite. Training cannot go on from it."""
-
-
 class Run:
-  """A run from `step` on, as the loop sees it. `close` must be called at its end."""
+  """A run from `step` on, as the loop sees it. `close` must be called at its end.
 
-  def __init__(self, experiment: Any, workdir: epath.Path, step: int, interrupts: Interrupts):
+  detours: those on the way to `step`.
+  """
+
+  def __init__(
+    self,
+    experiment: Any,
+    workdir: epath.Path,
+    step: int,
+    detours: Detours,
+    interrupts: Interrupts,
+  ):
     self.experiment, self.config = experiment, experiment.config
     self.total = experiment.total_steps
     self.profile = Profile(self.config.profile, workdir, self.total)
-    self._workdir = workdir
+    self._workdir, self._interrupts = workdir, interrupts
     self.asked_to_stop = Vote(experiment.mesh, lambda: interrupts.signum)
     self._step = self._first = step
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
-    self._clock = Clock()
+    self._clock, self._judge = Clock(), Judge(experiment, detours)
+    self._saving = threading.Lock()
     self._checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', self.config.checkpoint)
     self._writers = writers.Writers(workdir, self.config, step + 1)
     self.validation = Validation(
@@ -54,6 +66,17 @@ class Run:
     """Whether there is another step to do."""
     return step < self.total and not self.validation.is_exhausted()
 
+  def begin(self) -> None:
+    """From here on a signal is polled; the next step is the first, and is compiled."""
+    self._interrupts.begin_training(self.config.checkpoint.grace_seconds)
+    if not self.goes_on(self._step):
+      return
+    terminal.phase('compile', f'step {self._step + 1} of {self.total}')
+    stands = (
+      f'; the checkpoint of step {self._step} stands' if self._checkpoints.saved(self._step) else ''
+    )
+    self._interrupts.rescue = lambda: f' before the first step: nothing new to save{stands}'
+
   # Metrics
 
   def step_done(self, step: int, metrics: dict[str, Any]) -> None:
@@ -62,6 +85,7 @@ class Run:
     self._pending.append((step, metrics))
     if step == self._first + 1:
       self._drain()
+      self._interrupts.rescue = None
       terminal.phase('train', f'{self.total - self._first} steps')
     while len(self._pending) > _LAG:
       self._read(*self._pending.popleft())
@@ -71,36 +95,23 @@ class Run:
       self._read(*self._pending.popleft())
 
   def _read(self, step: int, metrics: dict[str, Any]) -> None:
-    """Checks that a step was finite, shows it, and writes its line if one is due."""
+    """Judges a step, shows it, and writes its line if one is due."""
     leaf_norms = metrics['leaf_norms']
     host = jax.device_get({k: v for k, v in metrics.items() if k != 'leaf_norms'})
     values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in host.items()}
-    if not np.isfinite([values['loss'], values['grad_norm']]).all():
-      raise self._non_finite(step, values, np.asarray(leaf_norms))
+    updates = self._judge.look(step, values, leaf_norms)
     tokens = values.pop('tokens')
     self._clock.step(tokens)
     rate, left = self._clock.shown_rate(), self._clock.seconds_left(self.total - step)
     if np.isfinite(rate):  # not before there is something to say
       terminal.step(step, self.total, values['loss'], rate, left)
     if step % self.config.logging.every_steps == 0 or step == self.total:
-      learning_rate = float(self.experiment.schedule(step - 1))
       extra = {
-        'learning_rate': learning_rate,
+        'learning_rate': float(self.experiment.schedule(updates)),
         'tokens_per_second': self._clock.take_rate(),
         'packing': tokens / self.experiment.train_data.num_positions,
       }
       self._writers.write(step, 'train', values | extra)
-
-  def _non_finite(self, step: int, values: dict[str, float], norms: np.ndarray) -> NonFinite:
-    params = self.experiment.abstract_state.params
-    paths = list(leaf_paths(jax.eval_shape(self.experiment.partition.take, params)))
-    bad = [path for path, norm in zip(paths, norms, strict=True) if not np.isfinite(norm)]
-    where = f'; not finite: the gradient of {bad[0]}' if bad else ''
-    where += f' and {len(bad) - 1} more of {len(paths)} leaves' if len(bad) > 1 else ''
-    return NonFinite(
-      f'step {step}: loss {values["loss"]}, gradient norm {values["grad_norm"]}{where}; '
-      f'batch: {self.experiment.train_data.describe(step - 1)}; nothing was saved after it'
-    )
 
   # Evaluation
 
@@ -108,7 +119,8 @@ class Run:
     """Evaluates on every validation set; gives up, without a trace, when asked to stop."""
     self._drain()
     self._clock.pause()
-    self.validation.run(self._step, state)
+    with self._rescued(state):
+      self.validation.run(self._step, state)
 
   # Checkpoints
 
@@ -118,19 +130,35 @@ class Run:
     return due or self._checkpoints.is_best(self.validation.metrics_at(step))
 
   def save(self, state: TrainState) -> None:
-    """Starts a save of a state that is known to be finite, unless this step has one."""
-    self._drain()
-    if self._checkpoints.saved(self._step):
-      return
-    self._writers.flush()
-    meta = self._meta | {'next_batch': begin.data_hash(self.experiment, self._step)}
-    self._checkpoints.save(self._step, state, meta, self.validation.metrics_at(self._step))
-    self._clock.pause()
+    """Starts a save of a state whose steps are known to be good, unless this step has one.
+
+    What holds up training is measured from where the devices have nothing left to do.
+    """
+    with self._saving:
+      if self._checkpoints.saved(self._step):
+        return
+      number = self._step + self._judge.detours.data_offset
+      next_batch = begin.data_hash(self.experiment, number)
+      self._drain()
+      self._writers.flush()
+      since = time.monotonic()
+      detours = dataclasses.asdict(self._judge.detours)
+      meta = self._meta | {'next_batch': next_batch, 'detours': detours}
+      self._checkpoints.save(self._step, state, meta, self.validation.metrics_at(self._step))
+      self._clock.pause()
+      if self.goes_on(self._step) and self._interrupts.signum is None:
+        held = time.monotonic() - since
+        terminal.say(f'checkpoint {self._step}: held up training for {held:.2f} s')
 
   # The end
 
+  def asked_to_stop(self) -> bool:
+    """Whether the run is to save and end, because of a signal."""
+    return self._interrupts.signum is not None
+
   def stop(self, state: TrainState) -> None:
     """Saves and raises Interrupted."""
+    self._interrupts.answer()
     self.profile.stop(state)
     terminal.phase('save', f'step {self._step}')
     self.save(state)
@@ -150,7 +178,28 @@ class Run:
 
   def close(self, error: BaseException | None = None) -> None:
     """Ends what goes on, after the last step or an error."""
+    self._interrupts.rescue = None
     self._writers.close()
     # A save needs every process; where one has failed, the others would wait for it in vain.
     if error is None or getattr(error, 'everywhere', False) or distributed.count() == 1:
       self._checkpoints.close()
+
+  # A signal while the main thread compiles an evaluation
+
+  @contextlib.contextmanager
+  def _rescued(self, state: TrainState) -> Iterator[None]:
+    """While the main thread only reads `state`, another one may save it.
+
+    Alone: of several processes, each would do it at a time of its own.
+    """
+    if distributed.count() == 1:
+      self._interrupts.rescue = functools.partial(self._rescue, state)
+    try:
+      yield
+    finally:
+      self._interrupts.rescue = None
+
+  def _rescue(self, state: TrainState) -> str:
+    self.save(state)
+    self._checkpoints.wait()
+    return f' at step {self._step}; the same command goes on'

@@ -12,10 +12,10 @@ from flaxlm import sharding
 from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.models.model import Model
-from flaxlm.training import lora
+from flaxlm.training import guard, lora
 from flaxlm.training.partition import Partition
 from flaxlm.training.paths import leaf_paths
-from flaxlm.types import EMA, MEMORY, TrainState
+from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 
 _DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
 
@@ -29,9 +29,12 @@ def init_params(config: Config, model: Model, objective: Any, key: jax.Array) ->
 
 def init_extras(config: Config, trained: Any) -> dict[str, Any]:
   """What a run keeps beside parameters and moments: the moving average begins at the start."""
-  if not config.optimizer.ema_decay:
-    return {}
-  return {EMA: jax.tree.map(jnp.copy, trained)}
+  extras: dict[str, Any] = {}
+  if config.optimizer.ema_decay:
+    extras[EMA] = jax.tree.map(jnp.copy, trained)
+  if config.guard.is_on:
+    extras[GUARD] = guard.fresh()
+  return extras
 
 
 def with_params(

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxlm.config.safety import GuardConfig
+from flaxlm.training import guard as guards
 from flaxlm.training.partition import EVERYTHING, Partition
 from flaxlm.types import EMA, MEMORY, Array, Batch, Mean, TrainState
 
 Metrics = dict[str, Any]
+NO_GUARD = GuardConfig()
 
 
 def make_train_step(
@@ -25,6 +28,7 @@ def make_train_step(
   weights_of: Callable[[Any], Any] = lambda params: params,
   ema_decay: float = 0.0,
   r_drop: float = 0.0,
+  guard: GuardConfig = NO_GUARD,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics).
 
@@ -42,6 +46,9 @@ def make_train_step(
 
   The trunk's memory of the rows before, where the state has one in `extras`, goes in with the batch
   and comes out for the next.
+
+  With a `guard` that is on, a bad step changes nothing but what `extras['guard']` counts, and the
+  metrics have those of `guard.settle`, too.
   """
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
@@ -89,7 +96,12 @@ def make_train_step(
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}
     if memory is not None:
       extras[MEMORY] = memory
-    return TrainState(state.step + 1, params, opt_state, extras), metrics
+    after = TrainState(state.step + 1, params, opt_state, extras)
+    if guard.is_on:
+      loss, norm = metrics['loss'].total, metrics['grad_norm']
+      after, judged = guards.settle(guard, state, after, loss, norm)
+      metrics |= judged
+    return after, metrics
 
   return step
 

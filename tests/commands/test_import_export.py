@@ -65,7 +65,7 @@ def test_a_classifier_starts_from_the_pooler(imported, tmp_path, root):
   rows.write_text('text\tlabel\n' + 'a b\tx\nc d\ty\n' * 20)
   overrides = [('init_from', str(workdir)), ('data.train', str(rows))]
   config = recipe.load(str(root / 'configs' / 'classify.py'), overrides)
-  state, _ = loop.start(build(config, tmp_path / 'run'), tmp_path / 'run')
+  state, *_ = loop.start(build(config, tmp_path / 'run'), tmp_path / 'run')
   directory = workdir / 'checkpoints'
   stored = checkpoint.stored_params(directory, 0)
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

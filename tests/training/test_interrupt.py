@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import hashlib, sys, time
 from flaxlm.training import interrupt
-interrupt.GRACE_SECONDS = 0.3
+interrupt.PATIENCE_SECONDS = 0.3
 with interrupt.Interrupts() as interrupts:
   if 'training' in sys.argv:
     interrupts.begin_training()

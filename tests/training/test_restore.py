@@ -25,7 +25,7 @@ def experiment(source, layers=3, **changes):
 
 
 def start(source, workdir, **changes):
-  return loop.start(experiment(source, **changes), workdir)
+  return loop.start(experiment(source, **changes), workdir)[:2]
 
 
 def test_init_from_takes_weights_and_begins_at_step_0(source, tmp_path):

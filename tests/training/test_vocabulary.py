@@ -49,7 +49,7 @@ def started(source, folder, workdir, *more):
   overrides = [('init_from', str(source[0])), ('data.train', str(folder / 'text.txt')), *ADD, *more]
   config = recipe.load(str(tiny.ROOT / 'configs' / 'bert.py'), overrides)
   experiment = build(config, workdir)
-  state, _ = loop.start(experiment, workdir)
+  state, *_ = loop.start(experiment, workdir)
   return experiment, leaf_paths(jax.device_get(state.params))
 
 
