@@ -47,7 +47,7 @@ class Interrupts:
     self.signum: int | None = None
     self.rescue: Callable[[], str] | None = None
     self._training = False
-    self._grace_seconds = float('inf')
+    self._grace_seconds = threading.TIMEOUT_MAX
     self._received: list[int] = []
     self._answered, self._closed = threading.Event(), threading.Event()
     self._installed = False
@@ -66,7 +66,7 @@ class Interrupts:
     self._installed = True
     return self
 
-  def begin_training(self, grace_seconds: float = float('inf')) -> None:
+  def begin_training(self, grace_seconds: float = threading.TIMEOUT_MAX) -> None:
     """From here on a signal is polled, and not raised.
 
     grace_seconds: from SIGTERM to the end of the process, whatever the main thread does.

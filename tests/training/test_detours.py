@@ -66,7 +66,10 @@ def test_the_schedule_waits_for_a_skipped_step(tmp_path):
   assert len(set(rates)) == 16
 
 
-@pytest.mark.parametrize('policy, step', [(SKIP, 9), (SKIP, 12), (SKIP, 13), (BACK, 14)])
+@pytest.mark.parametrize(
+  'policy, step',
+  [(SKIP, 12), (BACK, 14), *(pytest.param(SKIP, n, marks=pytest.mark.full) for n in (9, 13))],
+)
 def test_stopped_and_gone_on_equals_left_alone(tmp_path, policy, step):
   whole = fit(tmp_path / 'whole', poisoned(), **policy, **SHORT)
   state = stopped_and_gone_on(tmp_path / 'cut', policy, step)
@@ -75,6 +78,7 @@ def test_stopped_and_gone_on_equals_left_alone(tmp_path, policy, step):
   assert keys(tmp_path / 'cut', *names) == keys(tmp_path / 'whole', *names)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('step, passed', [(11, 5), (14, 8)])
 def test_rollbacks_are_counted_over_a_stop(tmp_path, step, passed):
   """A stop at batch 11 leaves a checkpoint of step 7 or 8: nearer to batch 12 than that of 5."""

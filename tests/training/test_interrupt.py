@@ -10,17 +10,23 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import hashlib, sys, time
+import hashlib, sys, threading, time
 from flaxlm.training import interrupt
-interrupt.PATIENCE_SECONDS = 0.3
+main_thread = threading.current_thread()
+interrupt.PATIENCE_SECONDS = 1.5 if 'slow' in sys.argv else 0.3
 with interrupt.Interrupts() as interrupts:
   if 'training' in sys.argv:
-    interrupts.begin_training()
+    interrupts.begin_training(*(float(word[6:]) for word in sys.argv if word.startswith('grace=')))
+  if 'rescue' in sys.argv:
+    interrupts.rescue = lambda: f' at step 7, by {threading.current_thread() is not main_thread}'
   print('ready', flush=True)
   if 'native' in sys.argv:
     # Releases the interpreter's lock and returns to no Python code, as a compilation does.
     hashlib.pbkdf2_hmac('sha256', b'x', b'x', 10**9)
   while 'poll' not in sys.argv or interrupts.signum is None:
+    time.sleep(0.01)
+  interrupts.answer()
+  while 'slow' in sys.argv:
     time.sleep(0.01)
   raise interrupt.Interrupted(interrupts.signum)
 """
@@ -91,3 +97,36 @@ def test_a_repeated_sigterm_does_not_hurt_the_save(start):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.1)
   assert process.poll() is None
+
+
+@pytest.mark.parametrize('words', [('native',), ('poll', 'slow')])
+def test_the_process_ends_when_the_time_after_sigterm_is_over(start, words):
+  """Whether the main thread is deep in a compilation or in a save."""
+  process = start('training', 'grace=1.5', *words)
+  process.send_signal(signal.SIGTERM)
+  status, errors = ended(process)
+  assert status == 143
+  assert 'ended 1.5 s after SIGTERM (config.checkpoint.grace_seconds) without a save' in errors
+
+
+def test_ctrl_c_is_patient(start):
+  process = start('training', 'grace=0.2', 'poll', 'slow')
+  process.send_signal(signal.SIGINT)
+  time.sleep(1)
+  assert process.poll() is None
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_thread_saves_for_a_main_thread_that_does_not_come_back(start, signum):
+  process = start('training', 'native', 'rescue')
+  process.send_signal(signum)
+  status, errors = ended(process)
+  assert status == 128 + signum
+  assert f'stopped by {signal.Signals(signum).name} at step 7, by True' in errors
+
+
+def test_it_does_not_where_the_main_thread_has_answered(start):
+  process = start('training', 'grace=2.5', 'rescue', 'poll', 'slow')
+  process.send_signal(signal.SIGTERM)
+  status, errors = ended(process)
+  assert status == 143 and 'at step 7' not in errors
