@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import multiprocessing
 import threading
 
 import jax
@@ -114,6 +115,7 @@ ELSEWHERE = {
   'data.test': 'test_the_test_set_is_among_the_evaluation_sets',
   'data.cache_dir': 'test_the_cache_lies_where_it_is_said_to',
   'data.prefetch': 'test_so_many_batches_are_made_ahead',
+  'data.num_workers': 'test_so_many_processes_make_batches',
   'data.on_bad_row': 'test_bad_rows_stop_the_run_or_are_left_out',
   'task.threshold': 'test_what_only_predictions_depend_on',
   'task.unanswerable': 'test_what_only_predictions_depend_on',
@@ -415,6 +417,16 @@ def test_so_many_batches_are_made_ahead(folder, monkeypatch, ahead):
   batches.close()
   assert made == list(range(5, 7 + ahead))
   np.testing.assert_array_equal(found[1]['inputs'], original(data, 6)['inputs'])
+
+
+def test_so_many_processes_make_batches(folder):
+  data = tiny.experiment('nanogpt_char.py', folder, (('data.num_workers', '2'),)).train_data
+  before = len(multiprocessing.active_children())
+  batches = data.iterate(5)
+  assert len(multiprocessing.active_children()) == before + 2
+  np.testing.assert_array_equal(next(batches)['inputs'], data.batch(5)['inputs'])
+  batches.close()
+  assert len(multiprocessing.active_children()) == before
 
 
 def test_bad_rows_stop_the_run_or_are_left_out(folder, tmp_path):

@@ -137,6 +137,11 @@ class DataConfig:
     0.0, 'chance to put the mask token in place of a word', low=0.0, below=1.0, when=LABELLED_TEXT
   )
   prefetch: int = field(2, 'batches that are made ahead of the step', low=0)
+  num_workers: int = field(
+    0,
+    'processes that make training batches, each at least one ahead; 0: a thread of the program',
+    low=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-from grain import experimental
 
 # Blocks of an epoch up to which the permutation is made in full: the cipher walks through at least
 # 2**16 places, and takes milliseconds where few of them are valid.
@@ -27,6 +26,9 @@ class EpochOrder:
     # A window takes a millisecond, and neighbours in the order ask for the same one.
     self._window = functools.lru_cache(maxsize=8)(self._make_window)
 
+  def __reduce__(self) -> tuple:
+    return EpochOrder, (self.num_rows, self.seed, self.block, self._size // self.block)
+
   def __getitem__(self, index: int) -> tuple[int, int]:
     epoch, place = divmod(index, self.num_rows)
     window, place = divmod(place, self._size)
@@ -49,6 +51,8 @@ class EpochOrder:
     first, last = window * per_window, min((window + 1) * per_window, number)
     if number <= SMALL:
       return _shuffled(number, key)[first:last]
+    from grain import experimental  # Takes a second, and imports jax.
+
     seed = key & 0xFFFFFFFF
     return np.array(
       [experimental.index_shuffle(b, number - 1, seed, ROUNDS) for b in range(first, last)],

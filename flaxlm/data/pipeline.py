@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import holdout, mixture, packing, store
+from flaxlm.data import holdout, mixture, packing, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
@@ -171,9 +171,21 @@ class Pipeline(_Rows):
   def _item(self, item: Any, rng: np.random.Generator) -> Any:
     return self._augment(item, rng) if self._augment else item
 
+  def empty_batch(self) -> dict[str, np.ndarray]:
+    """This host's part of a batch, all padding."""
+    return packing.pack_rows([[]] * len(self._mine), self.objective.streams)
+
   def iterate(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from `start_step` on, without end; a thread makes `data.prefetch` of them ahead."""
-    ahead = self.config.data.prefetch
+    """Batches from `start_step` on, without end, made ahead by `data.num_workers` processes.
+
+    Without workers, a thread makes `data.prefetch` of them ahead. `close` must be called.
+    """
+    options = self.config.data
+    if options.num_workers:
+      return workers.Workers(self, start_step, options.num_workers, options.prefetch)
+    return self._iterate_here(start_step, options.prefetch)
+
+  def _iterate_here(self, start_step: int, ahead: int) -> Iterator[dict[str, np.ndarray]]:
     if not ahead:
       yield from map(self.batch, itertools.count(start_step))
     pool = futures.ThreadPoolExecutor(1, thread_name_prefix='batches')

@@ -32,7 +32,7 @@ class TokenStore:
   """
 
   def __init__(self, directory: epath.Path, in_memory: int = IN_MEMORY):
-    self.directory = epath.Path(directory)
+    self.directory, self._in_memory = epath.Path(directory), in_memory
     meta = json.loads((self.directory / 'store.json').read_text())
     self.num_documents, self.num_tokens = meta['documents'], meta['tokens']
     self.num_bytes = meta['bytes']
@@ -46,6 +46,9 @@ class TokenStore:
       reads = [array.read() for array in tokens]
       self._tokens = np.concatenate([np.asarray(read.result()) for read in reads])
     self._chunk = functools.lru_cache(maxsize=2048)(self._read_chunk)
+
+  def __reduce__(self) -> tuple:
+    return TokenStore, (self.directory, self._in_memory)  # Another process opens it for itself.
 
   def read(self, document: int, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop) of a document, clipped to it: int32 [n]."""

@@ -69,6 +69,9 @@ class Tokenizer:
       digest.update(name.encode() + b'\0' + self.files[name])
     self.fingerprint = digest.hexdigest()
 
+  def __reduce__(self) -> tuple:
+    return Tokenizer, (self.spec, self.files)
+
   def _role(self, role: str) -> int:
     id = tokenizer_published.role_id(self._roles, role)
     if id is None:

@@ -26,7 +26,8 @@ from flaxlm.training.writers import write_json
 # the guard, whose business bad steps are, and the length of the run.
 RESUMABLE = (
   'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
-  'logging', 'profile', 'data.prefetch', 'data.cache_dir', 'total_steps', 'num_epochs',
+  'logging', 'profile', 'data.prefetch', 'data.num_workers', 'data.cache_dir', 'total_steps',
+  'num_epochs',
 )  # fmt: skip
 # How layers are run never changes a checkpoint.
 _RUN_ONLY = ('model.remat', 'model.scan_layers')

@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import pickle
 import threading
 
 import numpy as np
 import pytest
+import tiny
 
 from flaxlm.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
 from flaxlm.data import pipeline, tokenizer
@@ -219,3 +221,23 @@ def test_item_random_numbers_are_independent_of_the_order():
   assert abs(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1]) < 0.25
   other = pipeline.ItemRng(7, pipeline.EVAL)
   assert other.at(0, 5, 1).random(3).tolist() != first
+
+
+@pytest.mark.parametrize(
+  'place',
+  [
+    'bert.py:mini',
+    pytest.param('mixture.py', marks=pytest.mark.full),
+    pytest.param('classify.py:encoder', marks=pytest.mark.full),
+    pytest.param('tag.py:encoder', marks=pytest.mark.full),
+  ],
+)
+def test_pipelines_can_be_sent_to_another_process(place, tmp_path):
+  """What arrives makes the same batches: of running text, mixtures and labelled rows."""
+  folder = tiny.write_corpus(tmp_path)
+  changes = (('data.train', f'a={folder}/text.txt,b={folder}/other.txt'),) if 'mix' in place else ()
+  data = tiny.experiment(place, folder, changes).train_data
+  other = pickle.loads(pickle.dumps(data))
+  for step in (0, 7):
+    for key, array in data.batch(step).items():
+      np.testing.assert_array_equal(other.batch(step)[key], array)
