@@ -120,9 +120,12 @@ class Placement:
   rules: Mapping[str, tuple[str, ...]]
 
   def spec(self, names: Sequence[str]) -> PartitionSpec:
-    """Of an array whose first axes have these logical names; axes that divide nothing left out."""
-    divides = lambda name: tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1)
-    return PartitionSpec(*(divides(name) or None for name in names))
+    """Of an array whose first axes have these logical names; '' is an axis that stays whole."""
+    return PartitionSpec(*(self.axes(name) or None for name in names))
+
+  def axes(self, name: str) -> tuple[str, ...]:
+    """Mesh axes that divide a logical axis, those of one device left out."""
+    return tuple(axis for axis in self.rules[name] if self.mesh.shape[axis] > 1) if name else ()
 
 
 # While a step over a mesh is traced; None elsewhere and under pmap.
@@ -147,6 +150,12 @@ def platform() -> str:
   return placement.mesh.devices.flat[0].platform
 
 
+def divided_alike(*names: str) -> bool:
+  """Whether these logical axes lie along the same mesh axes."""
+  placement = _placement.get()
+  return placement is None or len({placement.axes(name) for name in names}) == 1
+
+
 def keep_rows(x: jax.Array) -> jax.Array:
   """x [B, ...] with its rows where those of the batch are, and whole otherwise."""
   placement = _placement.get()
@@ -167,14 +176,15 @@ def on_shards(
 
   inputs: of each argument, an array or a tree of arrays, the logical names of its first axes;
   output: those of the result. With `sums` the function returns (sums, result), and the sums, of
-  any tree, are added over the devices once; a loop would otherwise add them at every turn.
+  any tree, are added over the devices once, where a loop would add them at every turn; along mesh
+  axes that divide no input the compiler then divides the work, which it cannot do with kernels.
   """
   placement = _placement.get()
   if placement is None or placement.mesh.size == 1:
     return function
   specs = [placement.spec(names) for names in inputs]
-  named = [axes if isinstance(axes, tuple) else (axes,) for spec in specs for axes in spec if axes]
-  axes = tuple(dict.fromkeys(axis for group in named for axis in group))
+  used = (axis for names in inputs for name in names for axis in placement.axes(name))
+  axes = tuple(dict.fromkeys(used))
   if not axes:
     return function
 
@@ -188,7 +198,7 @@ def on_shards(
     mesh=placement.mesh,
     in_specs=tuple(specs),
     out_specs=(PartitionSpec(), out) if sums else out,
-    axis_names=set(axes),
+    axis_names=set(axes if sums else AXES),
     check_vma=False,
   )
 

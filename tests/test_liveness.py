@@ -70,6 +70,7 @@ VALUES = {
   'model.relative_buckets': ['16'],
   'model.relative_max_distance': ['16'],
   'model.window': ['2'],
+  'model.attention_kernel': ['splash'],
   'model.mlp_dropout_rate': ['0.3'],
   'model.rope_beta_fast': ['8.0'],
   'model.rope_beta_slow': ['8.0'],
@@ -133,7 +134,7 @@ SAME = {
   ('data.documents', 'blank_line'): 'what `auto` does for text',
 }
 # Fields that change how a program runs and not what it computes.
-PROGRAM_ONLY = {'model.remat', 'model.scan_layers'}
+PROGRAM_ONLY = {'model.attention_kernel', 'model.remat', 'model.scan_layers'}
 # Fields that change what is predicted and not what is learned; tests of the objective compare it.
 PREDICTED_ONLY = {'objective.max_answer_length', 'objective.n_best'}
 

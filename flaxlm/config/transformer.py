@@ -159,6 +159,13 @@ class TransformerConfig(Named):
     0.02, 'standard deviation of kernels', above=0.0, when={'init': ('gpt2', 'bert')}
   )
 
+  attention_kernel: str = field(
+    'auto',
+    'what computes self-attention: plain products; kernels that never hold the scores, `splash` '
+    'on TPU and `cudnn` on GPU; `auto`: the kernel of the device wherever it can serve the model',
+    choices=('auto', 'plain', 'splash', 'cudnn'),
+    when={'name': ('encoder', 'decoder', 'encoder_decoder')},
+  )
   remat: str = field(
     'none', 'what the backward pass recomputes in each layer', choices=('none', 'full', 'dots')
   )

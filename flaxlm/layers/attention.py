@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers import initializers
+from flaxlm.layers import fused, initializers
 from flaxlm.layers.dense import Dense, dropout
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import Distances, rotate
@@ -63,12 +63,13 @@ class Attention(nn.Module):
     cache: KeyValues | None = None,
     distances: Distances | None = None,
     key_positions: jax.Array | None = None,
+    pattern: fused.Pattern | None = None,
   ) -> tuple[jax.Array, KeyValues]:
     """x: [B, Lq, D]; memory: [B, Lk, D] or what it gave; positions: [B, Lq], None where none apply.
 
     mask: bool, broadcastable to [B, 1, Lq, Lk]; bias: float32, broadcastable to [B, H, Lq, Lk].
     distances: of queries and keys, of a position scheme that has them. key_positions: [B, Lk], if
-    they are not those of x.
+    they are not those of x. pattern: what `mask` says, where a fused kernel may read that instead.
     With a cache, the keys and values of x are written to the slots `positions` first and the
     queries attend to all slots that the mask allows. Returns ([B, Lq, D], what they attended to).
     """
@@ -89,7 +90,12 @@ class Attention(nn.Module):
       bias = scores if bias is None else bias + scores
     if c.scale_attention:
       q = q * c.head_size**-0.5
-    y = self._attend(q, read, mask, bias, deterministic)
+    kernel = 'plain' if pattern is None else fused.chosen(c, deterministic)
+    if kernel == 'plain':
+      y = self._attend(q, read, mask, bias, deterministic)
+    else:
+      window = c.window if self.local else None
+      y = fused.attend(c, kernel, q, read.key, read.value, pattern, mask, window)
     init = initializers.kernel(c, c.num_heads * c.head_size, 'residual')
     out = Dense(
       (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),

@@ -11,6 +11,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers.adapter import Adapter
 from flaxlm.layers.attention import Attention, Cache
 from flaxlm.layers.dense import dropout
+from flaxlm.layers.fused import Pattern
 from flaxlm.layers.mlp import MLP
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import Distances
@@ -22,6 +23,7 @@ class Context:
 
   mask: bool [B or 1, 1, Lq, Lk]; local_mask: that of local layers, or None; bias: float32
   [B or 1, H, Lq, Lk] or None; distances: those that scores depend on, or None; positions: [B, Lq];
+  pattern: what `mask` says to fused kernels, or None where there are none for it;
   memory_mask: [B, 1, Lq, Lm] where there is an encoder; memory: its output [B, Lm, D], or None
   where the cache has what the layers made of it.
   """
@@ -29,6 +31,7 @@ class Context:
   mask: jax.Array
   bias: jax.Array | None
   positions: jax.Array
+  pattern: Pattern | None = None
   distances: Distances | None = None
   local_mask: jax.Array | None = None
   memory: jax.Array | None = None
@@ -100,6 +103,7 @@ class Block(nn.Module):
       positions=context.positions,
       deterministic=deterministic,
       cache=cache and cache.own,
+      pattern=context.pattern,
       **source,
     )
     return y, cache and read

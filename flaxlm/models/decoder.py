@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import masks
 from flaxlm.layers.attention import Cache
+from flaxlm.layers.fused import Pattern
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import PositionEncoding, scheme
 from flaxlm.models.block import Context
@@ -73,10 +74,12 @@ def self_context(
     if prefix is not None:
       mask |= masks.prefix(prefix, positions, slots)
   window = position.config.window
+  plain = cache is not None or prefix is not None
   return Context(
     mask=mask,
     local_mask=None if window is None else mask & masks.near(queries, keys, window),
     bias=position.bias(queries, keys),
     distances=position.distances(queries, keys),
     positions=positions,
+    pattern=None if plain else Pattern(segment_ids, causal=True),
   )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import masks
+from flaxlm.layers.fused import Pattern
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import PositionEncoding, scheme
 from flaxlm.models.block import Context
@@ -55,4 +56,5 @@ def self_context(
     bias=position.bias(places, places),
     distances=position.distances(places, places),
     positions=positions,
+    pattern=Pattern(segment_ids, causal=False),
   )

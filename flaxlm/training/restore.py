@@ -21,16 +21,17 @@ from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
 from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
 
+# How layers are run never changes a checkpoint.
+_RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
 # What a resume may change: nothing here alters which numbers the run computes, up to the order of
 # floating-point sums over devices and micro-batches, and the draws of dropout under `pmap`; but for
 # the guard, whose business bad steps are, and the length of the run.
 RESUMABLE = (
   'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
-  'logging', 'profile', 'data.prefetch', 'data.num_workers', 'data.cache_dir', 'total_steps',
-  'num_epochs',
+  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
+  'logging', 'profile', *_RUN_ONLY, 'data.prefetch', 'data.num_workers', 'data.cache_dir',
+  'total_steps', 'num_epochs',
 )  # fmt: skip
-# How layers are run never changes a checkpoint.
-_RUN_ONLY = ('model.remat', 'model.scan_layers')
 _CHANGE_TOKENIZER = 'tokenizer'
 
 
