@@ -9,7 +9,7 @@ from etils import epath
 from flaxlm import terminal
 from flaxlm.config.schema import Config
 from flaxlm.data import summary
-from flaxlm.training import restore
+from flaxlm.training import footprint, restore
 from flaxlm.training.begin import describe, saved_config, start
 from flaxlm.training.detours import RollBack
 from flaxlm.training.interrupt import Interrupts
@@ -58,6 +58,8 @@ def fit(
     state, step, detours = start(experiment, workdir)
     if back is None:
       terminal.say(f'{trained:,} of {total:,} parameters train')
+      for line in footprint.report(experiment.abstract_state, experiment.mesh):
+        terminal.say(line)
       describe(experiment, workdir, overrides)
     else:
       detours = back.back_at(step)
