@@ -1,12 +1,16 @@
-"""Tokenises a corpus ahead of time and shows its statistics; converts TFDS sets.
+"""Tokenises a corpus ahead of time, shows its statistics, finds duplicates; converts TFDS sets.
 
   python -m flaxlm corpus --config configs/gpt2.py:mini --config.data.train=reviews.tsv
   python -m flaxlm corpus --input 'books/*.txt' --documents file
+  python -m flaxlm corpus audit --config configs/bert.py:mini --config.data.train=reviews.tsv
+  python -m flaxlm corpus audit --input 'books/*.txt' --against 'test=plays.txt,news=news.jsonl'
   python -m flaxlm corpus convert --tfds glue/sst2
 
 The first two leave in the cache what training would make there: the tokenizer, if the config names
-none, and the tokens of the training, validation and test text. `convert` writes a TFDS set that is
-prepared as tfrecord again as array_record, which is read without TensorFlow; nothing is downloaded.
+none, and the tokens of the training, validation and test text. `audit` counts exact and near
+duplicates inside each set and between training and the others, and says where they are. `convert`
+writes a TFDS set that is prepared as tfrecord again as array_record, which is read without
+TensorFlow; nothing is downloaded.
 """
 
 import argparse
@@ -24,9 +28,19 @@ def main(argv: Sequence[str]) -> None:
   from flaxlm.commands import _text
 
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument('action', nargs='?', default='tokenise', choices=('tokenise', 'convert'))
+  parser.add_argument(
+    'action', nargs='?', default='tokenise', choices=('tokenise', 'audit', 'convert')
+  )
   parser.add_argument('--config', help='recipe whose data and tokenizer to prepare')
   parser.add_argument('--input', help='instead: file, glob, tfds:NAME[/SPLIT] or embedded')
+  parser.add_argument('--against', help='audit: sets to look for in it: PLACE or NAME=PLACE,...')
+  parser.add_argument(
+    '--threshold', type=share, default=0.8, help='audit: similarity of near duplicates (0.8)'
+  )
+  parser.add_argument('--ngram', type=positive, default=5, help='audit: words in a shingle (5)')
+  parser.add_argument(
+    '--examples', type=positive, default=5, help='audit: most examples of each kind and pair (5)'
+  )
   parser.add_argument('--tfds', help='convert: NAME of a prepared TFDS set')
   parser.add_argument('--json', action='store_true', help='print the statistics as JSON')
   _text.add_flags(parser)
@@ -34,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
   if args.action == 'convert':
     _convert(args)
     return
+  if args.against and args.action != 'audit':
+    raise UserError('corpus: --against belongs to `corpus audit`')
   if (args.config is None) == (args.input is None):
     raise UserError('corpus: set one of --config and --input')
   if args.config:
@@ -44,7 +60,28 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f'--config.{args.overrides[0][0]} changes a recipe; set --config')
   else:
     config = _text.config(args, args.input)
+  if args.action == 'audit':
+    from flaxlm.commands import _audit
+
+    _audit.run(args, config)
+    return
   _show(statistics(config), args.json)
+
+
+def share(text: str) -> float:
+  """A similarity above 0 and at most 1."""
+  value = float(text)
+  if not 0 < value <= 1:
+    raise ValueError(text)
+  return value
+
+
+def positive(text: str) -> int:
+  """A whole number from 1."""
+  value = int(text)
+  if value < 1:
+    raise ValueError(text)
+  return value
 
 
 def _convert(args: argparse.Namespace) -> None:

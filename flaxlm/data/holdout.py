@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,23 @@ from flaxlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-  """Some documents of a corpus; `texts()` starts over each time it is called.
+  """Some documents of a corpus; `located()` starts over each time it is called.
 
-  num_documents: how many there are; identity: what they hash to, JSON-able; sources: of a mixture,
-  name -> documents of each source; weights: of these, relative to each other.
+  num_documents: how many there are; identity: what they hash to, JSON-able; located: (where it
+  stands, text) of each; sources: of a mixture, name -> documents of each source; weights: of these,
+  relative to each other.
   """
 
   name: str
   num_documents: int
   identity: Any
-  texts: Callable[[], Iterator[str]]
+  located: Callable[[], Iterator[tuple[str, str]]]
   sources: Mapping[str, 'Documents'] = dataclasses.field(default_factory=dict)
   weights: tuple[float, ...] = ()
+
+  def texts(self) -> Iterator[str]:
+    """The text of each document."""
+    return (text for _, text in self.located())
 
 
 def training(config: Any) -> Documents:
@@ -50,6 +55,12 @@ def validation(config: Any) -> dict[str, Documents]:
   }
 
 
+def against(config: Any, text: str) -> dict[str, Documents]:
+  """The documents of PLACE or NAME=PLACE,NAME=PLACE, to be compared with those of `train`."""
+  found = _named(text, '--against', ('train',)) or {'against': text}
+  return {name: _whole(config, place, 'test') for name, place in found.items()}
+
+
 def everything(config: Any) -> Documents:
   """The documents of `config.train`, with those that training would hold out."""
   return _joined(config, split=False)
@@ -67,7 +78,7 @@ def _joined(config: Any, split: bool) -> Documents:
     config.train,
     sum(part.num_documents for part in parts.values()),
     {'weights': config.weights, 'sources': [part.identity for part in parts.values()]},
-    lambda: itertools.chain.from_iterable(part.texts() for part in parts.values()),
+    lambda: itertools.chain.from_iterable(part.located() for part in parts.values()),
     parts,
     config.weights or (1.0,) * len(parts),
   )
@@ -80,12 +91,12 @@ def test(config: Any) -> Documents:
 
 def places(text: str) -> dict[str, str]:
   """Parses PLACE or NAME=PLACE,NAME=PLACE of `config.data.validation`."""
-  return _named(text, 'validation') or {'validation': text}
+  return _named(text, 'config.data.validation') or {'validation': text}
 
 
 def training_places(config: Any) -> dict[str, str]:
   """Name -> place of the sources of `config.train`; one that has no name is ''."""
-  found = _named(config.train, 'train') or {'': config.train}
+  found = _named(config.train, 'config.data.train') or {'': config.train}
   if config.weights and '' in found:
     raise UserError('config.data.weights: config.data.train must be NAME=PLACE,NAME=PLACE for them')
   if config.weights and len(config.weights) != len(found):
@@ -96,19 +107,22 @@ def training_places(config: Any) -> dict[str, str]:
   return found
 
 
-def _named(text: str, field: str) -> dict[str, str]:
-  """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that."""
+def _named(text: str, field: str, taken: Sequence[str] = ('train', 'test')) -> dict[str, str]:
+  """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that.
+
+  Raises UserError, naming the field, for other text that does, and for names that are `taken`.
+  """
   if not re.match(r'[\w-]+=', text):
     return {}
   found: dict[str, str] = {}
   for part in text.split(','):
     name, equals, place = part.partition('=')
     if not equals or not re.fullmatch(r'[\w-]+', name) or not place or name in found:
-      raise UserError(f'config.data.{field}: NAME=PLACE,NAME=PLACE expected, got {text!r}')
+      raise UserError(f'{field}: NAME=PLACE,NAME=PLACE expected, got {text!r}')
     found[name] = place
-  taken = sorted({'train', 'test'}.intersection(found))
-  if taken:
-    raise UserError(f'config.data.{field}: {taken[0]!r} is not a name for a set')
+  wrong = [name for name in found if name in taken]
+  if wrong:
+    raise UserError(f'{field}: {wrong[0]!r} is not a name for a set')
   return found
 
 
@@ -175,33 +189,34 @@ def _whole(config: Any, place: str, split: str) -> Documents:
 def _part(config: Any, found: source.Source, first: bool, split: bool) -> Documents:
   place = found.name
   identity = {'source': found.identity, 'max_rows': config.max_rows}
-  texts = lambda: itertools.islice(found.texts(), config.max_rows)
-  number = _count(config, found.name, identity, texts)
+  located = lambda: itertools.islice(found.located(), config.max_rows)
+  number = _count(config, found.name, identity, located)
   if not split:
-    return Documents(place, number, identity, texts)
+    return Documents(place, number, identity, located)
   identity = identity | {'holdout': config.holdout, 'part': 'first' if first else 'last'}
   if number == 1:
-    return Documents(place, 1, identity, lambda: _cut_text(next(texts()), config.holdout, first))
+    return Documents(place, 1, identity, lambda: _cut(next(located()), config.holdout, first))
   middle = _num_first(number, config)
   if first:
-    return Documents(place, middle, identity, lambda: itertools.islice(texts(), middle))
+    return Documents(place, middle, identity, lambda: itertools.islice(located(), middle))
   return Documents(
-    place, number - middle, identity, lambda: itertools.islice(texts(), middle, None)
+    place, number - middle, identity, lambda: itertools.islice(located(), middle, None)
   )
 
 
-def _cut_text(text: str, holdout: float, first: bool) -> Iterator[str]:
+def _cut(document: tuple[str, str], holdout: float, first: bool) -> Iterator[tuple[str, str]]:
+  where, text = document
   middle = int(len(text) * (1 - holdout))
-  yield text[:middle] if first else text[middle:]
+  yield (where, text[:middle]) if first else (where, text[middle:])
 
 
-def _count(config: Any, name: str, identity: Any, texts: Callable[[], Iterator[str]]) -> int:
+def _count(config: Any, name: str, identity: Any, located: Callable[[], Iterator[Any]]) -> int:
   """The number of documents; counted once, then kept in the cache."""
   path = cache.directory(config) / 'counts' / f'{cache.key(identity)}.json'
   if path.exists():
     return json.loads(path.read_text())['documents']
   terminal.phase('data', f'counting the documents of {name}')
-  number = sum(1 for _ in texts())
+  number = sum(1 for _ in located())
   if not number:
     raise UserError(f'config.data: {name} has no documents that are not empty')
   path.parent.mkdir(parents=True, exist_ok=True)

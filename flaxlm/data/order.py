@@ -37,7 +37,7 @@ class EpochOrder:
   def _make_window(self, epoch: int, window: int) -> np.ndarray:
     """Rows at places [window * size, (window + 1) * size) of an epoch: int64 [<= size]."""
     n, block = self.num_rows, self.block
-    key = int(_hash(_hash(self.seed) + np.uint64(epoch)))
+    key = int(mixed_bits(mixed_bits(self.seed) + np.uint64(epoch)))
     start = window * self._size
     places = start + _shuffled(min(self._size, n - start), key ^ (window + 1))
     blocks = np.append(self._blocks(key, window), n // block)
@@ -81,11 +81,11 @@ class StreamOrder:
 
 def _shuffled(number: int, key: int) -> np.ndarray:
   """A permutation of range(number): int64 [number]."""
-  keys = _hash(np.arange(number, dtype=np.uint64) ^ _hash(key & 0xFFFFFFFFFFFFFFFF))
+  keys = mixed_bits(np.arange(number, dtype=np.uint64) ^ mixed_bits(key & 0xFFFFFFFFFFFFFFFF))
   return np.argsort(keys, kind='stable')
 
 
-def _hash(value: np.ndarray | int) -> np.ndarray:
+def mixed_bits(value: np.ndarray | int) -> np.ndarray:
   """64 well-mixed bits of each number (the finaliser of SplitMix64)."""
   with np.errstate(over='ignore'):
     z = np.asarray(value).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)

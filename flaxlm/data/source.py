@@ -33,14 +33,19 @@ Reader = Callable[[epath.Path, Any, bad_rows.Handler], Rows]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A corpus: `texts()` starts over each time it is called.
+  """A corpus: `located()` starts over each time it is called.
 
-  identity: what the content and the way it is read hash to, JSON-able; a changed file changes it.
+  identity: what the content and the way it is read hash to, JSON-able; a changed file changes it;
+  located: (where it stands, text) of each document.
   """
 
   name: str
   identity: Any
-  texts: Callable[[], Iterator[str]]
+  located: Callable[[], Iterator[tuple[str, str]]]
+
+  def texts(self) -> Iterator[str]:
+    """The text of each document."""
+    return (text for _, text in self.located())
 
 
 def documents(place: str, config: Any, split: str = 'train') -> Source:
@@ -49,7 +54,8 @@ def documents(place: str, config: Any, split: str = 'train') -> Source:
   split: of a TFDS set whose place names none.
   """
   if place == 'embedded':
-    return Source('embedded', embedded.identity(), lambda: iter(embedded.documents()))
+    read = lambda: ((f'embedded:{i}', text) for i, text in enumerate(embedded.documents()))
+    return Source('embedded', embedded.identity(), read)
   if place.startswith('tfds:'):
     read = lambda: _texts(rows(place, config, split), config)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
@@ -180,30 +186,33 @@ def _broken(text: str) -> str:
   return ''
 
 
-def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[str]:
+def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[tuple[str, str]]:
   for path in paths:
     if kind(path) not in TABLES:
       if config.documents == 'row':
         raise UserError(f'config.data.documents: {path} is not a table, so it has no rows')
-      texts = _paragraphs(path) if config.documents != 'file' else [whole(path)]
+      if config.documents == 'file':
+        texts = [(str(path), whole(path))]
+      else:
+        texts = _paragraphs(path)
     elif config.documents in ('auto', 'row'):
       texts = _texts(_table(path, (config.text_column,), bad_rows.stop), config)
     else:
       raise UserError(f'config.data.documents: {path} is a table; its documents are rows (`row`)')
-    yield from (text for text in texts if text.strip())
+    yield from ((where, text) for where, text in texts if text.strip())
 
 
-def _paragraphs(path: epath.Path) -> Iterator[str]:
-  """Documents between blank lines; inside a document, line ends are kept."""
+def _paragraphs(path: epath.Path) -> Iterator[tuple[str, str]]:
+  """('FILE:LINE', document) between blank lines; inside a document, line ends are kept."""
   block: list[str] = []
-  for _, line in lines(path):
+  for number, line in lines(path):
     if line.strip():
       block.append(line)
     elif block:
-      yield '\n'.join(block)
+      yield f'{path}:{number - len(block)}', '\n'.join(block)
       block = []
   if block:
-    yield '\n'.join(block)
+    yield f'{path}:{number - len(block) + 1}', '\n'.join(block)
 
 
 def whole(path: epath.Path) -> str:
@@ -221,11 +230,11 @@ def whole(path: epath.Path) -> str:
   raise UserError(f'{path}: not UTF-8')
 
 
-def _texts(table: Iterable[tuple[str, dict[str, str]]], config: Any) -> Iterator[str]:
+def _texts(table: Iterable[tuple[str, dict[str, str]]], config: Any) -> Iterator[tuple[str, str]]:
   for where, row in table:
     text = column(row, config.text_column, where, 'text_column')
     if text.strip():
-      yield text
+      yield where, text
 
 
 def column(row: dict[str, str], name: str, where: str, field: str) -> str:

@@ -271,7 +271,10 @@ def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
     texts = [text for example in examples for text in task.texts(example)]
     identity = {'rows': cache.key(texts)}
     return for_corpus(
-      config, holdout.Documents(config.data.train, len(texts), identity, lambda: iter(texts))
+      config,
+      holdout.Documents(
+        config.data.train, len(texts), identity, lambda: (('', text) for text in texts)
+      ),
     )
   return for_corpus(config, holdout.training(config.data))
 

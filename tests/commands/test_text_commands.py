@@ -1,6 +1,7 @@
 """`python -m flaxlm tokenizer` and `corpus`, as a user calls them."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -43,9 +44,43 @@ def test_corpus(text, tmp_path, capsys):
   assert 'validation' in capsys.readouterr().out
 
 
+def test_audit(text, tmp_path, capsys):
+  """Equal lines are counted, also those that differ in case and spaces only, and are located."""
+  other = tmp_path / 'y.txt'
+  other.write_text('THE QUICK  Brown\n\nnothing of this stands in the other one')
+  argv = ['audit', '--input', text, '--against', f'test={other}']
+  argv += ['--cache_dir', str(tmp_path / 'cache')]
+  corpus.main([*argv, '--json'])
+  found = json.loads(capsys.readouterr().out)
+  lines = [line.split('\t')[0] for line in pathlib.Path(text).read_text().splitlines()][1:]
+  assert found['sets']['train']['documents'] == len(lines)
+  assert found['sets']['train']['exact'] == len(lines) - len(set(lines))
+  assert found['between']['test'] == {'documents': 2, 'exact': 1, 'near': 0}
+  (leak,) = [e for e in found['examples'] if e['sets'] == ['train', 'test']]
+  assert leak['places'] == [f'{text}:2', f'{other}:1']
+  corpus.main(argv)
+  assert 'test in train' in capsys.readouterr().out
+
+
+def test_audit_of_a_recipe(text, tmp_path, capsys):
+  """Of running text with its held-out part, and of the rows of a task."""
+  flags = [f'--config.data.train={text}', f'--config.data.cache_dir={tmp_path}/cache']
+  corpus.main(['audit', '--config', 'configs/gpt2.py:mini', *flags, '--json'])
+  found = json.loads(capsys.readouterr().out)
+  assert found['sets']['validation']['documents'] == 6
+  flags += [f'--config.data.validation={text}', f'--config.data.test={text}']
+  corpus.main(['audit', '--config', 'configs/classify.py:encoder', *flags, '--json'])
+  found = json.loads(capsys.readouterr().out)
+  assert [row['documents'] for row in found['sets'].values()] == [60, 60, 60]
+  assert found['between']['test']['exact'] == 60
+
+
 @pytest.mark.parametrize(
   'argv, message',
   [
+    (['audit', '--input', 'embedded', '--threshold', '1.5'], 'threshold'),
+    (['--input', 'embedded', '--against', 'x'], '--against belongs to'),
+    (['audit', '--input', 'embedded', '--against', 'train=x'], "'train' is not a name"),
     ([], 'one of --config and --input'),
     (['--input', 'nosuch.txt'], 'nosuch.txt does not exist'),
     (['--input', 'embedded', '--vocab_size', '3'], 'config.tokenizer.vocab_size'),
