@@ -17,6 +17,7 @@ LAYERS = (
   {'objectives', 'tasks'},
   {'decoding'},
   {'training', 'evaluation'},
+  {'plan'},
   {'commands', 'commandline', '__main__'},
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

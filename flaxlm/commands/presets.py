@@ -64,32 +64,26 @@ def measure(name: str) -> Preset:
   """The preset of a name that `names` gave."""
   import flax.linen as nn
   import jax
-  import numpy as np
 
   from flaxlm.config import recipe, tree
-  from flaxlm.models.flops import train_step_flops
+  from flaxlm.plan import sizes
   from flaxlm.training.optimizer import make_optimizer
 
   config = tree.from_config_dict(recipe.read(*recipe.split(str(CONFIGS / name))))
   # How layers are run changes no shape, and one traced layer is traced faster than many.
-  sizes = {'vocab_size': config.tokenizer.vocab_size, 'scan_layers': True}
-  config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
+  model = {'vocab_size': config.tokenizer.vocab_size, 'scan_layers': True}
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
   params, batch = _shapes(config)
-  optimizer = make_optimizer(config.optimizer, 1)[0]
-  moments = jax.eval_shape(optimizer.init, nn.unbox(params))
-  # A head that ties its table to the trunk's has no leaf, and none at all without a dense layer.
-  head = params.get('head', {})
-  transform = 'dense' in str(jax.tree.structure(head))
+  moments = jax.eval_shape(make_optimizer(config.optimizer, 1)[0].init, nn.unbox(params))
   length = sum(shape[1] for key, shape in batch.items() if key.endswith('segment_ids'))
-  num_bytes = lambda t: sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(t))
-  trunk = _count(params['trunk'], config.model)
+  trunk = sizes.count(params['trunk'], config.model)
   return Preset(
     name=name,
     trunk_parameters=trunk,
-    parameters=trunk + _count(head, config.model),
-    flops_per_token=train_step_flops(config.model, batch, transform) / length,
-    parameter_bytes=num_bytes(params),
-    optimizer_bytes=num_bytes(moments),
+    parameters=trunk + sizes.count(params.get('head', {}), config.model),
+    flops_per_token=sizes.step_flops(config.model, params, batch) / length,
+    parameter_bytes=sizes.num_bytes(params),
+    optimizer_bytes=sizes.num_bytes(moments),
   )
 
 
@@ -98,29 +92,12 @@ def _shapes(config: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
   import jax
 
   from flaxlm.data import packing
-  from flaxlm.data.tokenizer import Tokenizer
   from flaxlm.models.model import make_model
+  from flaxlm.plan import abstract
   from flaxlm.training.experiment import objective_class
 
-  # Objectives ask a tokenizer for its special tokens; the vocabulary is that of the config.
-  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': config.tokenizer.sentinels})
-  objective = objective_class(config)(config, tokenizer)
+  objective = objective_class(config)(config, abstract.tokenizer(config.tokenizer))
   batch = packing.pack_rows([[]], objective.streams)
   model = make_model(config.model, objective.head(config.model))
   params = jax.eval_shape(model.init, jax.random.key(0), batch)['params']
   return params, {key: value.shape for key, value in batch.items()}
-
-
-def _count(boxed: Any, config: Any) -> int:
-  """Elements of the leaves, without rows that pad an axis of the vocabulary."""
-  import flax.linen as nn
-  import jax
-
-  total = 0
-  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
-  for leaf in jax.tree.leaves(boxed, is_leaf=is_box):
-    size = 1
-    for axis, name in zip(leaf.value.shape, leaf.names, strict=True):
-      size *= config.vocab_size if name == 'vocab' else axis
-    total += size
-  return total

@@ -8,6 +8,8 @@ from flaxlm.errors import UserError
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi', 'transformer_xl')
 RATE = {'low': 0.0, 'below': 1.0}
 ROPE = {'position': ('rope',)}
+# From the most memory to the least; from the least work to the most.
+REMAT = ('none', 'dots_and_attention', 'dots', 'attention', 'full', 'offload')
 ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
 # The trunks that are made of `models/block.py`.
 BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder', 'xlnet')}
@@ -167,7 +169,7 @@ class TransformerConfig(Named):
     when={'name': ('encoder', 'decoder', 'encoder_decoder')},
   )
   remat: str = field(
-    'none', 'what the backward pass recomputes in each layer', choices=('none', 'full', 'dots')
+    'none', 'what the backward pass keeps of each layer (layers/remat.py)', choices=REMAT
   )
   scan_layers: bool = field(False, 'run the layers as one compiled loop: compiles faster')
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers import fused, initializers
+from flaxlm.layers import fused, initializers, remat
 from flaxlm.layers.dense import Dense, dropout
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import Distances, rotate
@@ -77,6 +77,7 @@ class Attention(nn.Module):
     norm = lambda name, x: Norm(c, 'rmsnorm', 'head_dim', name=name)(x) if c.qk_norm else x
     turn = lambda x, places: x if positions is None else rotate(c, x, places, self.local)
     q = turn(norm('query_norm', self._project('query', c.num_heads, 'heads')(x)), positions)
+    q = remat.named(q, remat.QUERY)
     if isinstance(memory, KeyValues):
       read = memory
     else:
@@ -84,6 +85,7 @@ class Attention(nn.Module):
       k = norm('key_norm', self._project('key', c.kv_heads, 'kv_heads')(source))
       k = turn(k, positions if key_positions is None else key_positions)
       v = self._project('value', c.kv_heads, 'kv_heads')(source)
+      k, v = remat.named(k, remat.KEY), remat.named(v, remat.VALUE)
       read = KeyValues.of(k, v) if cache is None else cache.written(positions, k, v)
     if distances is not None:
       q, scores = RelativeScores(c, name='relative')(q, read.key.shape[2], distances)
@@ -92,7 +94,7 @@ class Attention(nn.Module):
       q = q * c.head_size**-0.5
     kernel = 'plain' if pattern is None else fused.chosen(c, deterministic)
     if kernel == 'plain':
-      y = self._attend(q, read, mask, bias, deterministic)
+      y = remat.named(self._attend(q, read, mask, bias, deterministic), remat.CONTEXT)
     else:
       window = c.window if self.local else None
       y = fused.attend(c, kernel, q, read.key, read.value, pattern, mask, window)
@@ -101,7 +103,7 @@ class Attention(nn.Module):
       (c.num_heads, c.head_size), (c.emb_dim,), ('heads', 'head_dim'), ('embed',),
       init, c.attention_biases, name='out',
     )  # fmt: skip
-    return out(y), read
+    return remat.named(out(y), remat.OUT), read
 
   def _project(self, name: str, heads: int, axis: str) -> Dense:
     c = self.config

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flaxlm import sharding
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
+from flaxlm.layers import remat
 
 # The lanes of a TPU's vector registers: lengths and head sizes are filled up to multiples of it.
 _LANES = 128
@@ -134,6 +135,7 @@ def _splash(
     attn_logits_soft_cap=softcap or None,
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=remat.CONTEXT,
     interpret=sharding.platform() != 'tpu',
   )
   one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))

@@ -19,7 +19,7 @@ def train_step_flops(
   Args:
     config: of the trunk.
     shapes: of the batch: inputs, or encoder_inputs and decoder_inputs, [B, L]; targets [B, T] of a
-      vocabulary head.
+      vocabulary head, if there is one.
     head_transform: whether the head has a dense layer of its own (BERT's).
   """
   if 'encoder_inputs' in shapes:
@@ -33,7 +33,7 @@ def train_step_flops(
       queries += shapes['target_positions'][1]
       keys += config.memory_length if 'continues' in shapes else 0
     forward = config.num_layers * _layer(config, rows, queries, keys)
-  rows, targets = shapes['targets']
+  rows, targets = shapes.get('targets', (0, 0))
   head = config.table_size + (config.emb_dim if head_transform else 0)
   forward += rows * targets * config.emb_dim * head
   return 2.0 * 3.0 * forward

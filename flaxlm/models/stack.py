@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.transformer import TransformerConfig
+from flaxlm.layers import remat
 from flaxlm.models.block import Block, Context
 from flaxlm.sharding import keep_rows
 
-POLICIES = {
-  'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 # What a layer without a norm before its attention lacks.
 BARE = 'attention_norm'
 # Where `unstacked` puts the parameters of each layer.
@@ -58,14 +55,14 @@ class Stack(nn.Module):
 
       def apply(x, layer):
         params, index, cache = layer
-        x = keep_rows(x)
+        x = remat.named(keep_rows(x), remat.INPUT)
         rngs = {} if key is None else {'dropout': jax.random.fold_in(key, index)}
         depth = (index + 1) / self.num_layers
         return block.apply({'params': params}, x, context, depth, deterministic, cache, rngs=rngs)
 
       if c.remat == 'none':
         return apply
-      return jax.checkpoint(apply, policy=POLICIES[c.remat], prevent_cse=not scanned)
+      return jax.checkpoint(apply, policy=remat.POLICIES[c.remat], prevent_cse=not scanned)
 
     stacked = layers, jnp.arange(self.num_layers), cache
     outputs = []

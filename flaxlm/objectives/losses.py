@@ -76,6 +76,9 @@ _cross_entropy.defvjp(_forward, _backward)
 
 def _over_rows(chunk, head, tokens):
   """`_over_chunks` of the rows of each device; what it sums is added over the devices once."""
+  table, bias = head
+  # In the dtype of the products before it is gathered, which halves what passes between devices.
+  head = table.astype(tokens[0].dtype), bias
   divided = on_shards(partial(_over_chunks, chunk), [(), ('batch',)], ('batch',), sums=True)
   return divided(head, tokens)
 

@@ -3,10 +3,14 @@
 import functools
 
 import jax
+from jax.sharding import Mesh
 
 # XLA's CPU compiler hands products to YNNPACK by default; on x86 with AVX2 that is two to three
 # times slower than its own Eigen kernels at the sizes of small models (docs/performance.md).
 _CPU_STEP = (('xla_cpu_experimental_ynn_fusion_type', ''),)
+# On TPUs, products of gathered matrices otherwise become loops that pass parts around; the compiler
+# itself takes them for twice the cycles.
+_TPU_STEP = (('xla_jf_spmd_threshold_for_windowed_einsum_mib', 1_000_000),)
 # What runs once is not worth optimising: the random numbers of a small model compiled for 10 s.
 _CPU_ONCE = (
   ('xla_backend_optimization_level', 0),
@@ -14,8 +18,10 @@ _CPU_ONCE = (
 )
 
 
-def step_options() -> dict[str, str | int | bool]:
-  """Options for `jax.jit(compiler_options=...)` of what runs at every step."""
+def step_options(mesh: Mesh) -> dict[str, str | int | bool]:
+  """Options for `jax.jit(compiler_options=...)` of what runs on the mesh at every step."""
+  if mesh.devices.flat[0].platform == 'tpu':
+    return dict(_TPU_STEP)
   return _accepted(_CPU_STEP)
 
 

@@ -37,7 +37,7 @@ def jitted(step: Callable, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], **o
     with sharding.placed(mesh, rules):
       return step(*args)
 
-  return jax.jit(placed, compiler_options=compiler.step_options(), **options)
+  return jax.jit(placed, compiler_options=compiler.step_options(mesh), **options)
 
 
 class Mapped:

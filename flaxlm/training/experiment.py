@@ -161,6 +161,7 @@ def build(
   training: bool = True,
   with_data: bool = True,
   devices: Sequence[jax.Device] | None = None,
+  tokenizer: Tokenizer | None = None,
 ) -> Experiment:
   """Builds an experiment.
 
@@ -172,12 +173,13 @@ def build(
       devices there are take part, whatever the mesh of the run was.
     with_data: False makes neither training batches nor evaluation sets, for decoding.
     devices: to run on; all by default.
+    tokenizer: to take instead of the run's, where nothing may be read (a plan).
 
   Raises:
     UserError: for data that cannot be read and for parts that do not go together.
   """
   check_parts(config)
-  tokenizer = _tokenizer(config, epath.Path(workdir))
+  tokenizer = tokenizer or _tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
   bad = BadRows(config.data.on_bad_row)
   if config.task.name and with_data:

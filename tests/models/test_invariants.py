@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from flaxlm.config.transformer import POSITIONS, TransformerConfig
+from flaxlm.config.transformer import POSITIONS, REMAT, TransformerConfig
 from flaxlm.config.tree import load_module
 from flaxlm.data import packing
 from flaxlm.models.model import Model
@@ -90,23 +90,23 @@ def test_packed_equals_unpacked_and_nothing_leaks(family, position):
 # How the layers are run, besides unrolled without remat: every pair of (family, scan), (family,
 # remat) and (scan, remat) once. The rest of the product is in the full suite.
 QUICK_RUNS = {
-  'encoder': [(True, 'full'), (False, 'dots')],
-  'decoder': [(True, 'none'), (False, 'full'), (True, 'dots')],
-  'encoder_decoder': [(True, 'dots'), (False, 'full')],
+  'encoder': [(True, 'full'), (False, 'dots'), (True, 'attention')],
+  'decoder': [(True, 'none'), (False, 'full'), (True, 'dots'), (True, 'offload')],
+  'encoder_decoder': [(True, 'dots'), (False, 'full'), (True, 'dots_and_attention')],
 }
 
 
 @pytest.mark.parametrize(
   ('family', 'runs'),
   [(family, tuple(runs)) for family, runs in QUICK_RUNS.items()]
-  + [pytest.param(family, tuple(itertools.product((False, True), ('none', 'full', 'dots')))[1:],
+  + [pytest.param(family, tuple(itertools.product((False, True), REMAT))[1:],
                   marks=pytest.mark.full) for family in FAMILIES],
 )  # fmt: skip
 def test_how_the_layers_are_run_changes_nothing(family, runs):
   batch = packing.pack_rows([[document(family, 1), document(family, 2)]], streams_of(family))
   # Where random numbers are drawn is most of what there is to compile; `depth` tells the layers.
   rates = dict(layer_drop_rate=0.3)
-  if len(runs) > 3:
+  if len(runs) > 4:
     rates |= dict(dropout_rate=0.2, attention_dropout_rate=0.2)
   _, params = setup(family)
   rngs = {'dropout': jax.random.key(1)}

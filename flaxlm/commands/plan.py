@@ -1,0 +1,76 @@
+"""Tells, without data, how large a run is, whether it fits, and how long a step takes on TPUs.
+
+  python -m flaxlm plan --config=configs/gpt2.py:124m
+  python -m flaxlm plan --config=configs/llama.py:2-7b --topology=v5e:16x16 --config.mesh=1,-1,1
+
+No text is read and no tokenizer trained: the vocabulary has as many pieces as the recipe asks for,
+or --vocab_size. The training step itself is compiled, for the devices that are here, or ahead of
+time for a TPU slice (v4, v5e, v5p, v6e), which needs libtpu but no TPU. Where the run does not fit,
+changes that would help are tried. docs/plans.md says how to read it; no TPU figure is measured.
+"""
+
+import json
+from collections.abc import Sequence
+
+from flaxlm import commandline, terminal
+
+
+def main(argv: Sequence[str]) -> int:
+  parser = commandline.Parser(__doc__, overrides=True)
+  parser.add_argument('--config', required=True, help='configs/NAME.py[:VARIANT]')
+  parser.add_argument('--topology', default='', help='a TPU slice, such as v5e:16x16 or v5p:4x4x8')
+  parser.add_argument('--vocab_size', type=int, help='of the tokenizer, where only text tells it')
+  parser.add_argument(
+    '--tries', type=int, default=3, help='changes to compile at most, if the run does not fit'
+  )
+  parser.add_argument('--json', action='store_true', help='a JSON object')
+  args = parser.parse(argv)
+  from flaxlm.plan import report, topology
+
+  chip, devices = topology.devices(args.topology) if args.topology else (None, None)
+  plans, left = _attempts(args, chip, devices)
+  if args.json:
+    found = {'config': args.config, 'topology': args.topology or None}
+    found |= {'attempts': [report.as_dict(plan) for plan in plans], 'change': plans[-1].change}
+    print(json.dumps({**found, 'fits': plans[-1].fits}, indent=2))
+  else:
+    print('\n'.join(_text(args, plans, left)))
+  return 0 if plans[-1].fits in (True, None) else 1
+
+
+def _attempts(args, chip, devices):
+  """The plan of what was asked for and, while it does not fit, of changes; and what is left."""
+  from flaxlm.config import recipe
+  from flaxlm.plan import abstract, advice, report
+
+  plans, change = [], {}
+  while True:
+    config = recipe.load(args.config, [*args.overrides, *change.items()])
+    built = abstract.experiment(config, args.vocab_size, devices)
+    what = ' '.join(f'--config.{key}={value}' for key, value in change.items())
+    terminal.phase('compile', f'the step for {built.mesh.size} devices {what}'.rstrip())
+    plans.append(report.make(built, chip, change))
+    if plans[-1].fits in (True, None):
+      return plans, None
+    more = advice.next_change(built, plans[-1])
+    if not more or len(plans) > args.tries:
+      return plans, (advice.devices_needed(plans[-1]), more)
+    change = change | more
+
+
+def _text(args, plans, left) -> list[str]:
+  from flaxlm.plan import report
+
+  lines = []
+  for plan in plans:
+    if plan.change:
+      flags = ' '.join(f'--config.{key}={value}' for key, value in plan.change.items())
+      lines += ['', f'with {flags}']
+    lines += report.lines(plan)
+  if left is not None:
+    needed, more = left
+    lines += ['', 'No change that was tried makes it fit.']
+    if more:
+      lines.append('Next: ' + ' '.join(f'--config.{key}={value}' for key, value in more.items()))
+    lines.append(f'Its state alone asks for {needed} such devices, or for more of fewer parts.')
+  return lines

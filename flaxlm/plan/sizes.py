@@ -1,0 +1,94 @@
+"""Parameters, bytes and operations of an experiment, from shapes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flaxlm.config.transformer import TransformerConfig
+from flaxlm.models.flops import train_step_flops
+from flaxlm.plan import abstract
+from flaxlm.training.experiment import Experiment
+from flaxlm.training.state import init_params
+from flaxlm.types import VocabOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Of a whole run, and of the device that has most.
+
+  parameters: with the head, without rows that pad a vocabulary; model_flops: of a step, by formula.
+  """
+
+  parameters: int
+  trunk_parameters: int
+  parameter_bytes: int
+  optimizer_bytes: int
+  tokens_per_step: int
+  model_flops_per_step: float
+  parameter_bytes_per_device: int
+  optimizer_bytes_per_device: int
+
+
+def of(built: Experiment) -> Sizes:
+  """Of an experiment; LoRA's matrices and moving averages count as parameters and as state."""
+  config, state = built.config, built.abstract_state
+  boxed = jax.eval_shape(
+    lambda key: init_params(config, built.model, built.objective, key), jax.random.key(0)
+  )
+  shapes = abstract.batch(built)
+  outputs = jax.eval_shape(
+    lambda params, batch: built.model.apply({'params': params}, batch)[0],
+    built.abstract_weights,
+    shapes,
+  )
+  sizes = {key: value.shape for key, value in shapes.items()}
+  rest = state.opt_state, state.extras
+  return Sizes(
+    parameters=sum(count(node, config.model) for node in boxed.values()),
+    trunk_parameters=count(boxed['trunk'], config.model),
+    parameter_bytes=num_bytes(state.params),
+    optimizer_bytes=num_bytes(rest),
+    tokens_per_step=sum(
+      math.prod(shape) for key, shape in sizes.items() if key.endswith('segment_ids')
+    ),
+    model_flops_per_step=step_flops(config.model, boxed, sizes, outputs),
+    parameter_bytes_per_device=num_bytes(state.params, per_device=True),
+    optimizer_bytes_per_device=num_bytes(rest, per_device=True),
+  )
+
+
+def count(boxed: Any, config: TransformerConfig) -> int:
+  """Elements of leaves boxed with logical axes, without rows that pad an axis of the vocabulary."""
+  total = 0
+  is_box = lambda leaf: isinstance(leaf, nn.Partitioned)
+  for leaf in jax.tree.leaves(boxed, is_leaf=is_box):
+    size = 1
+    for axis, name in zip(leaf.value.shape, leaf.names, strict=True):
+      size *= config.vocab_size if name == 'vocab' else axis
+    total += size
+  return total
+
+
+def num_bytes(tree: Any, per_device: bool = False) -> int:
+  """Of abstract arrays; `per_device`: of what one device keeps of each."""
+  shape = lambda x: x.sharding.shard_shape(x.shape) if per_device else x.shape
+  return sum(math.prod(shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def step_flops(
+  config: TransformerConfig, boxed: Any, shapes: Mapping[str, tuple[int, ...]], outputs: Any = None
+) -> float:
+  """By `models/flops.py`. outputs: of the head; without them, it predicts tokens."""
+  if outputs is not None:
+    is_vocab = lambda leaf: isinstance(leaf, VocabOutput)
+    found = [x for x in jax.tree.leaves(outputs, is_leaf=is_vocab) if is_vocab(x)]
+    shapes = {key: shape for key, shape in shapes.items() if key != 'targets'}
+    if found:
+      shapes['targets'] = found[0].hidden.shape[:2]
+  # A head that ties its table to the trunk's has no leaf, and none at all without a dense layer.
+  transform = 'dense' in str(jax.tree.structure(nn.unbox(boxed).get('head', {})))
+  return train_step_flops(config, shapes, transform)
