@@ -2,27 +2,26 @@
 
 A place is a file, a glob, `tfds:NAME[/SPLIT]` or `embedded`; rows may also come from a pair of
 line-parallel files, `A+B`. Files are text (.txt and any other ending), .jsonl, .csv, .tsv (no
-quoting) or .parquet; all but parquet also as .gz or .xz. Everything is streamed. What cannot be
-read as it should be is a UserError that names the file and line; of a labelled row, the caller may
-count it and go on.
+quoting), .parquet or .array_record; all but these two also as .gz or .xz. Everything is streamed.
+What cannot be read as it should be is a UserError that names the file and line; of a labelled row,
+the caller may count it and go on.
 """
 
 import csv
 import dataclasses
 import gzip
-import io
 import itertools
-import json
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from flaxlm.data import bad_rows, cache, embedded, tfds
+from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
 from flaxlm.errors import UserError, nearest
 
-TABLES = ('.jsonl', '.csv', '.tsv', '.parquet')
+TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
 # The ending under which a task names its reader of files that are no tables.
 ANY_OTHER = '*'
@@ -145,8 +144,9 @@ def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:
 
 
 def kind(path: epath.Path) -> str:
-  """The ending that says how a file is read: '.jsonl' for 'a.jsonl.gz'."""
-  return epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+  """The ending that says how a file is read: '.jsonl' for 'a.jsonl.gz' and 'a.jsonl-00-of-10'."""
+  suffix = epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+  return re.sub(r'-\d+-of-\d+$', '', suffix)
 
 
 def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]:
@@ -196,7 +196,7 @@ def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[tuple[str,
       else:
         texts = _paragraphs(path)
     elif config.documents in ('auto', 'row'):
-      texts = _texts(_table(path, (config.text_column,), bad_rows.stop), config)
+      texts = _texts(_table(path, (config.text_column,), bad_rows.stop, only=True), config)
     else:
       raise UserError(f'config.data.documents: {path} is a table; its documents are rows (`row`)')
     yield from ((where, text) for where, text in texts if text.strip())
@@ -248,13 +248,20 @@ def column(row: dict[str, str], name: str, where: str, field: str) -> str:
   return row[name]
 
 
-def _table(path: epath.Path, wanted: tuple[str, ...], bad: bad_rows.Handler) -> Rows:
-  """Rows of a table. Without a header where the wanted columns are numbers."""
+def _table(
+  path: epath.Path, wanted: tuple[str, ...], bad: bad_rows.Handler, only: bool = False
+) -> Rows:
+  """Rows of a table. Without a header where the wanted columns are numbers.
+
+  only: whether others than the wanted columns may be left out.
+  """
   ending = kind(path)
   if ending == '.jsonl':
     yield from _json_rows(path, bad)
   elif ending == '.parquet':
-    yield from _parquet_rows(path, bad)
+    yield from binary_tables.parquet_rows(path, wanted if only else (), bad)
+  elif ending == '.array_record':
+    yield from binary_tables.array_record_rows(path, bad)
   else:
     cells = _csv_cells(path, bad) if ending == '.csv' else tsv_cells(path, bad)
     yield from named(path, cells, any(name.isdigit() for name in wanted), bad)
@@ -310,52 +317,6 @@ def _json_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
     if not line.strip():
       continue
     try:
-      yield f'{path}:{number}', _json_row(line, f'{path}:{number}')
+      yield f'{path}:{number}', binary_tables.json_row(line, f'{path}:{number}')
     except UserError as error:
       bad(error)
-
-
-def _json_row(line: str, where: str) -> dict[str, str]:
-  try:
-    row = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise UserError(f'{where}: malformed json: {error}') from None
-  if not isinstance(row, dict):
-    raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
-  return {name: _text(value, where) for name, value in row.items()}
-
-
-def _text(value: Any, where: str) -> str:
-  """A json or parquet value as text; half a surrogate pair has no bytes and is an error."""
-  if value is None:
-    return ''
-  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    raise UserError(f'{where}: half a surrogate pair in {text[:40]!r}') from None
-  return text
-
-
-def _parquet_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
-  import pyarrow
-  import pyarrow.parquet
-
-  with path.open('rb') as raw:
-    try:
-      file = pyarrow.parquet.ParquetFile(io.BytesIO(raw.read()) if _is_remote(path) else raw)
-    except pyarrow.ArrowInvalid as error:
-      raise UserError(f'{path}: not a parquet file: {error}') from None
-    number = 0
-    for batch in file.iter_batches(batch_size=1024):
-      for row in batch.to_pylist():
-        number += 1
-        where = f'{path}:{number}'
-        try:
-          yield where, {name: _text(value, where) for name, value in row.items()}
-        except UserError as error:
-          bad(error)
-
-
-def _is_remote(path: epath.Path) -> bool:
-  return '://' in str(path)

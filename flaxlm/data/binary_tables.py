@@ -1,0 +1,166 @@
+"""Tables in binary files: parquet, and ArrayRecord files of any of three kinds of records.
+
+The rows of a parquet file are read a few pages at a time, and only the columns that are wanted, so
+that a row group may be larger than memory. An ArrayRecord file holds serialised `tf.train.Example`s
+(as TFDS writes them), JSON objects, or texts; its first record tells. TensorFlow is not needed.
+"""
+
+import contextlib
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from flaxlm.data import bad_rows
+from flaxlm.errors import UserError
+
+READ = 1024  # Rows or records that are read at once.
+PAGES = 1 << 20  # Bytes of a column of a parquet file that are read at once.
+TEXT = 'text'  # The column of records that are texts.
+Rows = Iterator[tuple[str, dict[str, str]]]
+
+
+def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> Rows:
+  """('FILE:ROW', column -> text), rows from 1; of the columns, or of all if one is missing or none.
+
+  Raises UserError for a file that is no parquet file; `bad` gets rows that are no text.
+  """
+  import pyarrow
+  import pyarrow.parquet
+
+  with path.open('rb') as raw:
+    try:
+      # Without buffers of its own pyarrow reads whole row groups.
+      file = pyarrow.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=PAGES)
+    except pyarrow.ArrowInvalid as error:
+      raise UserError(f'{path}: not a parquet file: {error}') from None
+    wanted = list(columns) if columns and {*columns} <= {*file.schema_arrow.names} else None
+    number = 0
+    try:
+      for batch in file.iter_batches(batch_size=READ, columns=wanted):
+        for row in batch.to_pylist():
+          number += 1
+          where = f'{path}:{number}'
+          try:
+            values = {name: as_text(value, where) for name, value in row.items()}
+          except UserError as error:
+            bad(error)
+            continue
+          yield where, values
+    except (pyarrow.ArrowException, OSError) as error:
+      raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
+
+
+def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
+  """('FILE:RECORD', column -> text), records from 1; a record that is a text has the column `text`.
+
+  Raises UserError for a file that is no ArrayRecord file; `bad` gets records of another kind than
+  the first, and bytes that are not UTF-8.
+  """
+  with _local(path) as file:
+    parse = None
+    for number, record in enumerate(_records(file, path), start=1):
+      where = f'{path}:{number}'
+      parse = parse or _parser(record)
+      try:
+        row = parse(record, where)
+      except UserError as error:
+        bad(error)
+        continue
+      yield where, row
+
+
+def _records(file: pathlib.Path, path: epath.Path) -> Iterator[bytes]:
+  from array_record.python import array_record_module
+
+  number = 0
+  try:
+    reader = array_record_module.ArrayRecordReader(str(file))
+    total = reader.num_records()
+    for number in range(0, total, READ):
+      yield from reader.read(number, min(number + READ, total))
+    reader.close()
+  except (RuntimeError, ValueError, IndexError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(f'{path}:{number + 1}: not an ArrayRecord file, or damaged: {reason}') from None
+
+
+@contextlib.contextmanager
+def _local(path: epath.Path) -> Iterator[pathlib.Path]:
+  """The file, or a copy of one that is elsewhere: the library reads local files."""
+  if '://' not in str(path):
+    yield pathlib.Path(path)
+    return
+  with tempfile.NamedTemporaryFile(suffix='.array_record') as copy:
+    with path.open('rb') as remote:
+      shutil.copyfileobj(remote, copy, 1 << 22)
+    copy.flush()
+    yield pathlib.Path(copy.name)
+
+
+def _parser(record: bytes) -> Any:
+  """(record, where) -> row, for records of the kind of this one."""
+  if _example(record) is not None:
+    return _example_row
+  if record.lstrip()[:1] == b'{':
+    return lambda record, where: json_row(_decoded(record, where), where)
+  return lambda record, where: {TEXT: _decoded(record, where)}
+
+
+def _example(record: bytes) -> Mapping[str, Any] | None:
+  """The features of a serialised tf.train.Example, or None."""
+  from google.protobuf import message
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  try:
+    return tf_example_pb2.Example.FromString(record).features.feature or None
+  except message.DecodeError:
+    return None
+
+
+def _example_row(record: bytes, where: str) -> dict[str, str]:
+  features = _example(record)
+  if features is None:
+    raise UserError(f'{where}: not a tf.train.Example, as the first record of the file is')
+  row = {}
+  for name, feature in sorted(features.items()):
+    kind = feature.WhichOneof('kind')
+    values = list(getattr(feature, kind).value) if kind else []
+    if kind == 'bytes_list':
+      values = [_decoded(value, where) for value in values]
+    row[name] = as_text(values[0] if len(values) == 1 else values or None, where)
+  return row
+
+
+def _decoded(record: bytes, where: str) -> str:
+  try:
+    return record.decode()
+  except UnicodeDecodeError as error:
+    raise UserError(f'{where}: not UTF-8 ({error.reason})') from None
+
+
+def json_row(line: str, where: str) -> dict[str, str]:
+  """The row that a line of JSON is; UserError, naming the place, if it is no object."""
+  try:
+    row = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise UserError(f'{where}: malformed json: {error}') from None
+  if not isinstance(row, dict):
+    raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
+  return {name: as_text(value, where) for name, value in row.items()}
+
+
+def as_text(value: Any, where: str) -> str:
+  """A value of a row as text; half a surrogate pair has no bytes and is an error."""
+  if value is None:
+    return ''
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    raise UserError(f'{where}: half a surrogate pair in {text[:40]!r}') from None
+  return text
