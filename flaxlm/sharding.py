@@ -17,6 +17,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -201,6 +202,40 @@ def on_shards(
     axis_names=set(axes if sums else AXES),
     check_vma=False,
   )
+
+
+def lookup(table: jax.Array, names: tuple[str, str], ids: jax.Array, dtype: Any) -> jax.Array:
+  """table[ids] as dtype: [N, D], logical axes `names`, at ids [B, L] -> [B, L, D].
+
+  Where columns of the table lie along devices that divide rows, every device looks up its columns
+  for the rows of all of these, and sends each its own; where entries are divided, each gives what
+  it has. Left to itself, the compiler copies table or result to all devices.
+  """
+  placement = _placement.get()
+  if placement is None or placement.mesh.size == 1:
+    return table[ids].astype(dtype)
+  rows, entries, columns = (placement.axes(name) for name in ('batch', *names))
+  if {*entries} & {*rows, *columns} or not {*columns} <= {*rows}:
+    return keep_rows(table[ids].astype(dtype))
+
+  def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+    if columns:
+      ids = jax.lax.all_gather(ids, columns, tiled=True)
+    if entries:
+      ids = ids - jax.lax.axis_index(entries) * len(table)
+      here = (ids >= 0) & (ids < len(table))
+      found = jnp.where(here[..., None], table[jnp.where(here, ids, 0)], 0).astype(dtype)
+      found = jax.lax.psum(found, entries)
+    else:
+      found = table[ids].astype(dtype)
+    if columns:
+      found = jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
+    return found
+
+  specs = placement.spec(names), placement.spec(['batch'])
+  return jax.shard_map(
+    local, mesh=placement.mesh, in_specs=specs, out_specs=specs[1], check_vma=False
+  )(table, ids)
 
 
 def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:

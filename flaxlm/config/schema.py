@@ -370,6 +370,7 @@ class Config:
       'kv_heads=tensor',
       'vocab=tensor',
       'embed_out=',
+      'vector=',
       'head_dim=',
       'layers=',
       'table=',

@@ -37,7 +37,9 @@ class Dense(nn.Module):
     y = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
     y = y.reshape(*leading, *self.sizes_out)
     if self.use_bias:
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes_out)
+      # One of width D is copied, not divided: to gather it would take longer than to keep it.
+      axes = ('vector',) if self.axes_out == ('embed',) else self.axes_out
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
       y = y + self.param('bias', zeros, self.sizes_out).astype(x.dtype)
     return y
 

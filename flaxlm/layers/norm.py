@@ -15,7 +15,7 @@ class Norm(nn.Module):
 
   config: TransformerConfig
   kind: str | None = None
-  axis: str = 'embed'
+  axis: str = 'vector'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

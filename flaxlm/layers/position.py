@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxlm import sharding
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers import initializers
 
@@ -67,7 +68,8 @@ class Learned(PositionEncoding):
     c = self.config
     init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
     table = self.param('table', init, (c.position_offset + c.max_length, c.emb_dim))
-    return x + table.astype(x.dtype)[c.position_offset + positions]
+    places = c.position_offset + positions
+    return x + sharding.lookup(table, ('table', 'embed'), places, x.dtype)
 
 
 class Sinusoidal(PositionEncoding):

@@ -9,7 +9,7 @@ from flaxlm.layers import initializers
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.norm import Norm
 from flaxlm.layers.position import PositionEncoding
-from flaxlm.sharding import keep_rows
+from flaxlm.sharding import lookup
 
 
 class TokenTable(nn.Module):
@@ -40,13 +40,17 @@ class Embedding(nn.Module):
     deterministic: bool,
   ) -> jax.Array:
     c = self.config
-    x = keep_rows(table[inputs].astype(jnp.dtype(c.precision)))
+    dtype = jnp.dtype(c.precision)
+    x = lookup(table, ('vocab', 'embed'), inputs, dtype)
     if c.scale_embeddings:
       x = x * jnp.sqrt(jnp.asarray(c.emb_dim, x.dtype))
     if c.token_types:
       init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
-      types = self.param('token_types', init, (c.token_types, c.emb_dim)).astype(x.dtype)
-      x = x + (types[0] if token_type_ids is None else types[token_type_ids])
+      types = self.param('token_types', init, (c.token_types, c.emb_dim))
+      if token_type_ids is None:
+        x = x + types[0].astype(dtype)
+      else:
+        x = x + lookup(types, ('table', 'embed'), token_type_ids, dtype)
     x = position.embed(x, positions)
     if c.embedding_norm:
       x = Norm(c, name='norm')(x)

@@ -111,7 +111,7 @@ class Trunk(nn.Module):
   def _queries(self, position, batch: Batch, deterministic: bool, dtype) -> jax.Array | None:
     """[B, T, D]: the query stream before the first layer, or None without one."""
     c = self.config
-    init = nn.with_logical_partitioning(initializers.table(c), ('embed',))
+    init = nn.with_logical_partitioning(initializers.table(c), ('vector',))
     vector = self.param('query', init, (c.emb_dim,)).astype(dtype)
     if 'order' not in batch:
       return None
