@@ -183,7 +183,8 @@ class FirstFit:
 
   lengths: what each item takes of each stream, dict of int arrays [items]. The order in which items
   are placed is drawn with `seed`; None keeps theirs. At most `open_rows` are tried; with 0, every
-  item has a row of its own.
+  item has a row of its own. placed: (items of all rows, int64 [items]; where each row starts in
+  them, int64 [rows + 1]), which may be given if they are known.
   """
 
   def __init__(
@@ -192,36 +193,50 @@ class FirstFit:
     streams: Mapping[str, Stream],
     seed: int | None,
     open_rows: int = 64,
+    placed: tuple[np.ndarray, np.ndarray] | None = None,
   ):
-    need = np.stack([np.asarray(lengths[name], np.int64) for name in streams], axis=1)
-    capacity = np.array([stream.capacity for stream in streams.values()], np.int64)
-    for name, taken, room in zip(streams, need.max(axis=0, initial=0), capacity, strict=True):
-      if taken > room:
-        raise ValueError(f'stream {name!r}: an item takes {taken} > capacity {room}')
-    order = np.arange(len(need))
-    if seed is not None:
-      order = np.random.default_rng(seed).permutation(order)
-    self._rows: list[list[int]] = [] if open_rows else [[int(item)] for item in order]
-    if not open_rows:
-      return
-    free = np.full((open_rows, len(capacity)), -1, np.int64)
-    row_of = np.zeros(open_rows, np.int64)
-    for item in order:
-      fits = (free >= need[item]).all(axis=1)
-      slot = int(fits.argmax())
-      if not fits[slot]:
-        slot = int(free.min(axis=1).argmin())  # The fullest row closes.
-        free[slot], row_of[slot] = capacity, len(self._rows)
-        self._rows.append([])
-      free[slot] -= need[item]
-      self._rows[row_of[slot]].append(int(item))
+    if placed is None:
+      need = np.stack([np.asarray(lengths[name], np.int64) for name in streams], axis=1)
+      capacity = np.array([stream.capacity for stream in streams.values()], np.int64)
+      for name, taken, room in zip(streams, need.max(axis=0, initial=0), capacity, strict=True):
+        if taken > room:
+          raise ValueError(f'stream {name!r}: an item takes {taken} > capacity {room}')
+      order = np.arange(len(need))
+      if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+      placed = _place(need, capacity, order, open_rows)
+    self.placed = self._items, self._starts = placed
 
   def __len__(self) -> int:
-    return len(self._rows)
+    return len(self._starts) - 1
 
   def __getitem__(self, row: int) -> list[int]:
     """Items of the row, by index."""
-    return self._rows[row]
+    if not 0 <= row < len(self):
+      raise IndexError(f'row {row} of {len(self)}')
+    return self._items[self._starts[row] : self._starts[row + 1]].tolist()
+
+
+def _place(
+  need: np.ndarray, capacity: np.ndarray, order: np.ndarray, open_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """`FirstFit.placed` of items that need so much [items, streams], one after the other."""
+  if not open_rows:
+    return order, np.arange(len(order) + 1)
+  rows: list[list[int]] = []
+  free = np.full((open_rows, len(capacity)), -1, np.int64)
+  row_of = np.zeros(open_rows, np.int64)
+  for item in order:
+    fits = (free >= need[item]).all(axis=1)
+    slot = int(fits.argmax())
+    if not fits[slot]:
+      slot = int(free.min(axis=1).argmin())  # The fullest row closes.
+      free[slot], row_of[slot] = capacity, len(rows)
+      rows.append([])
+    free[slot] -= need[item]
+    rows[row_of[slot]].append(int(item))
+  items = np.fromiter((item for row in rows for item in row), np.int64, len(order))
+  return items, np.cumsum([0, *map(len, rows)])
 
 
 def describe(rows: Any, row: int) -> str:

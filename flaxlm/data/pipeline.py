@@ -4,6 +4,7 @@ Nothing here has a state: `batch(step)` is the same on any day, on any number of
 its part of the global batch), after any resume.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import holdout, mixture, packing, store, workers
+from flaxlm.data import holdout, mixture, packing, packing_index, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
@@ -52,13 +53,24 @@ class ItemRng:
 
 
 class PackedItems:
-  """Labelled items, packed first-fit: [row] is the list of its items; of one, if not `together`."""
+  """Labelled items, packed first-fit: [row] is the list of its items; of one, if not `together`.
 
-  def __init__(self, objective: Any, items: Sequence[Any], seed: int | None, together: bool = True):
+  data: DataConfig, in whose cache the index of many items is kept; None keeps none.
+  """
+
+  def __init__(
+    self,
+    objective: Any,
+    items: Sequence[Any],
+    seed: int | None,
+    together: bool = True,
+    data: Any = None,
+  ):
     self.items = items
     taken = [objective.lengths(item) for item in items]
     lengths = {name: np.array([t[name] for t in taken], np.int64) for name in objective.streams}
-    self._rows = packing.FirstFit(lengths, objective.streams, seed, open_rows=64 * together)
+    pack = functools.partial(packing_index.first_fit, data) if data else packing.FirstFit
+    self._rows = pack(lengths, objective.streams, seed, 64 * together)
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -365,13 +365,13 @@ def _labelled(
       items = objective.items(rows)
       bar.advance(len(rows))
     if name == 'train':
-      packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack)
+      packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
       augment = Augmentation(config.data, objective, config.objective.name)
       train = pipeline.Pipeline(
         config, objective, packed, (), parts, augment if augment.is_on else None
       )
     else:
-      packed = pipeline.PackedItems(objective, items, None)
+      packed = pipeline.PackedItems(objective, items, None, data=config.data)
       evals[name] = pipeline.EvalPipeline(config, objective, packed, parts)
   return train, evals
 

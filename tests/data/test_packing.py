@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from flaxlm.data import packing
+from flaxlm.config.schema import DataConfig
+from flaxlm.data import packing, packing_index
 from flaxlm.data.packing import Concatenated, FirstFit, Stream, Windows, pack_rows
 from flaxlm.errors import UserError
 
@@ -198,3 +199,29 @@ def test_without_open_rows_every_item_has_its_own():
   sizes = {'a': np.array([6, 2, 2, 10])}
   rows = FirstFit(sizes, {'a': Stream(10, ('a',))}, seed=0, open_rows=0)
   assert sorted(rows[i] for i in range(len(rows))) == [[0], [1], [2], [3]]
+
+
+def test_an_index_of_many_items_is_made_once(tmp_path, monkeypatch):
+  """It is the one that first-fit makes, another seed or length makes another, few are not kept."""
+  monkeypatch.setattr(packing_index, 'LEAST', 100)
+  config = DataConfig(cache_dir=str(tmp_path))
+  streams = {'a': Stream(50, ('a',)), 'b': Stream(9, ('b',))}
+  rng = np.random.default_rng(0)
+  lengths = {'a': rng.integers(1, 40, 300), 'b': rng.integers(0, 5, 300)}
+  made = lambda: len(list((tmp_path / 'packing').glob('*/rows.npz')))
+  rows = lambda index: [index[row] for row in range(len(index))]
+  expected = FirstFit(lengths, streams, 0, 8)
+  for _ in range(2):
+    assert rows(packing_index.first_fit(config, lengths, streams, 0, 8)) == rows(expected)
+    assert made() == 1
+  with monkeypatch.context() as patched:
+    patched.setattr(packing, '_place', None)  # what is kept is not made again
+    assert rows(packing_index.first_fit(config, lengths, streams, 0, 8)) == rows(expected)
+  packing_index.first_fit(config, lengths, streams, 1, 8)
+  longer = lengths | {'b': lengths['b'] + (np.arange(300) == 7)}
+  found = packing_index.first_fit(config, longer, streams, 0, 8)
+  assert rows(found) == rows(FirstFit(longer, streams, 0, 8))
+  assert made() == 3
+  few = {name: values[:99] for name, values in lengths.items()}
+  packing_index.first_fit(config, few, streams, 0, 8)
+  assert made() == 3
