@@ -19,7 +19,8 @@ class Chip:
   flops: bfloat16 operations a second; cycle_flops: operations a cycle of all its matrix units
   (128 x 128 multiply-adds each; v6e 256 x 256), so that flops / cycle_flops is the clock, inferred;
   memory_bytes; memory_rate and link_rate: bytes a second, of its memory, and out of the chip over
-  all its links.
+  all its links; dims: of the grid that chips are linked in; config: by which libtpu takes the two
+  cores of a chip for one device, where it does not by itself.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Chip:
   memory_bytes: float
   memory_rate: float
   link_rate: float
+  dims: int
   config: str = ''
 
   @property
@@ -39,11 +41,18 @@ class Chip:
 CHIPS = {
   chip.name: chip
   for chip in (
-    Chip('v4', 275e12, 2**18, 32 * 2**30, 1228e9, 300e9, 'megacore'),
-    Chip('v5e', 197e12, 2**17, 16 * 2**30, 819e9, 200e9),
-    Chip('v5p', 459e12, 2**18, 95 * 2**30, 2765e9, 600e9),
-    Chip('v6e', 918e12, 2**19, 32 * 2**30, 1640e9, 400e9),
+    Chip('v4', 275e12, 2**18, 32 * 2**30, 1228e9, 300e9, 3, 'megacore'),
+    Chip('v5e', 197e12, 2**17, 16 * 2**30, 819e9, 200e9, 2),
+    Chip('v5p', 459e12, 2**18, 95 * 2**30, 2765e9, 600e9, 3),
+    Chip('v6e', 918e12, 2**19, 32 * 2**30, 1640e9, 400e9, 2),
   )
+}
+# Without a metadata server to ask, libtpu warns about what these say; a topology does not read it.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
 }
 INSTALL = 'pip install -r requirements-tpu.txt'
 
@@ -56,8 +65,9 @@ def devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
   generation, _, shape = name.partition(':')
   if generation not in CHIPS:
     raise UserError(f'--topology: no TPU {generation!r}{nearest(generation, CHIPS)}')
-  chip, example = CHIPS[generation], '4x4' if generation in ('v5e', 'v6e') else '4x4x4'
-  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', shape):
+  chip = CHIPS[generation]
+  example = 'x'.join(['4'] * chip.dims)
+  if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', shape) or shape.count('x') != chip.dims - 1:
     raise UserError(
       f'--topology: {name!r} is not GENERATION:CHIPSxCHIPS, as {generation}:{example}'
     )
@@ -80,8 +90,8 @@ def devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
 
 
 def _prepare() -> None:
-  """Tells libtpu, before it is loaded, that there is no TPU to ask about."""
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  # Nothing runs on TPUs here: two plans at once do not disturb each other.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  os.environ.setdefault('TPU_ACCELERATOR_TYPE', '')
+  """Tells libtpu, before it is loaded, and JAX that there is no TPU to ask about or to use."""
+  # Nothing runs on a TPU: two plans at once, or a plan beside a run, do not disturb each other.
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+  jax.config.update('jax_platforms', 'cpu')

@@ -9,7 +9,7 @@ from flaxlm.errors import UserError
 from flaxlm.plan import estimate, hlo, program, topology
 
 # One operation a second: products 10 / s, memory 100 bytes / s, links 1000 bytes / s, 1 cycle / s.
-SLOW = topology.Chip('slow', 10.0, 10.0, 1.0, 100.0, 1000.0)
+SLOW = topology.Chip('slow', 10.0, 10.0, 1.0, 100.0, 1000.0, 2)
 PRODUCT, READ, REDUCED = 2 * 8 * 16 * 16, 4 * (8 * 16 * 2 + 16 * 16), 512
 
 
@@ -57,6 +57,7 @@ def test_clocks_are_those_of_the_chips():
   [
     ('v9:4x4', "no TPU 'v9'"),
     ('v5e', "'v5e' is not GENERATION:CHIPSxCHIPS, as v5e:4x4"),
+    ('v6e:2x2x2', "'v6e:2x2x2' is not GENERATION:CHIPSxCHIPS, as v6e:4x4"),
     ('v5p:0x4x4', 'is not GENERATION:CHIPSxCHIPS, as v5p:4x4x4'),
   ],
 )
