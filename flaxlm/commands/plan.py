@@ -12,6 +12,8 @@ changes that would help are tried. docs/plans.md says how to read it; no TPU fig
 import json
 from collections.abc import Sequence
 
+from etils import epath
+
 from flaxlm import commandline, terminal
 
 
@@ -23,12 +25,15 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     '--tries', type=int, default=3, help='changes to compile at most, if the run does not fit'
   )
+  parser.add_argument('--hlo', default='', help='a file to write the compiled program to, to study')
   parser.add_argument('--json', action='store_true', help='a JSON object')
   args = parser.parse(argv)
   from flaxlm.plan import report, topology
 
   chip, devices = topology.devices(args.topology) if args.topology else (None, None)
   plans, left = _attempts(args, chip, devices)
+  if args.hlo:
+    epath.Path(args.hlo).write_text(plans[-1].program)
   if args.json:
     found = {'config': args.config, 'topology': args.topology or None}
     found |= {'attempts': [report.as_dict(plan) for plan in plans], 'change': plans[-1].change}

@@ -16,13 +16,15 @@ class Memory:
   """Bytes that a step takes on each device, by the compiler.
 
   state: parameters, optimizer and batch, which it is given; temporaries: activations, gradients
-  and gathered parameters at their peak; code: the program; new: results that do not replace state.
+  and gathered parameters at their peak; code: the program; new: results that do not replace state;
+  host: what lies in the memory of the host instead (`model.remat=offload`), outside the total.
   """
 
   state: int
   temporaries: int
   code: int
   new: int
+  host: int
 
   @property
   def total(self) -> int:
@@ -33,6 +35,8 @@ class Memory:
 class Program:
   """A compiled step; `module` is None, and `needed` what it takes, where it does not fit.
 
+  text: what the module was read from.
+
   limit: bytes of a device that the compiler may use, where it said so.
   """
 
@@ -40,6 +44,7 @@ class Program:
   memory: Memory | None
   needed: int
   limit: int | None = None
+  text: str = ''
 
 
 def compile_step(built: Experiment) -> Program:
@@ -58,8 +63,10 @@ def compile_step(built: Experiment) -> Program:
     temporaries=stats.temp_size_in_bytes,
     code=stats.generated_code_size_in_bytes,
     new=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    host=stats.host_temp_size_in_bytes,
   )
-  return Program(hlo.parse(compiled.as_text()), memory, memory.total)
+  text = compiled.as_text()
+  return Program(hlo.parse(text), memory, memory.total, text=text)
 
 
 def overflow(message: str) -> tuple[int, int] | None:

@@ -18,7 +18,8 @@ class Plan:
   """What one compile of one experiment told.
 
   change: overrides that this attempt adds to the user's; flops: of products, on one device; step:
-  for a TPU that the program fits. collectives stand in it, or here where there is no chip.
+  for a TPU that the program fits. collectives stand in it, or here where there is no chip; program:
+  the compiled text.
   """
 
   mesh: tuple[int, ...]
@@ -34,6 +35,7 @@ class Plan:
   step: estimate.Step | None
   chip: Chip | None
   change: dict[str, str]
+  program: str
 
   @property
   def utilisation(self) -> tuple[float, float] | None:
@@ -64,6 +66,7 @@ def make(built: Experiment, chip: Chip | None, change: dict[str, str]) -> Plan:
     step=step,
     chip=chip,
     change=change,
+    program=compiled.text,
   )
 
 
@@ -142,6 +145,8 @@ def _memory_lines(plan: Plan, row) -> list[str]:
       row('  activations, gradients', _gib(plan.memory.temporaries), 'and gathered parameters'),
       row('  program, new results', _gib(plan.memory.code + plan.memory.new), ''),
     ]
+    if plan.memory.host:
+      found.append(row('  on its host, besides', _gib(plan.memory.host), ''))
   verdict = {None: '', True: ': it fits', False: ': IT DOES NOT FIT'}[plan.fits]
   of = f'of {_gib(plan.limit)}' if plan.limit else 'the device does not say how much it has'
   return [*found, row('  together', _gib(plan.needed), of + verdict)]

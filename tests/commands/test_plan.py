@@ -6,7 +6,7 @@ import types
 import pytest
 
 from flaxlm.commands import plan
-from flaxlm.plan import program, report
+from flaxlm.plan import hlo, program, report
 
 SMALL = [
   '--config=configs/gpt2.py:mini', '--config.model.num_layers=2', '--config.model.emb_dim=16',
@@ -19,9 +19,10 @@ def in_the_checkout(root, monkeypatch):
   monkeypatch.chdir(root)
 
 
-def test_products_of_the_compiled_step_are_those_of_the_formula(capsys):
+def test_products_of_the_compiled_step_are_those_of_the_formula(capsys, tmp_path):
   """The compiled program multiplies what the formula counts, to the last operation."""
-  assert plan.main([*SMALL, '--json']) == 0
+  assert plan.main([*SMALL, '--json', f'--hlo={tmp_path / "step.txt"}']) == 0
+  assert hlo.parse((tmp_path / 'step.txt').read_text()).entry
   found = json.loads(capsys.readouterr().out)
   (one,) = found['attempts']
   assert one['compiler_flops_per_step'] == one['model_flops_per_step']
