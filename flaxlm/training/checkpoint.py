@@ -44,7 +44,6 @@ def _mix(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-@jax.jit
 def _leaf_digest(leaf: jax.Array) -> jax.Array:
   """Two sums over the bits of `leaf` and their positions, modulo 2**32: uint32 [2].
 
@@ -63,10 +62,20 @@ def _leaf_digest(leaf: jax.Array) -> jax.Array:
   return jnp.stack([first, second])
 
 
+@jax.jit
+def _digests(leaves: list[jax.Array]) -> jax.Array:
+  """`_leaf_digest` of every leaf: uint32 [N, 2].
+
+  One program: the sums of many, in flight at once on simulated devices, can wait for each other.
+  """
+  return jnp.stack([_leaf_digest(leaf) for leaf in leaves])
+
+
 def digest(tree: Any) -> dict[str, str]:
   """Path -> 16 hexadecimal digits for every leaf of a tree of arrays, computed where they lie."""
-  sums = {path: _leaf_digest(leaf) for path, leaf in leaf_paths(tree).items()}
-  return {path: f'{int(a):08x}{int(b):08x}' for path, (a, b) in jax.device_get(sums).items()}
+  leaves = leaf_paths(tree)
+  sums = jax.device_get(_digests(list(leaves.values())))
+  return {path: f'{a:08x}{b:08x}' for path, (a, b) in zip(leaves, sums.tolist(), strict=True)}
 
 
 def _meta_hash(meta: Mapping[str, Any]) -> str:

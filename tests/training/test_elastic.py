@@ -1,0 +1,133 @@
+"""A run goes on with other devices, another mesh or mode: the same batches, the same losses.
+
+And a checkpoint whose parts lie on several devices is as well guarded against damage.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from flaxlm.training import checkpoint, loop
+from flaxlm.training.writers import read_metrics
+
+CUT, STEPS = 5, 25
+CHANGES = (
+  ('global_batch_size', '16'),
+  ('total_steps', str(STEPS)),
+  ('checkpoint.every_steps', '5'),
+  ('checkpoint.keep_last', '9'),
+  ('evaluation.every_steps', '0'),
+  ('logging.every_steps', '1'),
+)
+# Draws of dropout differ between the modes, not between meshes.
+QUIET = (('model.dropout_rate', '0'), ('model.embedding_dropout_rate', '0'))
+# Recipe: (changes, way of the first run, ways in which it goes on after CUT steps).
+RUNS = {
+  'gpt2.py:mini': (
+    (('model.dropout_rate', '0.1'),),
+    '2x2x2',
+    ('4x1x1', '1x2x1', '1x1x1', '8x1x1', '1x4x2'),
+  ),
+  'xlnet.py:mini': (QUIET[:1], '2x2x2', ('2x1x2', '1x1x1', 'pmap4')),
+  'bert.py:mini': (QUIET[:1], 'pmap8', ('2x2x2', 'pmap2', '1x1x1')),
+}
+
+
+def fit(place, folder, way, workdir, changes=()):
+  """Trains on a mesh such as '2x4x1', on as many devices; 'pmap8' maps over 8."""
+  mapped = way.startswith('pmap')
+  mesh = (int(way[4:]), 1, 1) if mapped else tuple(map(int, way.split('x')))
+  config = tiny.load(place, folder, CHANGES + tuple(changes))
+  config = dataclasses.replace(config, mesh=mesh, parallelism='pmap' if mapped else 'jit')
+  experiment = tiny.build(config, workdir, devices=jax.devices()[: math.prod(mesh)])
+  # Evaluation is the business of tests of its own.
+  return loop.fit(dataclasses.replace(experiment, eval_data={}), workdir)
+
+
+def losses(workdir):
+  return {line['step']: [line['loss'], line['packing']] for line in read_metrics(workdir)}
+
+
+def measure(folder, place):
+  """What the process with eight devices prints: way -> step -> loss and share of real tokens."""
+  changes, way, others = RUNS[place]
+  whole = folder / 'whole'
+  fit(place, folder, way, whole, changes)
+  found = {'whole': losses(whole)}
+  for other in others:
+    cut = folder / other
+    for name in ('tokenizer', f'checkpoints/{CUT}'):
+      shutil.copytree(whole / name, cut / name)
+    fit(place, folder, other, cut, changes)
+    found[other] = losses(cut)
+  found['damaged'] = damaged(place, folder, changes, whole / 'checkpoints')
+  return found
+
+
+def damaged(place, folder, changes, directory):
+  """Folders of those files of which a flipped byte was noticed; in the others it did no harm."""
+  config = tiny.load(place, folder, CHANGES + tuple(changes))
+  abstract = tiny.build(dataclasses.replace(config, mesh=(1, 4, 2)), folder).abstract_state
+
+  def read():
+    restore = lambda step, meta: checkpoint.restore_tree(directory, step, abstract, meta)
+    step, _, state, _ = checkpoint.newest(directory, restore)
+    return step, jax.device_get(state)
+
+  (_, expected), noticed = read(), set()
+  root = directory / str(STEPS)
+  for path in sorted(path for path in root.rglob('*') if path.is_file()):
+    data = path.read_bytes()
+    harmed = bytearray(data)
+    harmed[len(data) // 2] ^= 16
+    path.write_bytes(harmed)
+    step, state = read()
+    if step == STEPS:
+      jax.tree.map(np.testing.assert_array_equal, state, expected)
+    else:
+      noticed.add(str(path.relative_to(root).parent))
+    path.write_bytes(data)
+  return sorted(noticed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('place', RUNS)
+def test_a_run_goes_on_with_other_devices(place, tmp_path):
+  folder = tiny.write_corpus(tmp_path)
+  program = (
+    'import json, pathlib, sys; sys.path[:0] = sys.argv[1:3]; import test_elastic as t; '
+    'print(json.dumps(t.measure(pathlib.Path(sys.argv[3]), sys.argv[4])))'
+  )
+  tests = pathlib.Path(tiny.__file__).parent
+  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  result = subprocess.run(
+    [sys.executable, '-c', program, str(tests), str(tests / 'training'), str(folder), place],
+    env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(tiny.ROOT)},
+    cwd=tiny.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not result.returncode, result.stderr[-3000:]
+  found = json.loads(result.stdout.splitlines()[-1])
+  assert {'meta', 'state', 'state/d'} <= set(found.pop('damaged'))
+  whole = found.pop('whole')
+  assert list(whole) == [str(step) for step in range(1, STEPS + 1)]
+  assert set(found) == set(RUNS[place][2])
+  steps = [str(step) for step in range(CUT + 1, STEPS + 1)]
+  expected = np.array([whole[step] for step in steps])
+  # Another batch would show: losses of steps that follow each other are far apart.
+  assert np.median(np.abs(np.diff(expected[:, 0]))) > 1e-3
+  for way, lines in found.items():
+    assert list(lines) == steps, way
+    np.testing.assert_allclose([lines[s] for s in steps], expected, rtol=1e-5, err_msg=way)
