@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
+import os
+import signal
 import sys
 import time
 
@@ -178,17 +181,43 @@ class Experiment:
     return after, metrics
 
 
-def main(workdir):
-  """A run to be killed: `python linear_experiment.py WORKDIR`."""
+def stuck():
+  """Runs no Python for hours, as a compilation does for minutes."""
+  print('waiting', file=sys.stderr, flush=True)
+  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 10**9)
+
+
+def main(workdir, trouble=''):
+  """A run to be stopped: `python linear_experiment.py WORKDIR [TROUBLE]`."""
   from flaxlm.training import loop
   from flaxlm.training.interrupt import Interrupts
 
-  config = make_config(total_steps=60, checkpoint__every_steps=7, evaluation__every_steps=9)
+  config = make_config(
+    total_steps=60, checkpoint__every_steps=7, evaluation__every_steps=9,
+    checkpoint__grace_seconds=2.0 if trouble == 'stuck step' else 25.0,
+  )  # fmt: skip
+
+  def on_batch(step):
+    time.sleep(0.02)
+    if trouble == 'stuck step' and step == 12:
+      stuck()
+
+  experiment = Experiment(config, Data(on_batch=on_batch))
+  if trouble == 'stuck evaluation':
+    experiment.eval_step = lambda params, batch: stuck()
+  if trouble == 'killed save':
+    rename = os.rename
+
+    def killed(source, target):
+      """At the rename that makes what was written for step 14 a checkpoint."""
+      if os.path.basename(target) == '14':
+        os.kill(os.getpid(), signal.SIGKILL)
+      rename(source, target)
+
+    os.rename = killed
   with Interrupts() as interrupts:
-    loop.fit(
-      Experiment(config, Data(on_batch=lambda step: time.sleep(0.02))), workdir, (), interrupts
-    )
+    loop.fit(experiment, workdir, (), interrupts)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1])
+  main(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""SIGTERM in every phase of a run, and SIGKILL in a save: what is left, and the exit status.
+
+Signals are sent when the process says that it has come to a phase.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+
+import linear_experiment as linear
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_loop import exact
+
+from flaxlm.training import checkpoint
+from flaxlm.training.writers import read_metrics
+
+pytestmark = pytest.mark.full
+STEPS = 40
+FLAGS = {
+  'data.train': 'text.txt',
+  'model.num_layers': 1,
+  'model.emb_dim': 32,
+  'model.num_heads': 2,
+  'model.max_length': 32,
+  'tokenizer.name': 'characters',
+  'global_batch_size': 4,
+  'total_steps': STEPS,
+  'evaluation.every_steps': 20,
+  'evaluation.max_batches': 4,
+  'checkpoint.every_steps': 8,
+  'logging.every_steps': 1,
+}
+
+
+def start(*words, folder=ROOT):
+  return subprocess.Popen(
+    [sys.executable, *map(str, words)],
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+    cwd=folder, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def signalled(process, text, signum=signal.SIGTERM):
+  """(status, what was said) of a process that gets a signal when it says `text`."""
+  said = []
+  for line in process.stderr:
+    said.append(line)
+    if signum and text in line:
+      process.send_signal(signum)
+      signum = None
+  assert signum is None, ''.join(said)
+  said = ''.join(said)
+  assert 'Traceback' not in said, said
+  return process.wait(timeout=60), said
+
+
+def train(folder, name):
+  flags = [f'--config.{key}={value}' for key, value in FLAGS.items()]
+  recipe = f'--config={ROOT}/configs/gpt2.py:mini'
+  return start(ROOT / 'train.py', recipe, f'--workdir={name}', *flags, folder=folder)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('stopping')
+  rng = np.random.default_rng(0)
+  letters = np.array(list('abcdefgh '))
+  texts = [''.join(rng.choice(letters, 60)) for _ in range(500)]
+  (folder / 'text.txt').write_text('\n\n'.join(texts))
+  return folder
+
+
+def test_sigterm_in_every_phase(folder):
+  """One run, stopped in one phase after the other, is the run that was left alone."""
+  for text in (' data  ', ' init    parameters', ' compile '):
+    status, said = signalled(train(folder, 'run'), text)
+    assert status == 143
+    nothing = ': nothing to save' in said or 'nothing new to save' in said
+    assert nothing or (text == ' compile ' and 'stopped by SIGTERM at step 1;' in said), said
+  last = 0
+  for text in ('checkpoint 8: held up', ' init    going on', ' compile ', ' eval  ', ' train  '):
+    status, said = signalled(train(folder, 'run'), text)
+    assert status == 143
+    steps = checkpoint.steps_in(folder / 'run' / 'checkpoints')
+    if f'stopped by SIGTERM at step {steps[-1]};' not in said:
+      assert steps[-1] == last and 'nothing' in said, said
+    checkpoint.read_meta(folder / 'run' / 'checkpoints', steps[-1])
+    assert steps[-1] >= last
+    last = steps[-1]
+  # In the last save: it is completed, and so is the run.
+  status, said = signalled(train(folder, 'run'), f' save    step {STEPS}')
+  assert status == 0 and f'done at step {STEPS}' in said
+  assert signalled(train(folder, 'whole'), '', None)[0] == 0
+  assert exact(folder / 'run') == exact(folder / 'whole')
+  assert len([x for x in read_metrics(folder / 'run') if x['split'] == 'train']) == STEPS
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A linear run that was left alone."""
+  workdir = tmp_path_factory.mktemp('whole')
+  assert start(linear.__file__, workdir).wait(timeout=120) == 0
+  return exact(workdir)
+
+
+def test_a_thread_saves_where_an_evaluation_never_answers(tmp_path, whole):
+  process = start(linear.__file__, tmp_path / 'run', 'stuck evaluation')
+  status, said = signalled(process, ' eval    validation at step 9')
+  assert status == 143 and 'stopped by SIGTERM at step 9; the same command goes on' in said
+  assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [7, 9]
+  assert start(linear.__file__, tmp_path / 'run').wait(timeout=120) == 0
+  assert exact(tmp_path / 'run') == whole
+
+
+def test_without_time_to_save_the_last_checkpoint_stands(tmp_path, whole):
+  process = start(linear.__file__, tmp_path / 'run', 'stuck step')
+  status, said = signalled(process, 'waiting')
+  assert status == 143 and 'ended 2 s after SIGTERM' in said
+  assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [7, 9]
+  assert start(linear.__file__, tmp_path / 'run').wait(timeout=120) == 0
+  assert exact(tmp_path / 'run') == whole
+
+
+def test_a_save_cut_short_by_sigkill_is_never_the_latest(tmp_path, whole):
+  process = start(linear.__file__, tmp_path / 'run', 'killed save')
+  assert process.wait(timeout=120) == -signal.SIGKILL
+  names = {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()}
+  assert '14' not in names and any(name.startswith('14.') for name in names)
+  process = start(linear.__file__, tmp_path / 'run')
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == 0 and 'going on from step 9' in said
+  assert exact(tmp_path / 'run') == whole
