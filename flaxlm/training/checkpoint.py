@@ -8,12 +8,13 @@ visible by one rename, so a save that is cut short never is the latest.
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -21,10 +22,13 @@ from etils import epath
 from flaxlm import distributed, terminal
 from flaxlm.config.schema import CheckpointConfig
 from flaxlm.errors import UserError, nearest
+from flaxlm.training.digest import digest
 from flaxlm.training.paths import leaf_paths, nested
 
 FORMAT = 1
 AVERAGE = 'average'
+# Characters of what a library says about a file that it cannot read.
+_LONGEST = 200
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.
 _RISING = (
@@ -35,47 +39,6 @@ _RISING = (
 
 class Damaged(Exception):
   """A checkpoint that is not what was written."""
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """The finalizer of MurmurHash3: a bijection of uint32 under which sums do not cancel."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-def _leaf_digest(leaf: jax.Array) -> jax.Array:
-  """Two sums over the bits of `leaf` and their positions, modulo 2**32: uint32 [2].
-
-  Integer addition has no order, so the sums do not depend on how the leaf is sharded. In the first,
-  each value has an odd factor, so no change of a single value goes unnoticed.
-  """
-  if leaf.dtype == jnp.bool_:
-    leaf = leaf.astype(jnp.uint8)
-  width = min(leaf.dtype.itemsize, 4) * 8
-  bits = jax.lax.bitcast_convert_type(leaf, f'uint{width}').astype(jnp.uint32)
-  index = jnp.zeros(bits.shape, jnp.uint32)
-  for axis, size in enumerate(bits.shape):
-    index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-  first = jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
-  second = jnp.sum(_mix(bits + _mix(index + 1)), dtype=jnp.uint32)
-  return jnp.stack([first, second])
-
-
-@jax.jit
-def _digests(leaves: list[jax.Array]) -> jax.Array:
-  """`_leaf_digest` of every leaf: uint32 [N, 2].
-
-  One program: the sums of many, in flight at once on simulated devices, can wait for each other.
-  """
-  return jnp.stack([_leaf_digest(leaf) for leaf in leaves])
-
-
-def digest(tree: Any) -> dict[str, str]:
-  """Path -> 16 hexadecimal digits for every leaf of a tree of arrays, computed where they lie."""
-  leaves = leaf_paths(tree)
-  sums = jax.device_get(_digests(list(leaves.values())))
-  return {path: f'{a:08x}{b:08x}' for path, (a, b) in zip(leaves, sums.tolist(), strict=True)}
 
 
 def _meta_hash(meta: Mapping[str, Any]) -> str:
@@ -119,7 +82,19 @@ def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
   text = str(error).strip().split('\n')[0]
-  return f'{type(error).__name__}: {text}' if text else type(error).__name__
+  return f'{type(error).__name__}: {text}'[:_LONGEST] if text else type(error).__name__
+
+
+def _ignore_what_still_reads() -> None:
+  """Silences reads that the library leaves running when one of them fails: nobody awaits them."""
+  report = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    closed = str(unraisable.exc_value) == 'Event loop is closed'
+    if not closed and not inspect.iscoroutine(unraisable.object):
+      report(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _verify(tree: Any, meta: Mapping[str, Any]) -> None:
@@ -171,6 +146,7 @@ def restore_tree(
       tree = handler.restore(path, args=restore(abstract))
     except Exception as error:  # the library raises whatever its backends raise
       reason = _first_line(error)
+      _ignore_what_still_reads()
   if not distributed.all_agree(not reason):
     raise Damaged(f'it cannot be read: {reason or "by another process"}')
   _verify(tree, meta)

@@ -13,6 +13,9 @@ from flaxlm.training.guard import FINE, NOT_FINITE, fresh
 from flaxlm.training.paths import leaf_paths
 from flaxlm.types import GUARD, TrainState
 
+# Characters of a warning about a bad step.
+_LONGEST = 240
+
 
 class BadStep(UserError):
   """A step that a run cannot go on from: a loss or gradient that is NaN, infinite, or a spike."""
@@ -95,7 +98,7 @@ class Judge:
   ) -> None:
     """Raises BadStep or RollBack, or says that the step was skipped."""
     config, number = self._config, step - 1 + self.detours.data_offset
-    text = f'step {step}: loss {values["loss"]}, gradient norm {values["grad_norm"]}'
+    text = f'step {step}: loss {values["loss"]:.6g}, gradient norm {values["grad_norm"]:.6g}'
     text += self._leaves(norms) if verdict == NOT_FINITE else ', a spike'
     text += f'; batch: {self._experiment.train_data.describe(number)}'
     if config.policy == 'error':
@@ -105,11 +108,13 @@ class Judge:
         raise BadStep(
           f'config.guard.max_rollbacks: rolled back {config.max_rollbacks} times; {text}'
         )
-      terminal.warn(f'{text}; going back to the last checkpoint, and on past this batch')
+      terminal.warn(
+        f'{_shortened(text)}; going back to the last checkpoint, and on past this batch'
+      )
       raise RollBack(step, self.detours)
     if in_a_row > config.max_skipped:
       raise BadStep(f'config.guard.max_skipped: {in_a_row} bad steps in a row; {text}')
-    terminal.warn(f'{text}; skipped, the {int(values["skipped"])}. of this run')
+    terminal.warn(f'{_shortened(text)}; skipped, as the {int(values["skipped"])}. of this run')
 
   def _leaves(self, norms: jax.Array) -> str:
     """Which gradients are not finite."""
@@ -119,6 +124,11 @@ class Judge:
     bad = [path for path, norm in found if not np.isfinite(norm)]
     text = f'; not finite: the gradient of {bad[0]}' if bad else ''
     return text + (f' and {len(bad) - 1} more of {len(paths)} leaves' if len(bad) > 1 else '')
+
+
+def _shortened(text: str) -> str:
+  """For a line of the log that is not the last: a batch may have thousands of rows."""
+  return text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'
 
 
 def as_stored(abstract: TrainState, meta: Mapping[str, Any]) -> TrainState:

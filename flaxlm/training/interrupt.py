@@ -6,9 +6,11 @@ The exit status is 128 + signal: 143 after SIGTERM, 130 after Ctrl-C.
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from flaxlm import terminal
 
@@ -61,6 +63,7 @@ class Interrupts:
     self._old_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
     for number in SIGNALS:
       signal.signal(number, self._handle)
+    self._old_hook, sys.unraisablehook = sys.unraisablehook, self._lost
     self._thread = threading.Thread(target=self._watch, name='signals', daemon=True)
     self._thread.start()
     self._installed = True
@@ -85,6 +88,12 @@ class Interrupts:
     self.signum = self.signum or signum
     if not self._training:
       raise Interrupted(signum)
+
+  def _lost(self, unraisable: Any) -> None:
+    """Interrupted was raised where nothing can be raised, such as in a callback of the garbage
+    collector. `_stand_in` ends the process then, and there is no fault to report."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+      self._old_hook(unraisable)
 
   def _watch(self) -> None:
     """Runs in the thread: sees every signal at once."""
@@ -139,6 +148,7 @@ class Interrupts:
       return
     self._closed.set()
     signal.set_wakeup_fd(self._old_descriptor)
+    sys.unraisablehook = self._old_hook
     for number, handler in self._old.items():
       signal.signal(number, handler)
     self._writer.close()

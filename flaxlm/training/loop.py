@@ -48,7 +48,11 @@ def fit(
   overrides: Sequence[tuple[str, str]] = (),
   interrupts: Interrupts | None = None,
 ) -> TrainState:
-  """Trains an experiment to its last step; see `train`. Returns the final state."""
+  """Trains an experiment to its last step; see `train`. Returns the final state.
+
+  Where `config.guard` rolls back, what follows a bad step is as after any resume: from the last
+  checkpoint, but past the batch.
+  """
   workdir = epath.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   interrupts = interrupts or Interrupts()

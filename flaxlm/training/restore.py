@@ -28,7 +28,6 @@ _RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
 # the guard, whose business bad steps are, and the length of the run.
 RESUMABLE = (
   'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
-  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
   'logging', 'profile', *_RUN_ONLY, 'data.prefetch', 'data.num_workers', 'data.cache_dir',
   'total_steps', 'num_epochs',
 )  # fmt: skip

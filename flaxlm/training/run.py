@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from etils import epath
 
 from flaxlm import distributed, terminal
 from flaxlm.config import tree
-from flaxlm.training import begin, checkpoint, writers
+from flaxlm.training import begin, checkpoint, digest, writers
 from flaxlm.training.agreement import Vote
 from flaxlm.training.clock import Clock
 from flaxlm.training.detours import Detours, Judge
@@ -51,6 +52,7 @@ class Run:
     self._pending: deque[tuple[int, dict[str, Any]]] = deque()
     self._clock, self._judge = Clock(), Judge(experiment, detours)
     self._saving = threading.Lock()
+    self._prepared: futures.Future | None = None
     self._checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', self.config.checkpoint)
     self._writers = writers.Writers(workdir, self.config, step + 1)
     self.validation = Validation(
@@ -72,10 +74,7 @@ class Run:
     if not self.goes_on(self._step):
       return
     terminal.phase('compile', f'step {self._step + 1} of {self.total}')
-    stands = (
-      f'; the checkpoint of step {self._step} stands' if self._checkpoints.saved(self._step) else ''
-    )
-    self._interrupts.rescue = lambda: f' before the first step: nothing new to save{stands}'
+    self._interrupts.rescue = self._nothing_new
 
   # Metrics
 
@@ -86,6 +85,7 @@ class Run:
     if step == self._first + 1:
       self._drain()
       self._interrupts.rescue = None
+      self._prepared = digest.prepare(self.experiment.abstract_state)
       terminal.phase('train', f'{self.total - self._first} steps')
     while len(self._pending) > _LAG:
       self._read(*self._pending.popleft())
@@ -142,6 +142,8 @@ class Run:
       self._drain()
       self._writers.flush()
       since = time.monotonic()
+      if self._prepared is not None:
+        self._prepared.result()
       detours = dataclasses.asdict(self._judge.detours)
       meta = self._meta | {'next_batch': next_batch, 'detours': detours}
       self._checkpoints.save(self._step, state, meta, self.validation.metrics_at(self._step))
@@ -152,20 +154,17 @@ class Run:
 
   # The end
 
-  def asked_to_stop(self) -> bool:
-    """Whether the run is to save and end, because of a signal."""
-    return self._interrupts.signum is not None
-
   def stop(self, state: TrainState) -> None:
-    """Saves and raises Interrupted."""
+    """Saves what is new, and raises Interrupted."""
     self._interrupts.answer()
     self.profile.stop(state)
-    terminal.phase('save', f'step {self._step}')
-    self.save(state)
-    self._checkpoints.wait()
-    signum = self.asked_to_stop()
-    name = name_of(signum)
-    terminal.say(f'stopped by {name} at step {self._step}; the same command goes on')
+    signum, where = self.asked_to_stop(), self._nothing_new()
+    if self._step > self._first:
+      terminal.phase('save', f'step {self._step}')
+      self.save(state)
+      self._checkpoints.wait()
+      where = f' at step {self._step}; the same command goes on'
+    terminal.say(f'stopped by {name_of(signum)}{where}')
     raise Interrupted(signum, everywhere=True)
 
   def finish(self, state: TrainState) -> None:
@@ -185,6 +184,9 @@ class Run:
       self._checkpoints.close()
 
   # A signal while the main thread compiles an evaluation
+
+  def _nothing_new(self) -> str:
+    return f' at step {self._first}: nothing new to save'
 
   @contextlib.contextmanager
   def _rescued(self, state: TrainState) -> Iterator[None]:

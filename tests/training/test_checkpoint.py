@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +136,19 @@ def flipped_bit(path):
   path.write_bytes(harmed)
   yield
   path.write_bytes(data)
+
+
+def test_what_a_failed_read_leaves_running_is_not_reported(tmp_path, monkeypatch):
+  reported = []
+  monkeypatch.setattr(sys, 'unraisablehook', reported.append)
+  write(tmp_path, [1, 2])
+  for path in array_files(tmp_path, 2):
+    path.write_bytes(path.read_bytes()[:-7])
+  assert read_state(tmp_path)[0] == 1
+  for error, expected in (('Event loop is closed', 0), ('anything else', 1)):
+    reported.clear()
+    sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(error), object=None))
+    assert len(reported) == expected
 
 
 def test_a_changed_value_is_noticed_by_the_digest(tmp_path):

@@ -1,6 +1,7 @@
 """A run goes on with other devices, another mesh or mode: the same batches, the same losses.
 
-And a checkpoint whose parts lie on several devices is as well guarded against damage.
+One of them is bad, and is skipped whatever the mesh. And a checkpoint whose parts lie on several
+devices is as well guarded against damage.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import tiny
 from flaxlm.training import checkpoint, loop
 from flaxlm.training.writers import read_metrics
 
-CUT, STEPS = 5, 25
+CUT, BAD, STEPS = 5, 8, 25
 CHANGES = (
   ('global_batch_size', '16'),
   ('total_steps', str(STEPS)),
@@ -28,6 +29,7 @@ CHANGES = (
   ('checkpoint.keep_last', '9'),
   ('evaluation.every_steps', '0'),
   ('logging.every_steps', '1'),
+  ('guard.policy', 'skip'),
 )
 # Draws of dropout differ between the modes, not between meshes.
 QUIET = (('model.dropout_rate', '0'), ('model.embedding_dropout_rate', '0'))
@@ -51,11 +53,30 @@ def fit(place, folder, way, workdir, changes=()):
   config = dataclasses.replace(config, mesh=mesh, parallelism='pmap' if mapped else 'jit')
   experiment = tiny.build(config, workdir, devices=jax.devices()[: math.prod(mesh)])
   # Evaluation is the business of tests of its own.
-  return loop.fit(dataclasses.replace(experiment, eval_data={}), workdir)
+  train_data = Poisoned(experiment.train_data)
+  return loop.fit(dataclasses.replace(experiment, train_data=train_data, eval_data={}), workdir)
 
 
-def losses(workdir):
-  return {line['step']: [line['loss'], line['packing']] for line in read_metrics(workdir)}
+class Poisoned:
+  """Batches, of which number BAD has targets that do not weigh anything that is a number."""
+
+  def __init__(self, data):
+    self._data = data
+
+  def __getattr__(self, name):
+    return getattr(self._data, name)
+
+  def iterate(self, start):
+    for number, batch in enumerate(self._data.iterate(start), start):
+      weights = batch['target_weights'] * (np.nan if number == BAD else 1)
+      yield batch | {'target_weights': weights.astype(np.float32)}
+
+
+def lines(workdir):
+  """Step -> loss (NaN where that is none), share of real tokens, steps skipped so far."""
+  names = 'loss', 'packing', 'skipped'
+  number = lambda value: float('nan') if value is None else value
+  return {line['step']: [number(line[name]) for name in names] for line in read_metrics(workdir)}
 
 
 def measure(folder, place):
@@ -63,13 +84,13 @@ def measure(folder, place):
   changes, way, others = RUNS[place]
   whole = folder / 'whole'
   fit(place, folder, way, whole, changes)
-  found = {'whole': losses(whole)}
+  found = {'whole': lines(whole)}
   for other in others:
     cut = folder / other
     for name in ('tokenizer', f'checkpoints/{CUT}'):
       shutil.copytree(whole / name, cut / name)
     fit(place, folder, other, cut, changes)
-    found[other] = losses(cut)
+    found[other] = lines(cut)
   found['damaged'] = damaged(place, folder, changes, whole / 'checkpoints')
   return found
 
@@ -127,7 +148,9 @@ def test_a_run_goes_on_with_other_devices(place, tmp_path):
   steps = [str(step) for step in range(CUT + 1, STEPS + 1)]
   expected = np.array([whole[step] for step in steps])
   # Another batch would show: losses of steps that follow each other are far apart.
-  assert np.median(np.abs(np.diff(expected[:, 0]))) > 1e-3
-  for way, lines in found.items():
-    assert list(lines) == steps, way
-    np.testing.assert_allclose([lines[s] for s in steps], expected, rtol=1e-5, err_msg=way)
+  assert np.nanmedian(np.abs(np.diff(expected[:, 0]))) > 1e-3
+  assert [step for step in steps if np.isnan(whole[step][0])] == [str(BAD + 1)]
+  assert expected[-1, 2] == 1
+  for way, other in found.items():
+    assert list(other) == steps, way
+    np.testing.assert_allclose([other[s] for s in steps], expected, rtol=1e-5, err_msg=way)

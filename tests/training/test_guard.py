@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from flaxlm.config.safety import GuardConfig
 from flaxlm.training import guard
-from flaxlm.types import GUARD, TrainState
+from flaxlm.training.paths import leaf_paths
+from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 
 CONFIG = GuardConfig(policy='skip', spike_sigmas=3.0, spike_window=5)
 
@@ -122,3 +124,27 @@ def test_how_far_a_spike_is_away():
     config = GuardConfig(policy='skip', spike_sigmas=sigmas, spike_window=6)
     _, verdicts = run(config, [*before, 2.0 + away * deviation])
     assert verdicts[-1] == verdict
+
+
+@pytest.mark.parametrize(
+  'place', ['nanogpt_char.py', pytest.param('xlnet.py:mini', marks=pytest.mark.full)]
+)
+def test_one_bad_row_of_one_micro_batch(place, tmp_path):
+  """Averages and the memory of the rows before stay, too."""
+  changes = ('num_microbatches', '2'), ('guard.policy', 'skip'), ('optimizer.ema_decay', '0.9')
+  experiment = tiny.experiment(place, tiny.write_corpus(tmp_path), changes)
+  state = tiny.random_state(experiment)
+  assert set(state.extras) == {EMA, GUARD} | ({MEMORY} if 'xlnet' in place else set())
+  batches = [experiment.train_data.batch(number) for number in range(3)]
+  batches[1]['target_weights'][3] *= np.nan
+  seen = []
+  for batch in batches:
+    state, metrics = experiment.train_step(state, experiment.put(batch))
+    seen.append((int(metrics['verdict']), int(metrics['skipped']), jax.device_get(state)))
+  assert [found[:2] for found in seen] == [(0, 0), (guard.NOT_FINITE, 1), (0, 1)]
+  before, bad, after = (leaf_paths(found[2]) for found in seen)
+  counts = {'step', 'extras/guard/skipped', 'extras/guard/in_a_row'}
+  assert {path for path in bad if not np.array_equal(bad[path], before[path])} == counts
+  assert all(np.isfinite(leaf).all() for leaf in after.values())
+  path = next(path for path in after if path.startswith('params/'))
+  assert not np.array_equal(after[path], bad[path])
