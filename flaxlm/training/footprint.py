@@ -48,7 +48,7 @@ def report(state: TrainState, mesh: Mesh) -> Iterator[str]:
 
 
 def _axes(entry: Any) -> tuple[str, ...]:
-  """Mesh axes of an entry of a PartitionSpec."""
+  """Mesh axes of an entry of the spec of a sharding."""
   if entry is None:
     return ()
   return (entry,) if isinstance(entry, str) else tuple(entry)
