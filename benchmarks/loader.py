@@ -4,10 +4,11 @@
 
 For each recipe of running text, at its published size: real (not padding) tokens per second of the
 thread of the program, and of `--workers` processes (data.num_workers), over `--batches` batches
-after the first that are there. Beside them, the tokens per second of the step on this machine, of the
-recipe's `mini` variant, which two cores can do; and those that an accelerator reads that reaches
-`--tflops` of the model's operations (flaxlm/models/flops.py) at the published size: 400 TFLOP/s is
-40 % of the bfloat16 peak of an H100. The tokenizer is one of bytes, so that nothing is trained.
+after the first that are there. Beside them, the tokens per second of the step on this machine, of
+the recipe's `mini` variant, which two cores can do; and those that an accelerator reads that
+reaches `--tflops` of the model's operations (flaxlm/models/flops.py) at the published size: 400
+TFLOP/s is 40 % of the bfloat16 peak of an H100. The tokenizer is one of bytes, so that nothing is
+trained.
 """
 
 import argparse
