@@ -26,9 +26,9 @@ VARIABLES = {
   'num_processes': 'JAX_NUM_PROCESSES',
   'process_id': 'JAX_PROCESS_ID',
 }
-# Exit status of a process that lost another one: starting all of them again is worth a try
-# (EX_TEMPFAIL of sysexits.h).
-LOST = 75
+# Exit status of a process that lost another one: starting all of them again is worth a try. It is
+# that of SIGABRT, by which JAX ends a process whose others no longer answer.
+LOST = 134
 # How long process 0, through which the others hear of it, stays after a failure.
 _GRACE_SECONDS = 1.0
 _SLICE_MS = 2000  # Of a wait; in between, Python sees signals.
@@ -124,8 +124,12 @@ def start(settings: Settings) -> None:
     return
   import jax
 
+  _keep_output_clean()
   # Signals are ours: JAX's own service would swallow SIGTERM (training/interrupt.py).
   jax.config.update('jax_enable_preemption_service', False)
+  # On CPUs, programs in flight together may start their collectives in another order in each
+  # process, and then wait for each other for ever. Other devices keep the order.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
   if None not in named:
     terminal.say(f'process {named[2]} of {named[1]}: looking for {named[0]}')
   try:
@@ -153,6 +157,14 @@ def start(settings: Settings) -> None:
     terminal.only_warnings(f'process {index()}: ')
   terminal.say(f'{count()} processes, {jax.device_count()} devices')
   threading.Thread(target=_watch, name='peers', daemon=True).start()
+
+
+def _keep_output_clean() -> None:
+  """Sends what libraries print from C++ (Gloo does) to standard error: results stay alone."""
+  sys.stdout.flush()
+  kept = os.dup(1)
+  os.dup2(2, 1)
+  sys.stdout = os.fdopen(kept, 'w')
 
 
 def _is_started() -> bool:

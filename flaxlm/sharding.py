@@ -108,6 +108,17 @@ def place_rows(batch: Mapping[str, np.ndarray], rows: NamedSharding) -> dict[str
   return {key: one(np.asarray(value)) for key, value in batch.items()}
 
 
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+  """Global arrays, whole, on one device of this process; as they are where there is only one.
+
+  Every process must call it.
+  """
+  if not any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+    return tree
+  whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
 def one_each(mesh: Mesh) -> NamedSharding:
   """One value of a vector on each device."""
   return NamedSharding(mesh, PartitionSpec(AXES))

@@ -1,11 +1,12 @@
 """What a model writes for the examples of a set: for metrics of written texts."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from flaxlm import terminal
+from flaxlm import distributed, sharding, terminal
 from flaxlm.config.schema import Config
 from flaxlm.decoding.beam import Beam
 from flaxlm.decoding.cache import Reader
@@ -29,7 +30,7 @@ def write(
   """The likeliest texts for the examples `numbers` of the set `name`, as config.evaluation says.
 
   Examples of like length are written together; what is written for one does not depend on the
-  others.
+  others. Of several processes each writes its share, with a copy of the weights on one device.
 
   Returns:
     output_ids int [M], `numbers` in their order, and outputs [M], texts; None if it was stopped.
@@ -37,12 +38,13 @@ def write(
   config, examples = experiment.config, experiment.examples[name]
   prompts = experiment.objective.prompts([examples[number] for number in numbers])
   writer = Writer(
-    Reader.of(experiment.model, params),
+    Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh)),
     experiment.objective,
     experiment.tokenizer,
     config.max_length,
   )
-  size = config.evaluation.batch_size or config.global_batch_size
+  count = distributed.count()
+  size = (config.evaluation.batch_size or config.global_batch_size) * count
   order = sorted(range(len(prompts)), key=lambda i: _length(prompts[i]), reverse=True)
   texts: list[str] = [''] * len(prompts)
   with terminal.bar(f'write {name}', len(prompts), 'texts') as bar:
@@ -50,9 +52,12 @@ def write(
       if should_stop():
         return None
       chosen = order[start : start + size]
-      found = writer.write([prompts[i] for i in chosen], _how(config))
-      for i, outputs in zip(chosen, found, strict=True):
-        texts[i] = outputs[0].text.strip()
+      mine = [prompts[i] for i in chosen[distributed.index() :: count]]
+      found = writer.write(mine, _how(config)) if mine else []
+      written = json.dumps([outputs[0].text.strip() for outputs in found])
+      for number, share in enumerate(distributed.gather(written)):
+        for i, text in zip(chosen[number::count], json.loads(share), strict=True):
+          texts[i] = text
       bar.advance(len(chosen))
   return {'output_ids': np.array(numbers, np.int64), 'outputs': np.array(texts, object)}
 
