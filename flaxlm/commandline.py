@@ -92,8 +92,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
 
   A UserError, or a file that cannot be opened, ends in one line on stderr and status 1, with its
   traceback under `--debug`. Anything else is a fault of the program and keeps its traceback. Of
-  several processes, one that fails ends at once, so that the others do not wait for it; a
-  SystemExit whose attribute `everywhere` is true is raised in all of them, and is no failure.
+  several processes, one that fails ends at once, so that the others do not wait for it, unless the
+  error's attribute `everywhere` says that all of them have it.
   """
   host.keep_freed_memory()
   debug = '--debug' in argv
@@ -107,8 +107,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
   except BaseException as error:
     terminal.close()
     if getattr(error, 'everywhere', False):
-      distributed.leave()
-      raise
+      distributed.leave()  # From here on it ends like a process that was alone.
     status, line = _message(error)
     if not line and distributed.count() == 1:
       raise

@@ -179,7 +179,7 @@ def several(monkeypatch):
     told.append((text, status))
     raise SystemError  # in place of os._exit
 
-  monkeypatch.setattr(distributed, 'count', lambda: 2)
+  monkeypatch.setattr(distributed, 'count', lambda: 1 if 'leave' in told else 2)
   monkeypatch.setattr(distributed, 'index', lambda: 1)
   monkeypatch.setattr(distributed, 'fail', fail)
   monkeypatch.setattr(distributed, 'leave', lambda: told.append('leave'))
@@ -219,3 +219,11 @@ def test_an_end_that_all_agreed_on_is_no_failure(several):
     commandline.run(raising(Interrupted(15, everywhere=True)), [])
   assert commandline.run(lambda argv: 0, []) == 0
   assert several == ['leave', 'leave']
+
+
+def test_an_error_that_all_have_ends_each_with_its_line(several, capsys):
+  error = UserError('step 7: loss nan')
+  error.everywhere = True
+  assert commandline.run(raising(error), []) == 1
+  assert several == ['leave']
+  assert capsys.readouterr().err == 'error: step 7: loss nan\n'
