@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import files, terminal
 from flaxlm.errors import UserError
 
 
@@ -50,7 +50,7 @@ def lines(place: str, identity: Any) -> Iterator[Lines]:
   if not place:
     yield Lines(sys.stdout, None, identity, 0)
     return
-  if '://' in place:
+  if files.is_object_store(place):
     import io
 
     buffer = io.StringIO()

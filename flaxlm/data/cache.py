@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from flaxlm import files
+
 BIG = 1 << 28  # Bytes; hashing fewer takes less than a second.
 
 
@@ -47,8 +49,12 @@ def digest(config: Any, path: epath.Path) -> list[Any]:
 def staged(target: epath.Path) -> Iterator[epath.Path]:
   """A directory that becomes `target` when the block ends without an error, as a whole.
 
-  Another process may have made the same target meanwhile; it holds the same content and stays.
+  Another process may have made the same target meanwhile; it holds the same content and stays. On
+  an object store, which cannot rename, it is `target` itself: write last what readers look for.
   """
+  if files.is_object_store(target):
+    yield target
+    return
   temporary = target.parent / f'{target.name}.{uuid.uuid4().hex[:8]}'
   temporary.mkdir(parents=True)
   try:

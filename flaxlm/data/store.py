@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flaxlm import distributed, terminal
+from flaxlm import distributed, files, terminal
 from flaxlm.data import cache
 from flaxlm.errors import UserError
 
@@ -108,9 +108,7 @@ def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
       total = {name: total[name] + meta.get(name, 1) for name in total}
   if not total['tokens']:
     raise UserError(f'config.data: {documents.name} has not a single token')
-  temporary = directory / 'store.json.new'
-  temporary.write_text(json.dumps(total))
-  temporary.replace(directory / 'store.json')
+  files.write_text(directory / 'store.json', json.dumps(total))
 
 
 def _shards(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -157,7 +155,7 @@ def _read_lengths(shard: epath.Path) -> np.ndarray:
 
 def _kvstore(shard: epath.Path) -> Any:
   path = f'{shard}/tokens/'
-  return path if '://' in path else {'driver': 'file', 'path': path}
+  return path if files.is_object_store(path) else {'driver': 'file', 'path': path}
 
 
 def _write_tokens(shard: epath.Path, tokens: np.ndarray) -> None:

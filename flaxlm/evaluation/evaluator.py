@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from flaxlm import distributed, terminal
+from flaxlm import distributed, files, terminal
 from flaxlm.config import overrides as config_overrides
 from flaxlm.config import recipe, tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 from flaxlm.evaluation import writing
 from flaxlm.training import checkpoint, restore
-from flaxlm.training.writers import write_json, write_text
+from flaxlm.training.writers import write_json
 from flaxlm.types import Mean
 
 # Batches in flight: enough to keep the device busy, few enough not to fill its memory.
@@ -202,9 +202,8 @@ def _write_predictions(
   """NAME.jsonl with a prediction a line, and the task's own files as NAME-FILE."""
   lines = task.records(found, examples)
   text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-  write_text(out / f'{name}.jsonl', text)
-  files = getattr(task, 'files', lambda *_: {})(found, examples)
-  for ending, content in files.items():
+  files.write_text(out / f'{name}.jsonl', text)
+  for ending, content in getattr(task, 'files', lambda *_: {})(found, examples).items():
     (out / f'{name}-{ending}').write_bytes(content)
 
 

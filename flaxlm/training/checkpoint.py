@@ -2,7 +2,8 @@
 
 DIRECTORY/STEP/state holds the arrays, DIRECTORY/STEP/meta what describes them: resolved config,
 tokenizer hash, labels, a digest of every leaf, and a hash of the description itself. A step becomes
-visible by one rename, so a save that is cut short never is the latest.
+visible by one rename, so a save that is cut short never is the latest; on an object store, which
+cannot rename, it counts once the library's file of success is there.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from flaxlm import distributed, terminal
+from flaxlm import distributed, files, terminal
 from flaxlm.config.schema import CheckpointConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.training.digest import digest
@@ -30,6 +31,7 @@ AVERAGE = 'average'
 # Characters of what a library says about a file that it cannot read.
 _LONGEST = 200
 _TEMPORARY = '.orbax-checkpoint-tmp'
+_SUCCESS = 'commit_success.txt'
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.
 _RISING = (
   *('accuracy', 'precision', 'recall', 'f1', 'mcc', 'pearson', 'spearman', 'exact_match'),
@@ -49,15 +51,17 @@ def _meta_hash(meta: Mapping[str, Any]) -> str:
 def _absolute(path: epath.PathLike) -> epath.Path:
   """The library takes absolute paths only. Those of object stores, which have a scheme, are."""
   path = epath.Path(path)
-  return path if '://' in str(path) else path.absolute()
+  return path if files.is_object_store(path) else path.absolute()
 
 
 def steps_in(directory: epath.PathLike) -> list[int]:
   """Steps that have a checkpoint, oldest first; none where the directory is absent."""
-  directory = epath.Path(directory)
-  if not directory.exists():
-    return []
-  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+  found = [path for path in files.children(directory) if path.name.isdigit()]
+  return sorted(int(path.name) for path in found if _is_complete(path))
+
+
+def _is_complete(path: epath.Path) -> bool:
+  return not files.is_object_store(path) or (path / _SUCCESS).exists()
 
 
 def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
@@ -300,8 +304,8 @@ class Checkpoints:
     )
 
   def _remove_leftovers(self) -> None:
-    for path in self._directory.iterdir():
-      if _TEMPORARY in path.name:
+    for path in list(files.children(self._directory)):
+      if _TEMPORARY in path.name or not _is_complete(path):
         path.rmtree()
 
   def score(self, metrics: Mapping[str, float] | None) -> float | None:
@@ -370,9 +374,8 @@ def set_aside(directory: epath.PathLike, steps: list[int]) -> None:
   directory = epath.Path(directory)
   aside = directory.parent / f'{directory.name}-damaged'
   for step in steps:
-    aside.mkdir(parents=True, exist_ok=True)
     target, number = aside / str(step), 1
     while target.exists():
       target, number = aside / f'{step}-{number}', number + 1
-    (directory / str(step)).rename(target)
+    files.move_folder(directory / str(step), target)
     terminal.warn(f'moved the damaged checkpoint {step} to {target}')

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import files, terminal
 from flaxlm.config.schema import ProfileConfig
 from flaxlm.errors import UserError
 
@@ -16,7 +16,7 @@ class Profile:
   def __init__(self, config: ProfileConfig, workdir: epath.Path, total_steps: int):
     """Raises UserError if the run ends before the first step of the trace."""
     self._steps, self._directory = config.steps, workdir / 'profile'
-    self._tracing = False
+    self._tracing: files.LocalFolder | None = None
     if self._steps and self._steps[0] > total_steps:
       raise UserError(
         f'config.profile.steps: the run ends before step {self._steps[0]}, after {total_steps} '
@@ -30,15 +30,16 @@ class Profile:
     first, last = self._steps
     if step == first:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(str(self._directory))
-      self._tracing = True
+      self._tracing = files.LocalFolder(self._directory)
+      jax.profiler.start_trace(self._tracing.path)
     elif step == last + 1:
       self.stop(state)
 
   def stop(self, state: Any) -> None:
     """Ends the trace, if one is being taken."""
-    if self._tracing:
+    if self._tracing is not None:
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
-      self._tracing = False
+      self._tracing.publish()
+      self._tracing = None
       terminal.say(f'profile of steps {self._steps} in {self._directory}')

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
-from flaxlm import distributed
+from flaxlm import distributed, files
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 
@@ -30,23 +30,9 @@ class MetricWriter(Protocol):
     ...
 
 
-def write_text(path: epath.PathLike, text: str) -> None:
-  """Writes a file as a whole or not at all."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'.{path.name}.tmp'
-  temporary.write_text(text)
-  temporary.replace(path)
-
-
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Writes a JSON file as a whole or not at all."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
-
-
-def _appendable(path: epath.Path) -> bool:
-  """Whether files there can be appended to: object stores, which have a scheme, cannot."""
-  return '://' not in str(path)
+  files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def _parse(text: str) -> list[dict[str, Any]]:
@@ -74,7 +60,7 @@ def drop_after(workdir: epath.PathLike, step: int) -> None:
     text = path.read_text()
     kept = ''.join(_line(line) for line in _parse(text) if line['step'] <= step)
     if kept != text:
-      write_text(path, kept)
+      files.write_text(path, kept)
 
 
 def _line(values: Mapping[str, Any]) -> str:
@@ -89,7 +75,7 @@ class JsonlWriter:
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     self._file = None
-    if _appendable(workdir):
+    if not files.is_object_store(workdir):
       self._path = workdir / 'metrics.jsonl'
       self._file = self._path.open('a')
     else:
@@ -130,15 +116,19 @@ class TensorBoardWriter:
     from tensorboardX import SummaryWriter
 
     del config
-    directory = epath.Path(workdir) / 'tensorboard'
-    self._writer = SummaryWriter(str(directory), purge_step=first_step or None, flush_secs=30)
+    self._folder = files.LocalFolder(epath.Path(workdir) / 'tensorboard')
+    self._writer = SummaryWriter(self._folder.path, purge_step=first_step or None, flush_secs=30)
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
     for key, value in values.items():
       self._writer.add_scalar(f'{split}/{key}', value, step)
+    if split != 'train':
+      self._writer.flush()
+      self._folder.publish()
 
   def close(self) -> None:
     self._writer.close()
+    self._folder.publish()
 
 
 class Writers:

@@ -1,0 +1,74 @@
+"""Files as local disks and object stores both have them.
+
+An object store, whose paths have a scheme (gs://), can neither append to a file nor rename one, and
+has no empty folders. There a file appears as a whole when it is written, and what is made of
+several files is complete when the last of them is there.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+
+
+def is_object_store(path: epath.PathLike) -> bool:
+  """Whether files there cannot be appended to and renamed."""
+  return '://' in str(path)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a file as a whole or not at all."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if is_object_store(path):
+    path.write_text(text)
+    return
+  temporary = path.parent / f'.{path.name}.tmp'
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+def children(directory: epath.PathLike) -> Iterator[epath.Path]:
+  """What lies in a folder, if it exists: an empty one does not on an object store."""
+  with contextlib.suppress(FileNotFoundError):
+    yield from epath.Path(directory).iterdir()
+
+
+def move_folder(source: epath.Path, target: epath.Path) -> None:
+  """Moves a folder with all that is in it; file by file where nothing can be renamed."""
+  if not is_object_store(source):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+    return
+  _copy(source, target)
+  source.rmtree()
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  target.mkdir(parents=True, exist_ok=True)
+  for path in source.iterdir():
+    if path.is_dir():
+      _copy(path, target / path.name)
+    else:
+      (target / path.name).write_bytes(path.read_bytes())
+
+
+class LocalFolder:
+  """A folder for libraries that know local disks only. `path`: where they write.
+
+  It is `target` itself or, of an object store, a temporary one from which `publish` copies.
+  """
+
+  def __init__(self, target: epath.PathLike):
+    self._target = epath.Path(target)
+    self._temporary: tempfile.TemporaryDirectory[str] | None = None
+    self.path = str(target)
+    if is_object_store(target):
+      self._temporary = tempfile.TemporaryDirectory()
+      self.path = self._temporary.name
+
+  def publish(self) -> None:
+    """Makes what was written so far visible at the target."""
+    if self._temporary is not None:
+      _copy(epath.Path(self.path), self._target)
