@@ -116,8 +116,10 @@ def settings(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) 
 def start(settings: Settings) -> None:
   """Connects the processes of a run, if there are several. Comes before any other use of JAX.
 
+  If they are not all there in time, the process ends.
+
   Raises:
-    UserError: if they are not all there in time, or part of what is needed is not known.
+    UserError: if part of what is needed is not known.
   """
   named = [getattr(settings, name) for name in VARIABLES]
   if settings.num_processes == 1 or (not settings.detect and all(n is None for n in named)):
@@ -127,16 +129,17 @@ def start(settings: Settings) -> None:
   _keep_output_clean()
   # Signals are ours: JAX's own service would swallow SIGTERM (training/interrupt.py).
   jax.config.update('jax_enable_preemption_service', False)
-  # On CPUs, programs in flight together may start their collectives in another order in each
-  # process, and then wait for each other for ever. Other devices keep the order.
-  jax.config.update('jax_cpu_enable_async_dispatch', False)
   if None not in named:
     terminal.say(f'process {named[2]} of {named[1]}: looking for {named[0]}')
+  # Ours speaks first: JAX ends the process with a stack trace.
+  alarm = threading.Timer(settings.start_timeout, _not_all_there, [settings])
+  alarm.daemon = True
+  alarm.start()
   try:
     jax.distributed.initialize(
       *named,
       cluster_detection_method=None if settings.detect and None in named else 'deactivate',
-      initialization_timeout=settings.start_timeout,
+      initialization_timeout=settings.start_timeout + 30,
       heartbeat_timeout_seconds=settings.heartbeat_timeout,
       shutdown_timeout_seconds=settings.shutdown_timeout,
     )
@@ -146,10 +149,9 @@ def start(settings: Settings) -> None:
     missing = next((name for name in VARIABLES if getattr(settings, name) is None), 'coordinator')
     raise UserError(f'--{missing}: needed beside the others, and no cluster says it') from error
   except (RuntimeError, OSError) as error:
-    raise UserError(
-      f'the processes of the run did not find each other in {settings.start_timeout} s '
-      f'(--start_timeout): {_first_line(error)}'
-    ) from error
+    raise UserError(f'the processes of the run cannot start: {_first_line(error)}') from error
+  finally:
+    alarm.cancel()
   _STATE.settings = settings
   jax.devices()  # They tell each other about their devices, now that all are here.
   _STATE.hosts = tuple(_exchange('host', socket.gethostname()))
@@ -157,6 +159,14 @@ def start(settings: Settings) -> None:
     terminal.only_warnings(f'process {index()}: ')
   terminal.say(f'{count()} processes, {jax.device_count()} devices')
   threading.Thread(target=_watch, name='peers', daemon=True).start()
+
+
+def _not_all_there(settings: Settings) -> NoReturn:
+  terminal.close()
+  text = f'error: the processes of the run did not find each other in {settings.start_timeout} s'
+  place = settings.coordinator or 'the host that the cluster names'
+  print(f'{text} (--start_timeout): process 0 listens at {place}', file=sys.stderr, flush=True)
+  os._exit(LOST)
 
 
 def _keep_output_clean() -> None:

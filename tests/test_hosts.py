@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from processes import Processes, run
+from processes import Processes, free_port, run
 
 from flaxlm import distributed
 from flaxlm.training import checkpoint
@@ -198,3 +198,14 @@ def test_texts_are_written_by_all_and_scored_by_one(corpus, tmp_path):
     if key in found:
       np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=key)
   assert {'loss', 'bleu'} <= found.keys() & expected['validation'].keys()
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_who_waits_in_vain_for_the_others_says_so(tmp_path, number):
+  place = f'--coordinator=127.0.0.1:{free_port()}'
+  argv = ['eval.py', f'--workdir={tmp_path}', place, '--num_processes=2']
+  argv += [f'--process_id={number}', '--start_timeout=2']
+  with Processes(argv, 1, tmp_path) as processes:
+    assert processes.wait(timeout=60) == [distributed.LOST]
+    last = processes.said(0).splitlines()[-1]
+    assert last.startswith('error: the processes of the run did not find each other in 2 s')

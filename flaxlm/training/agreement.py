@@ -10,8 +10,11 @@ from jax.sharding import Mesh
 
 from flaxlm import distributed, sharding
 
-# Votes in flight: as many calls later all know, so that no step waits for the vote before it.
-_LAG = 2
+# Votes in flight: as many calls later all know, so that no step waits for the vote before it. CPUs
+# run programs in as many threads as there are cores: left in flight, a vote that waits for another
+# process and programs that are started meanwhile can keep each other from a thread for ever.
+_LAG = {'cpu': 0}
+_LAG_ELSEWHERE = 2
 
 
 class Vote:
@@ -19,7 +22,7 @@ class Vote:
 
   Every process calls it equally often, between the same steps. Each call hands in the number of
   this process, by a reduction over devices beside the step, and returns the greatest that was
-  handed in `_LAG` calls before; from the first that is not 0 on it stays. In a run of one process a
+  handed in a few calls before; from the first that is not 0 on it stays. In a run of one process a
   call returns the number itself.
   """
 
@@ -30,6 +33,7 @@ class Vote:
     if not self._alone:
       self._placed = sharding.one_each(mesh)
       self._devices = mesh.size
+      self._lag = _LAG.get(mesh.devices.flat[0].platform, _LAG_ELSEWHERE)
       self._greatest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
   def __call__(self) -> int:
@@ -41,6 +45,6 @@ class Vote:
     mine = np.array([self._number() or 0], np.int32)
     votes = jax.make_array_from_callback((self._devices,), self._placed, lambda _: mine)
     self._pending.append(self._greatest(votes))
-    if len(self._pending) > _LAG:
+    if len(self._pending) > self._lag:
       self._decided = int(self._pending.popleft())
     return self._decided
