@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 
 from flaxlm import distributed, sharding
 
-# Votes in flight: as many calls later all know, so that no step waits for the vote before it. CPUs
-# run programs in as many threads as there are cores: left in flight, a vote that waits for another
-# process and programs that are started meanwhile can keep each other from a thread for ever.
-_LAG = {'cpu': 0}
-_LAG_ELSEWHERE = 2
+# Votes in flight: as many calls later all know, so that no step waits for the vote before it. None
+# on CPUs, which run programs in as many threads as there are cores: there, a vote that waits for
+# another process and programs that are started meanwhile can keep threads from each other for ever.
+_LAG = 2
 
 
 class Vote:
@@ -33,7 +32,7 @@ class Vote:
     if not self._alone:
       self._placed = sharding.one_each(mesh)
       self._devices = mesh.size
-      self._lag = _LAG.get(mesh.devices.flat[0].platform, _LAG_ELSEWHERE)
+      self._lag = 0 if mesh.devices.flat[0].platform == 'cpu' else _LAG
       self._greatest = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
 
   def __call__(self) -> int:
