@@ -56,12 +56,21 @@ def test_the_stand_in_is_as_strict_as_a_bucket(bucket):
 
 def test_a_run_in_a_bucket_is_that_on_a_disk(bucket, tmp_path):
   expected = fit(tmp_path / 'run')
-  first = fit(bucket / 'whole', profile__steps=(2, 3), logging__tensorboard=True)
-  jax.tree.map(np.testing.assert_array_equal, first.params, expected.params)
-  assert read_metrics(bucket / 'whole')[:3][0]['step'] == 1
-  names = {path.name for path in files.children(bucket / 'whole')}
-  assert names >= {'checkpoints', 'config.json', 'metrics-00000.jsonl', 'profile', 'tensorboard'}
-  assert list((bucket / 'whole' / 'profile' / 'plugins' / 'profile').glob('*/*.xplane.pb'))
+  found = fit(bucket / 'run')
+  jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+  for line, other in zip(read_metrics(bucket / 'run'), read_metrics(tmp_path / 'run'), strict=True):
+    assert (line['step'], line['split'], line['loss']) == (
+      other['step'], other['split'], other['loss']
+    )  # fmt: skip
+  names = {path.name for path in files.children(bucket / 'run')}
+  assert names >= {'checkpoints', 'config.json', 'metrics-00000.jsonl', 'tokenizer'}
+
+
+@pytest.mark.full
+def test_what_libraries_write_to_disks_only_is_copied(bucket):
+  fit(bucket / 'run', profile__steps=(2, 3), logging__tensorboard=True)
+  assert list((bucket / 'run' / 'profile' / 'plugins' / 'profile').glob('*/*.xplane.pb'))
+  assert list((bucket / 'run' / 'tensorboard').glob('*tfevents*'))
 
 
 def test_a_save_that_was_cut_short_is_not_read_and_not_kept(bucket, store):
