@@ -126,7 +126,6 @@ def start(settings: Settings) -> None:
     return
   import jax
 
-  _keep_output_clean()
   # Signals are ours: JAX's own service would swallow SIGTERM (training/interrupt.py).
   jax.config.update('jax_enable_preemption_service', False)
   if None not in named:
@@ -152,6 +151,7 @@ def start(settings: Settings) -> None:
     raise UserError(f'the processes of the run cannot start: {_first_line(error)}') from error
   finally:
     alarm.cancel()
+  _keep_output_clean()
   _STATE.settings = settings
   jax.devices()  # They tell each other about their devices, now that all are here.
   _STATE.hosts = tuple(_exchange('host', socket.gethostname()))

@@ -4,6 +4,7 @@ import argparse
 import threading
 import time
 
+import jax
 import pytest
 
 from flaxlm import commandline, distributed
@@ -55,9 +56,15 @@ def test_one_process_starts_nothing():
   assert distributed.gather('a') == ['a']
 
 
-def test_a_flag_that_is_missing_is_named():
+def test_a_flag_that_is_missing_is_named(monkeypatch):
+  def initialize(*args, **options):
+    raise ValueError('The process id of the current process must be defined.')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(UserError, match='--process_id: needed beside the others'):
     distributed.start(distributed.Settings('127.0.0.1:1', num_processes=2))
+  distributed.start(distributed.Settings())  # No cluster either: one process.
+  assert distributed.count() == 1
 
 
 class Store:
