@@ -9,7 +9,7 @@ POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi', 'trans
 RATE = {'low': 0.0, 'below': 1.0}
 ROPE = {'position': ('rope',)}
 # From the most memory to the least; from the least work to the most.
-REMAT = ('none', 'dots_and_attention', 'dots', 'attention', 'full', 'offload')
+REMAT = ('none', 'dots_and_attention', 'dots', 'attention', 'context', 'full', 'offload')
 ALL_SUBLAYERS = ('attention', 'cross_attention', 'mlp')
 # The trunks that are made of `models/block.py`.
 BLOCKS = {'name': ('encoder', 'decoder', 'encoder_decoder', 'xlnet')}

@@ -6,6 +6,7 @@ Policies by name, from the most memory and the least work to the contrary:
   dots_and_attention  the results of all projections, and of attention
   dots                the results of all projections; attention runs again
   attention           queries, keys, values, and the results of attention and its projection
+  context             the results of attention and its projection
   full                the layer's input
   offload             the layer's input, in the memory of the host
 """
@@ -27,6 +28,7 @@ POLICIES: dict[str, Callable[..., Any]] = {
   ),
   'dots': _kept.dots_with_no_batch_dims_saveable,
   'attention': _kept.save_only_these_names(QUERY, KEY, VALUE, CONTEXT, OUT),
+  'context': _kept.save_only_these_names(CONTEXT, OUT),
   'full': _kept.nothing_saveable,
   'offload': _kept.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

@@ -45,6 +45,7 @@ def test_each_policy_keeps_what_it_says():
   """Of widths: query 1, key and value 1/2 each (two heads share one), MLP 4, all others 1."""
   found = {policy: kept(policy) for policy in REMAT}
   assert found['full'] == found['offload'] == 1
+  assert found['context'] == 1 + 2  # the input; context, its projection
   assert found['attention'] == 1 + 2 + 2  # the input; query, key, value; context, its projection
   assert found['dots'] == 1 + 2 + 1 + 4  # query, key, value; the projection; the MLP
   assert found['dots_and_attention'] == found['dots'] + 1

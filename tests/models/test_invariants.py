@@ -90,7 +90,7 @@ def test_packed_equals_unpacked_and_nothing_leaks(family, position):
 # How the layers are run, besides unrolled without remat: every pair of (family, scan), (family,
 # remat) and (scan, remat) once. The rest of the product is in the full suite.
 QUICK_RUNS = {
-  'encoder': [(True, 'full'), (False, 'dots'), (True, 'attention')],
+  'encoder': [(True, 'full'), (False, 'dots'), (True, 'attention'), (True, 'context')],
   'decoder': [(True, 'none'), (False, 'full'), (True, 'dots'), (True, 'offload')],
   'encoder_decoder': [(True, 'dots'), (False, 'full'), (True, 'dots_and_attention')],
 }
