@@ -13,7 +13,8 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.layers import remat
 
-# The lanes of a TPU's vector registers: lengths and head sizes are filled up to multiples of it.
+# The lanes of a TPU's vector registers: lengths are filled up to multiples of it. Head sizes need
+# not be, and filling them up doubles the products of heads of 64.
 _LANES = 128
 # Rows and columns of scores that splash attention computes at a time, largest first.
 _BLOCKS = (512, 384, 256, 128)
@@ -111,10 +112,10 @@ def _splash(
   """q [B, H, L, K], k, v [B, Hkv, L, K] -> [B, H, L, K]. Interpreted where there is no TPU."""
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-  length, size = q.shape[2:]
+  length = q.shape[2]
   more = -length % _LANES
   # Filled up with tokens of segment 0, which no other token sees.
-  fill = lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, -size % _LANES)])
+  fill = lambda x: jnp.pad(x, [(0, 0), (0, 0), (0, more), (0, 0)])
   segment_ids = jnp.pad(segment_ids, [(0, 0), (0, more)])
   whole = length + more
   if window is not None:
@@ -139,4 +140,4 @@ def _splash(
     interpret=sharding.platform() != 'tpu',
   )
   one = lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
-  return jax.vmap(one)(fill(q), fill(k), fill(v), segment_ids)[:, :, :length, :size]
+  return jax.vmap(one)(fill(q), fill(k), fill(v), segment_ids)[:, :, :length]
