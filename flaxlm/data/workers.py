@@ -9,7 +9,7 @@ import atexit
 import contextlib
 import ctypes
 import itertools
-import multiprocessing
+import multiprocessing.util  # Registers its end before `Workers` registers its own.
 import os
 import pickle
 import signal
@@ -38,31 +38,38 @@ class Workers:
 
   def __init__(self, data: Any, start_step: int, number: int, ahead: int):
     content = _pickled(data)
-    self._layout, size = _layout(data.empty_batch())
+    self._layout, self._size = _layout(data.empty_batch())
     self._slots = max(1, -(-ahead // number))
-    self._size, self._steps = size, itertools.count(start_step)
+    self._steps = itertools.count(start_step)
     self._turn = 0
+    self._pipes, self._processes = [], []
+    atexit.register(self.close)  # Called before multiprocessing's own, which would wait for ever.
+    try:
+      self._start(number)
+      for worker in range(number):
+        self._send(worker, content)
+      for _, worker in itertools.product(range(self._slots), range(number)):
+        self._send(worker, next(self._steps))
+    except BaseException:
+      self.close()
+      raise
+
+  def _start(self, number: int) -> None:
     context = multiprocessing.get_context('spawn')
     self._memories = [
-      context.RawArray(ctypes.c_byte, size * self._slots)  # a file that has no name any more
+      context.RawArray(ctypes.c_byte, self._size * self._slots)  # a file that has no name any more
       for _ in range(number)
     ]
-    self._pipes, self._processes = [], []
-    atexit.register(self.close)  # before multiprocessing waits for its processes to end
     for memory in self._memories:
       here, there = context.Pipe()
       process = context.Process(
-        target=_work, args=(there, memory, self._layout, size), name='batches', daemon=True
+        target=_work, args=(there, memory, self._layout, self._size), name='batches', daemon=True
       )
       with _signals_held_back():
         process.start()
       there.close()
       self._pipes.append(here)
       self._processes.append(process)
-    for worker in range(number):
-      self._send(worker, content)
-    for _, worker in itertools.product(range(self._slots), range(number)):
-      self._send(worker, next(self._steps))
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self

@@ -44,6 +44,17 @@ def test_corpus(text, tmp_path, capsys):
   assert 'validation' in capsys.readouterr().out
 
 
+def test_corpus_of_a_mixture(text, tmp_path, capsys):
+  """Each source for itself, with what is held out of it."""
+  other = tmp_path / 'y.txt'
+  other.write_text('\n\n'.join(f'document {i}' for i in range(20)))
+  argv = ['--input', f'a={text},b={other}', '--weights', '2,1', '--name', 'bytes', '--json']
+  corpus.main([*argv, '--cache_dir', str(tmp_path / 'cache')])
+  found = json.loads(capsys.readouterr().out)
+  documents = {name: row['documents'] for name, row in found.items()}
+  assert documents == {'train/a': 54, 'train/b': 18, 'a': 6, 'b': 2}
+
+
 def test_audit(text, tmp_path, capsys):
   """Equal lines are counted, also those that differ in case and spaces only, and are located."""
   other = tmp_path / 'y.txt'
