@@ -17,20 +17,29 @@ def free_port():
 
 
 class Processes:
-  """`count` processes of one command; a context that kills what is left of them."""
+  """`count` processes of one command; a context that kills what is left of them.
 
-  def __init__(self, argv, count, folder, devices=DEVICES, heartbeat=10):
+  slurm: they learn of each other from the variables that srun sets, and not from flags.
+  """
+
+  def __init__(self, argv, count, folder, devices=DEVICES, heartbeat=10, slurm=False):
     self.logs = [folder / f'process-{i}.log' for i in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     flags = os.environ['XLA_FLAGS'] + f' --xla_force_host_platform_device_count={devices // count}'
     environ = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
-    place = f'127.0.0.1:{free_port()}'
+    port = free_port()
     self.outputs = [folder / f'process-{i}.out' for i in range(count)]
     self.all = []
     for i in range(count):
       mine = [sys.executable, *map(str, argv)]
+      if slurm:
+        environ |= {
+          'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_NTASKS': str(count),
+          'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i), 'JAX_COORDINATOR_PORT': str(port),
+        }  # fmt: skip
+      elif count > 1:
+        mine += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
       if count > 1:
-        mine += [f'--coordinator={place}', f'--num_processes={count}', f'--process_id={i}']
         mine += [f'--heartbeat_timeout={heartbeat}', '--start_timeout=120']
       with self.logs[i].open('w') as log, self.outputs[i].open('w') as output:
         process = subprocess.Popen(mine, cwd=ROOT, env=environ, stdout=output, stderr=log)

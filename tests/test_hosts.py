@@ -90,8 +90,10 @@ def evaluated_alone(alone, tmp_path_factory):
 
 
 def test_several_processes_evaluate_as_one_does(several, evaluated_alone, tmp_path):
+  """Two of them learn of each other as under SLURM."""
   count, folder = several
-  first, *others = run(['eval.py', f'--workdir={folder / "run"}'], count, tmp_path)
+  argv = ['eval.py', f'--workdir={folder / "run"}']
+  first, *others = run(argv, count, tmp_path, slurm=count == 2)
   assert others == [''] * (count - 1)
   found = json.loads(first)['validation']
   assert found.keys() == evaluated_alone.keys()
@@ -198,6 +200,42 @@ def test_texts_are_written_by_all_and_scored_by_one(corpus, tmp_path):
     if key in found:
       np.testing.assert_allclose(found[key], value, rtol=1e-5, err_msg=key)
   assert {'loss', 'bleu'} <= found.keys() & expected['validation'].keys()
+
+
+ROWS = """
+import sys
+import numpy as np
+from flaxlm import commandline, distributed, sharding
+
+def main(argv):
+  parser = commandline.Parser('')
+  distributed.add_flags(parser)
+  distributed.start(distributed.settings(parser.parse(argv)))
+  whole = np.arange(24 * 2).reshape(24, 2)
+  rules = {'batch': ('data', 'fsdp')}
+  for shape in ((6, 1, 1), (3, 2, 1), (2, 1, 3), (1, 3, 2), (1, 1, 6)):
+    rows = sharding.batch_sharding(sharding.make_mesh(shape), rules)
+    parts, count = sharding.host_parts(rows)
+    size = 24 // count
+    mine = np.concatenate([whole[part * size : (part + 1) * size] for part in parts])
+    placed = sharding.place_rows({'x': mine}, rows)['x']
+    assert placed.shape == whole.shape
+    for shard in placed.addressable_shards:
+      np.testing.assert_array_equal(shard.data, whole[shard.index])
+    print(shape, parts, count)
+
+sys.exit(commandline.run(main, sys.argv[1:]))
+"""
+
+
+def test_rows_reach_their_devices_on_every_mesh(tmp_path):
+  """Three processes of two devices: some share all their rows, some a part of them."""
+  script = tmp_path / 'rows.py'
+  script.write_text(ROWS)
+  outputs = run([script], 3, tmp_path, devices=6)
+  assert [output.splitlines()[2] for output in outputs] == [
+    '(2, 1, 3) (0,) 2', '(2, 1, 3) (0, 1) 2', '(2, 1, 3) (1,) 2'
+  ]  # fmt: skip
 
 
 @pytest.mark.parametrize('number', [0, 1])
