@@ -59,6 +59,7 @@ class _State:
   settings: Settings = dataclasses.field(default_factory=Settings)
   hosts: tuple[str, ...] = ()  # name of the host of each process
   meetings: int = 0  # barriers and preparations so far, which are the same in every process
+  watch: threading.Thread | None = None
 
 
 _STATE = _State()
@@ -158,7 +159,8 @@ def start(settings: Settings) -> None:
   if index():
     terminal.only_warnings(f'process {index()}: ')
   terminal.say(f'{count()} processes, {jax.device_count()} devices')
-  threading.Thread(target=_watch, name='peers', daemon=True).start()
+  _STATE.watch = threading.Thread(target=_watch, name='peers', daemon=True)
+  _STATE.watch.start()
 
 
 def _not_all_there(settings: Settings) -> NoReturn:
@@ -227,8 +229,9 @@ def barrier() -> None:
   _wait_at_barrier(f'{_PREFIX}/barrier/{_STATE.meetings}')
 
 
-def _wait_at_barrier(name: str) -> None:
-  _client().wait_at_barrier(name, _STATE.settings.prepare_timeout * 1000)
+def _wait_at_barrier(name: str, seconds: float | None = None) -> None:
+  seconds = seconds or _STATE.settings.prepare_timeout
+  _client().wait_at_barrier(name, int(seconds * 1000))
 
 
 def by_first(action: Callable[[], None]) -> None:
@@ -337,6 +340,8 @@ def _watch() -> None:
         return
     except AttributeError:  # no client any more
       return
+  if value['process'] is None:
+    return  # Nobody has: all are at the end.
   if value['process'] != index():
     terminal.close()
     text = f'error: process {value["process"]} of {count()} failed: {value["text"]}'
@@ -365,10 +370,16 @@ def _end(status: int) -> NoReturn:
 
 def leave() -> None:
   """Ends the connection when all have come here; an error tells that one has not."""
-  if count() > 1:
-    import jax
+  if count() == 1:
+    return
+  import jax
 
-    jax.distributed.shutdown()
+  _wait_at_barrier(f'{_PREFIX}/leave', _STATE.settings.shutdown_timeout)
+  if is_first():
+    _client().key_value_set(f'{_PREFIX}/failed', json.dumps({'process': None}))
+  if _STATE.watch is not None:
+    _STATE.watch.join()  # A thread that waits in C++ when Python ends would abort the process.
+  jax.distributed.shutdown()
 
 
 def lost_another(error: BaseException) -> str:
