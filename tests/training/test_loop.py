@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -308,6 +310,22 @@ def test_a_profile_of_steps_that_never_come_is_an_error(tmp_path):
 def test_a_profile_is_left(tmp_path):
   fit(tmp_path, total_steps=5, profile__steps=(2, 3))
   assert list((tmp_path / 'profile').rglob('*.pb'))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, capsys):
+  """The write of step 5 ends only after four more steps were begun."""
+  reached, waited, rename = threading.Event(), [], os.rename
+
+  def slow(source, target):
+    if os.path.basename(target) == '5':
+      waited.append(reached.wait(60))
+    rename(source, target)
+
+  monkeypatch.setattr(os, 'rename', slow)
+  fit(tmp_path, linear.Data(on_batch=lambda number: number == 9 and reached.set()), total_steps=12)
+  assert waited == [True]
+  said = capsys.readouterr().err
+  assert re.findall(r'checkpoint (\d+): held up training for \d+\.\d\d s', said) == ['5', '10']
 
 
 def test_saving_is_silent(tmp_path, capfd):
