@@ -2,13 +2,13 @@
 
   python benchmarks/loader.py [--workers=2] [--batches=20] [RECIPE ...]
 
-For each recipe of running text, at its published size: real (not padding) tokens per second of the
-thread of the program, and of `--workers` processes (data.num_workers), over `--batches` batches
-after the first that are there. Beside them, the tokens per second of the step on this machine, of
-the recipe's `mini` variant, which two cores can do; and those that an accelerator reads that
-reaches `--tflops` of the model's operations (flaxlm/models/flops.py) at the published size: 400
-TFLOP/s is 40 % of the bfloat16 peak of an H100. The tokenizer is one of bytes, so that nothing is
-trained.
+For each recipe of running text, at its published size, in real (not padding) tokens per second:
+what one core makes (by CPU time, so that a busy machine does not matter), and what `--workers`
+processes hand over (data.num_workers, by the clock), over `--batches` batches after the first.
+Beside them, the step of the recipe's `mini` variant on this machine, and what an accelerator reads
+that reaches `--tflops` of the model's operations (flaxlm/models/flops.py) at the published size,
+with the cores that takes: 400 TFLOP/s is 40 % of the bfloat16 peak of an H100. The tokenizer is one
+of bytes, so that nothing is trained.
 """
 
 import argparse
@@ -37,7 +37,7 @@ RECIPES = (
   'bart.py:base',
   'xlnet.py:base',
 )
-HEADER = '| recipe | rows x tokens | thread | {} workers | step, mini, this machine | {} TFLOP/s |'
+HEADER = '| recipe | rows x tokens | one core | {} workers | step of mini | {} TFLOP/s | cores |'
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
   host.keep_freed_memory()  # as the commands do
   lines = [measure(name, args) for name in args.recipes]
   print(f'tokens per second; jax {jax.__version__}, {jax.devices()[0].device_kind}')
-  print(HEADER.format(args.workers, f'{args.tflops:.0f}') + '\n|---|---|---|---|---|---|')
+  print(HEADER.format(args.workers, f'{args.tflops:.0f}') + '\n|---|---|---|---|---|---|---|')
   print('\n'.join(lines))
 
 
@@ -65,11 +65,14 @@ def measure(name: str, args: argparse.Namespace) -> str:
   transform = experiment.config.objective.name == 'masked_lm'
   flops = train_step_flops(experiment.config.model, shapes, transform)
   needed = args.tflops * 1e12 / flops * real_tokens(batch)
-  thread = rate(data, args.batches)
+  core = core_rate(data, args.batches)
   workers = rate(experiment_of(name, args, workers=args.workers).train_data, args.batches)
   rows, length = shapes.get('inputs') or shapes['encoder_inputs']
   step = f'{step_rate(name, args):,.0f}' if args.steps else ''
-  return f'| {name} | {rows} x {length} | {thread:,.0f} | {workers:,.0f} | {step} | {needed:,.0f} |'
+  return (
+    f'| {name} | {rows} x {length} | {core:,.0f} | {workers:,.0f} | {step} | {needed:,.0f} '
+    f'| {needed / core:.1f} |'
+  )
 
 
 def experiment_of(name: str, args: argparse.Namespace, workers: int):
@@ -80,10 +83,18 @@ def experiment_of(name: str, args: argparse.Namespace, workers: int):
     return build(config, workdir)
 
 
+def core_rate(data, batches: int) -> float:
+  """Real tokens per second of CPU time, of one thread."""
+  begin, tokens = time.process_time(), 0
+  for step in range(1, batches + 1):
+    tokens += int(real_tokens(data.batch(step)))
+  return tokens / (time.process_time() - begin)
+
+
 def rate(data, batches: int) -> float:
-  """Real tokens per second of `iterate`, from when it has made the first round of batches."""
+  """Real tokens per second of `iterate`, after the batches that were made ahead."""
   made = data.iterate(0)
-  for _ in range(max(data.config.data.num_workers, 1)):
+  for _ in range(max(data.config.data.num_workers, data.config.data.prefetch)):
     next(made)
   begin = time.perf_counter()
   tokens = sum(int(real_tokens(next(made))) for _ in range(batches))
