@@ -25,6 +25,9 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     '--tries', type=int, default=3, help='changes to compile at most, if the run does not fit'
   )
+  parser.add_argument(
+    '--shapes', action='store_true', help='compile nothing: sizes and operations by formula'
+  )
   parser.add_argument('--hlo', default='', help='a file to write the compiled program to, to study')
   parser.add_argument('--json', action='store_true', help='a JSON object')
   args = parser.parse(argv)
@@ -53,8 +56,9 @@ def _attempts(args, chip, devices):
     config = recipe.load(args.config, [*args.overrides, *change.items()])
     built = abstract.experiment(config, args.vocab_size, devices)
     what = ' '.join(f'--config.{key}={value}' for key, value in change.items())
-    terminal.phase('compile', f'the step for {built.mesh.size} devices {what}'.rstrip())
-    plans.append(report.make(built, chip, change))
+    if not args.shapes:
+      terminal.phase('compile', f'the step for {built.mesh.size} devices {what}'.rstrip())
+    plans.append(report.make(built, chip, change, args.shapes))
     if plans[-1].fits in (True, None):
       return plans, None
     more = advice.next_change(built, plans[-1])

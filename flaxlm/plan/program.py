@@ -33,7 +33,8 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled step; `module` is None, and `needed` what it takes, where it does not fit.
+  """A compiled step; `module` is None, and `needed` what it takes, where it does not fit, and None
+  of a step that was not compiled.
 
   text: what the module was read from.
 
@@ -42,7 +43,7 @@ class Program:
 
   module: hlo.Module | None
   memory: Memory | None
-  needed: int
+  needed: int | None
   limit: int | None = None
   text: str = ''
 

@@ -27,7 +27,7 @@ class Plan:
   device: str
   sizes: sizes.Sizes
   memory: program.Memory | None
-  needed: int
+  needed: int | None
   limit: int | None
   fits: bool | None
   flops: float | None
@@ -46,9 +46,11 @@ class Plan:
     return tuple(each / (s * self.chip.flops) for s in (self.step.high, self.step.low))
 
 
-def make(built: Experiment, chip: Chip | None, change: dict[str, str]) -> Plan:
-  """Compiles the step of an experiment and gathers what the plan says of it."""
-  compiled = program.compile_step(built)
+def make(
+  built: Experiment, chip: Chip | None, change: dict[str, str], shapes_only: bool = False
+) -> Plan:
+  """Compiles the step of an experiment, if it may, and gathers what the plan says of it."""
+  compiled = program.Program(None, None, None) if shapes_only else program.compile_step(built)
   module = compiled.module
   step = estimate.read(module, chip) if chip and module else None
   limit = compiled.limit or (int(chip.memory_bytes) if chip else _local_limit(built))
@@ -60,7 +62,7 @@ def make(built: Experiment, chip: Chip | None, change: dict[str, str]) -> Plan:
     memory=compiled.memory,
     needed=compiled.needed,
     limit=limit,
-    fits=None if limit is None else module is not None and compiled.needed <= limit,
+    fits=_fits(compiled, limit),
     flops=step.flops if step else estimate.flops(module) if module else None,
     collectives=step.collectives if step else estimate.gather(module) if module else (),
     step=step,
@@ -68,6 +70,13 @@ def make(built: Experiment, chip: Chip | None, change: dict[str, str]) -> Plan:
     change=change,
     program=compiled.text,
   )
+
+
+def _fits(compiled: program.Program, limit: int | None) -> bool | None:
+  """None where nothing was compiled, or the device does not say how much memory it has."""
+  if limit is None or compiled.needed is None:
+    return None
+  return compiled.module is not None and compiled.needed <= limit
 
 
 def _local_limit(built: Experiment) -> int | None:
@@ -138,6 +147,8 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _memory_lines(plan: Plan, row) -> list[str]:
+  if plan.needed is None:
+    return []
   found = ['memory of each device, by the compiler']
   if plan.memory is not None:
     found += [

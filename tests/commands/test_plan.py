@@ -32,6 +32,16 @@ def test_products_of_the_compiled_step_are_those_of_the_formula(capsys, tmp_path
   assert one['activation_bytes_per_device'] == memory['temporaries'] > 0
 
 
+def test_shapes_alone_need_no_compiler(capsys, monkeypatch):
+  monkeypatch.setattr(program, 'compile_step', lambda built: 1 / 0)
+  assert plan.main([*SMALL, '--shapes', '--json']) == 0
+  (one,) = json.loads(capsys.readouterr().out)['attempts']
+  assert one['fits'] is one['compiler_flops_per_step'] is one['memory_per_device'] is None
+  assert one['model_flops_per_step'] > 0 and one['parameter_bytes_per_device'] > 0
+  assert plan.main([*SMALL, '--shapes']) == 0
+  assert 'memory of each device' not in capsys.readouterr().out
+
+
 def test_recomputation_shows_in_the_compiled_products(capsys):
   plan.main([*SMALL, '--json', '--config.model.remat=full', '--config.model.scan_layers=True'])
   (one,) = json.loads(capsys.readouterr().out)['attempts']
@@ -48,7 +58,9 @@ def attempts(monkeypatch, needs, *flags):
     return program.Program(None, None, needs(built.config), limit=2**30)
 
   monkeypatch.setattr(program, 'compile_step', compile_step)
-  args = types.SimpleNamespace(config=SMALL[0].partition('=')[2], vocab_size=None, tries=9)
+  args = types.SimpleNamespace(
+    config=SMALL[0].partition('=')[2], vocab_size=None, tries=20, shapes=False
+  )
   args.overrides = [tuple(f.removeprefix('--config.').split('=')) for f in (*SMALL[1:], *flags)]
   plans, left = plan._attempts(args, None, None)
   return [p.change for p in plans], left
