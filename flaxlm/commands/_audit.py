@@ -40,7 +40,7 @@ def running(config: Any, args: argparse.Namespace) -> tuple[dict[str, audit.Loca
 def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
   """The texts of the rows of each set, and how many they are."""
   from flaxlm.config import tree
-  from flaxlm.training.experiment import parsed
+  from flaxlm.training.inputs import parsed
 
   task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
   bad = bad_rows.BadRows(config.data.on_bad_row)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: Predictor) -> None:
   """Predicts the rows of `place`, `size` at once, in their order."""
   from flaxlm.data.bad_rows import BadRows
-  from flaxlm.training.experiment import parsed
+  from flaxlm.training.inputs import parsed
 
   bad = BadRows(args.on_bad_row or experiment.config.data.on_bad_row)
   rows = list(_rows(experiment, place, bad.of('input')))

@@ -94,7 +94,7 @@ def _shapes(config: Any) -> tuple[Any, dict[str, tuple[int, ...]]]:
   from flaxlm.data import packing
   from flaxlm.models.model import make_model
   from flaxlm.plan import abstract
-  from flaxlm.training.experiment import objective_class
+  from flaxlm.training.checks import objective_class
 
   objective = objective_class(config)(config, abstract.tokenizer(config.tokenizer))
   batch = packing.pack_rows([[]], objective.streams)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,25 +13,20 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from flaxlm import sharding, terminal
-from flaxlm.config import tree
+from flaxlm import sharding
 from flaxlm.config.schema import Config
-from flaxlm.data import cache, holdout, pipeline
-from flaxlm.data.augment import Augmentation
-from flaxlm.data.bad_rows import BadRows, Handler
-from flaxlm.data.tokenizer import Tokenizer, for_corpus
-from flaxlm.errors import UserError, nearest
-from flaxlm.models.family import family_of
+from flaxlm.data import pipeline
+from flaxlm.data.bad_rows import BadRows
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.errors import UserError
 from flaxlm.models.model import Model, make_model
-from flaxlm.training import checkpoint, compiler, execution, lora, restore, weights
+from flaxlm.training import checks, compiler, execution, inputs, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
 from flaxlm.training.state import abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
 from flaxlm.types import EMA, Batch, TrainState
-
-Examples = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Experiment:
   train_data: pipeline.Pipeline | None
   eval_data: Mapping[str, pipeline.EvalPipeline]
   task: Any
-  examples: Examples
+  examples: inputs.Examples
   skipped: Mapping[str, int]
 
   @property
@@ -178,30 +173,28 @@ def build(
   Raises:
     UserError: for data that cannot be read and for parts that do not go together.
   """
-  check_parts(config)
-  tokenizer = tokenizer or _tokenizer(config, epath.Path(workdir))
+  checks.check_parts(config)
+  tokenizer = tokenizer or inputs.open_tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
   bad = BadRows(config.data.on_bad_row)
   if config.task.name and with_data:
-    config, examples = _examples(config, training, bad)
-  task = _task(config)
+    config, examples = inputs.read_examples(config, training, bad)
+  task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   execution.check_mesh(config.parallelism, mesh)
   rules = sharding.parse_rules(config.sharding_rules)
-  _check_batches(config, mesh, rules)
+  checks.check_batches(config, mesh, rules)
   parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))
   train_data, eval_data = None, {}
-  if examples:
-    train_data, eval_data = _labelled(config, objective, examples, parts)
-  elif with_data:
-    eval_data = pipeline.eval_pipelines(config, tokenizer, objective, parts, test=not training)
-    if training:
-      train_data = pipeline.train_pipeline(config, tokenizer, objective, parts)
+  if with_data:
+    train_data, eval_data = inputs.make_data(
+      config, tokenizer, objective, examples, parts, training
+    )
   total_steps = _total_steps(config, train_data)
   model = make_model(config.model, objective.head(config.model))
   if config.tuning.r_drop:
-    _check_r_drop(config, objective)
+    checks.check_r_drop(config, objective)
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
   partition = make_partition(config.tuning, nn.unbox(boxed))
   optimizer, schedule = make_optimizer(
@@ -231,98 +224,6 @@ def build(
   )
 
 
-def objective_class(config: Config) -> type:
-  """The class `Objective` of the file that `config.objective.name` names."""
-  return tree.load_module('flaxlm.objectives', config.objective.name).Objective
-
-
-def check_parts(config: Config) -> None:
-  """Raises UserError if model, objective and task do not go together, before data are read."""
-  cls, family = objective_class(config), family_of(config.model.name)
-  if family not in cls.families:
-    raise UserError(
-      f'config.objective.name: {config.objective.name!r} needs a model of family '
-      f'{" or ".join(cls.families)}, but config.model.name={config.model.name!r} is of family '
-      f'{family!r}'
-    )
-  labelled = cls.packing == 'first_fit'
-  if labelled != bool(config.task.name):
-    names = tree.named_files('flaxlm.tasks')
-    wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
-    raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
-  if labelled:
-    task = tree.load_module('flaxlm.tasks', config.task.name).Task
-    missing = [key for key in getattr(cls, 'needs', ()) if key not in task.gives]
-    if missing:
-      raise UserError(
-        f'config.task.name: {config.objective.name!r} learns from the {missing[0]} of a row, which '
-        f'{config.task.name!r} does not give'
-      )
-
-
-def _tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
-  """That of the run where it has a checkpoint; else that of the config."""
-  if checkpoint.steps_in(workdir / 'checkpoints'):
-    return Tokenizer.load(workdir / 'tokenizer')
-  if config.tokenizer.path:
-    return for_corpus(config, None)
-  if config.task.name:
-    task, bad = _task(config), BadRows(config.data.on_bad_row)
-    rows = holdout.rows(config.data, readers=getattr(task, 'readers', {}), bad=bad)['train']
-    examples = parsed(task, rows, True, bad.of('train'))
-    texts = [text for example in examples for text in task.texts(example)]
-    identity = {'rows': cache.key(texts)}
-    return for_corpus(
-      config,
-      holdout.Documents(
-        config.data.train, len(texts), identity, lambda: (('', text) for text in texts)
-      ),
-    )
-  return for_corpus(config, holdout.training(config.data))
-
-
-def _task(config: Config) -> Any:
-  """The task that the config names, or None for running text."""
-  if not config.task.name:
-    return None
-  return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
-
-
-def _examples(config: Config, training: bool, bad: BadRows) -> tuple[Config, Examples]:
-  """The parsed rows of each split, and the config with what those of training decide (labels).
-
-  'train' is there only for training, 'test' only without. `bad` counts the rows left out.
-  """
-  readers = getattr(_task(config), 'readers', {})
-  splits = holdout.rows(config.data, training, readers, bad)
-  examples = {}
-  for name, rows in splits.items():
-    task = _task(config)
-    labelled = name not in getattr(task, 'unlabelled', ())
-    examples[name] = parsed(task, rows, labelled, bad.of(name))
-    if not examples[name]:
-      bad.report()
-      raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
-    if name == 'train':  # It comes first, so that the others are held to its labels.
-      decided = task.discover(examples[name])
-      config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
-  bad.report()
-  return config, examples
-
-
-def parsed(
-  task: Any, rows: Iterable[tuple[str, dict[str, str]]], labelled: bool, bad: Handler
-) -> list[dict[str, Any]]:
-  """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns."""
-  examples = []
-  for where, row in rows:
-    try:
-      examples.append(task.parse(row, where, labelled))
-    except UserError as error:
-      bad(error)
-  return examples
-
-
 def _complete(config: Config, tokenizer: Tokenizer) -> Config:
   """Fills in what the config leaves to other nodes: vocabulary and precision of the model."""
   model = dataclasses.replace(
@@ -333,7 +234,7 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
 
 def _objective(config: Config, tokenizer: Tokenizer) -> Any:
   """The objective, if its rows fit the trunk."""
-  objective = objective_class(config)(config, tokenizer)
+  objective = checks.objective_class(config)(config, tokenizer)
   longest = getattr(objective, 'longest', None) or max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )
@@ -345,55 +246,12 @@ def _objective(config: Config, tokenizer: Tokenizer) -> Any:
   return objective
 
 
-def _check_batches(config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> None:
-  rows = config.global_batch_size // config.num_microbatches
-  key = 'config.global_batch_size'
-  if config.num_microbatches > 1:
-    key += f' over num_microbatches={config.num_microbatches}'
-  sharding.check_batch(mesh, rules, rows, key)
-  if config.evaluation.batch_size:
-    sharding.check_batch(mesh, rules, config.evaluation.batch_size, 'config.evaluation.batch_size')
-
-
-def _labelled(
-  config: Config, objective: Any, examples: Examples, parts: pipeline.Parts
-) -> tuple[pipeline.Pipeline | None, dict[str, pipeline.EvalPipeline]]:
-  """Training batches, where there are training examples, and evaluation sets."""
-  train, evals = None, {}
-  for name, rows in examples.items():
-    with terminal.bar(f'tokenise {name}', len(rows), 'rows') as bar:
-      items = objective.items(rows)
-      bar.advance(len(rows))
-    if name == 'train':
-      packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
-      augment = Augmentation(config.data, objective, config.objective.name)
-      train = pipeline.Pipeline(
-        config, objective, packed, (), parts, augment if augment.is_on else None
-      )
-    else:
-      packed = pipeline.PackedItems(objective, items, None, data=config.data)
-      evals[name] = pipeline.EvalPipeline(config, objective, packed, parts)
-  return train, evals
-
-
 def _total_steps(config: Config, train_data: pipeline.Pipeline | None) -> int:
   if config.total_steps is not None:
     return config.total_steps
   if train_data is None:
     return 1  # unused without training
   return max(1, math.ceil(config.num_epochs * train_data.steps_per_epoch))
-
-
-def _check_r_drop(config: Config, objective: Any) -> None:
-  """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
-  if not hasattr(objective, 'divergence'):
-    raise UserError(
-      f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
-    )
-  model = dataclasses.asdict(config.model)
-  endings = ('drop_rate', 'dropout_rate')
-  if not any(value for name, value in model.items() if name.endswith(endings)):
-    raise UserError('config.tuning.r_drop: would do nothing: every dropout rate of the model is 0')
 
 
 def _unfreeze_every(config: Config, train_data: pipeline.Pipeline | None) -> int:

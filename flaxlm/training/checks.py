@@ -1,0 +1,65 @@
+"""Whether the parts of an experiment go together. Each check names the field that does not."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from flaxlm import sharding
+from flaxlm.config import tree
+from flaxlm.config.schema import Config
+from flaxlm.errors import UserError, nearest
+from flaxlm.models.family import family_of
+
+
+def objective_class(config: Config) -> type:
+  """The class `Objective` of the file that `config.objective.name` names."""
+  return tree.load_module('flaxlm.objectives', config.objective.name).Objective
+
+
+def check_parts(config: Config) -> None:
+  """Raises UserError if model, objective and task do not go together, before data are read."""
+  cls, family = objective_class(config), family_of(config.model.name)
+  if family not in cls.families:
+    raise UserError(
+      f'config.objective.name: {config.objective.name!r} needs a model of family '
+      f'{" or ".join(cls.families)}, but config.model.name={config.model.name!r} is of family '
+      f'{family!r}'
+    )
+  labelled = cls.packing == 'first_fit'
+  if labelled != bool(config.task.name):
+    names = tree.named_files('flaxlm.tasks')
+    wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
+    raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
+  if labelled:
+    task = tree.load_module('flaxlm.tasks', config.task.name).Task
+    missing = [key for key in getattr(cls, 'needs', ()) if key not in task.gives]
+    if missing:
+      raise UserError(
+        f'config.task.name: {config.objective.name!r} learns from the {missing[0]} of a row, which '
+        f'{config.task.name!r} does not give'
+      )
+
+
+def check_batches(config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> None:
+  """Raises UserError if the rows of a batch do not divide over the devices."""
+  rows = config.global_batch_size // config.num_microbatches
+  key = 'config.global_batch_size'
+  if config.num_microbatches > 1:
+    key += f' over num_microbatches={config.num_microbatches}'
+  sharding.check_batch(mesh, rules, rows, key)
+  if config.evaluation.batch_size:
+    sharding.check_batch(mesh, rules, config.evaluation.batch_size, 'config.evaluation.batch_size')
+
+
+def check_r_drop(config: Config, objective: Any) -> None:
+  """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
+  if not hasattr(objective, 'divergence'):
+    raise UserError(
+      f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
+    )
+  model = dataclasses.asdict(config.model)
+  endings = ('drop_rate', 'dropout_rate')
+  if not any(value for name, value in model.items() if name.endswith(endings)):
+    raise UserError('config.tuning.r_drop: would do nothing: every dropout rate of the model is 0')

@@ -1,0 +1,119 @@
+"""What a run reads: its tokenizer, the examples of labelled rows, batches for every set."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from flaxlm import terminal
+from flaxlm.config import tree
+from flaxlm.config.schema import Config
+from flaxlm.data import cache, holdout, pipeline
+from flaxlm.data.augment import Augmentation
+from flaxlm.data.bad_rows import BadRows, Handler
+from flaxlm.data.tokenizer import Tokenizer, for_corpus
+from flaxlm.errors import UserError
+from flaxlm.training import checkpoint
+
+Examples = Mapping[str, Sequence[Mapping[str, Any]]]
+# Training batches, where there are any, and evaluation sets.
+Data = tuple[pipeline.Pipeline | None, Mapping[str, pipeline.EvalPipeline]]
+
+
+def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
+  """That of the run where it has a checkpoint; else that of the config."""
+  if checkpoint.steps_in(workdir / 'checkpoints'):
+    return Tokenizer.load(workdir / 'tokenizer')
+  if config.tokenizer.path:
+    return for_corpus(config, None)
+  if config.task.name:
+    task, bad = task_of(config), BadRows(config.data.on_bad_row)
+    rows = holdout.rows(config.data, readers=getattr(task, 'readers', {}), bad=bad)['train']
+    examples = parsed(task, rows, True, bad.of('train'))
+    texts = [text for example in examples for text in task.texts(example)]
+    identity = {'rows': cache.key(texts)}
+    return for_corpus(
+      config,
+      holdout.Documents(
+        config.data.train, len(texts), identity, lambda: (('', text) for text in texts)
+      ),
+    )
+  return for_corpus(config, holdout.training(config.data))
+
+
+def task_of(config: Config) -> Any:
+  """The task that the config names, or None for running text."""
+  if not config.task.name:
+    return None
+  return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+
+
+def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config, Examples]:
+  """The parsed rows of each split, and the config with what those of training decide (labels).
+
+  'train' is there only for training, 'test' only without. `bad` counts the rows left out.
+  """
+  readers = getattr(task_of(config), 'readers', {})
+  splits = holdout.rows(config.data, training, readers, bad)
+  examples = {}
+  for name, rows in splits.items():
+    task = task_of(config)
+    labelled = name not in getattr(task, 'unlabelled', ())
+    examples[name] = parsed(task, rows, labelled, bad.of(name))
+    if not examples[name]:
+      bad.report()
+      raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
+    if name == 'train':  # It comes first, so that the others are held to its labels.
+      decided = task.discover(examples[name])
+      config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+  bad.report()
+  return config, examples
+
+
+def parsed(
+  task: Any, rows: Iterable[tuple[str, dict[str, str]]], labelled: bool, bad: Handler
+) -> list[dict[str, Any]]:
+  """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns."""
+  examples = []
+  for where, row in rows:
+    try:
+      examples.append(task.parse(row, where, labelled))
+    except UserError as error:
+      bad(error)
+  return examples
+
+
+def make_data(
+  config: Config,
+  tokenizer: Tokenizer,
+  objective: Any,
+  examples: Examples,
+  parts: pipeline.Parts,
+  training: bool,
+) -> Data:
+  """Batches of the examples or, without any, of running text; `training`: see `build`."""
+  if examples:
+    return _labelled(config, objective, examples, parts)
+  evals = pipeline.eval_pipelines(config, tokenizer, objective, parts, test=not training)
+  train = pipeline.train_pipeline(config, tokenizer, objective, parts) if training else None
+  return train, evals
+
+
+def _labelled(config: Config, objective: Any, examples: Examples, parts: pipeline.Parts) -> Data:
+  """Training batches, where there are training examples, and evaluation sets."""
+  train, evals = None, {}
+  for name, rows in examples.items():
+    with terminal.bar(f'tokenise {name}', len(rows), 'rows') as bar:
+      items = objective.items(rows)
+      bar.advance(len(rows))
+    if name == 'train':
+      packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
+      augment = Augmentation(config.data, objective, config.objective.name)
+      train = pipeline.Pipeline(
+        config, objective, packed, (), parts, augment if augment.is_on else None
+      )
+    else:
+      packed = pipeline.PackedItems(objective, items, None, data=config.data)
+      evals[name] = pipeline.EvalPipeline(config, objective, packed, parts)
+  return train, evals
