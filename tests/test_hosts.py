@@ -105,7 +105,7 @@ def wait_for_step(processes, workdir, step):
   """Returns when a run has a checkpoint of this step or a later one."""
   end = time.monotonic() + 240
   while time.monotonic() < end and all(process.poll() is None for process in processes.all):
-    if any(int(path.name) >= step for path in (workdir / 'checkpoints').glob('[0-9]*')):
+    if max(checkpoint.steps_in(workdir / 'checkpoints'), default=0) >= step:
       return
     time.sleep(0.05)
   raise AssertionError('\n\n'.join(log.read_text()[-2000:] for log in processes.logs))
