@@ -136,7 +136,8 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(
     for number in set(range(count)) - {killed}:
       # Its own check, JAX's, or a word of the one that noticed first.
       said = processes.said(number)
-      assert statuses[number] == distributed.LOST, said[-3000:]
+      # JAX ends a process by SIGABRT, which a shell reports as the same status.
+      assert statuses[number] in (distributed.LOST, -signal.SIGABRT), said[-3000:]
       assert 'lost another one' in said or 'another task died' in said, said[-3000:]
   last = max(checkpoint.steps_in(workdir / 'checkpoints'))
   if count == 4:
