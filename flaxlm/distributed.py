@@ -149,6 +149,8 @@ def start(settings: Settings) -> None:
     missing = next((name for name in VARIABLES if getattr(settings, name) is None), 'coordinator')
     raise UserError(f'--{missing}: needed beside the others, and no cluster says it') from error
   except (RuntimeError, OSError) as error:
+    if all(value is None for value in named) and 'before any JAX' in str(error):
+      return  # called from a program that has used its devices: one process
     raise UserError(f'the processes of the run cannot start: {_first_line(error)}') from error
   finally:
     alarm.cancel()
