@@ -80,15 +80,15 @@ def uneven(batches):
 def measure(folder, runs):
   """What the process with eight devices prints: recipe -> way -> what `train` returns.
 
-  runs: recipe -> ways, see `build_on`. One device is added to them, with each optimizer.
+  runs: recipe -> ways, see `build_on`. One device is added to them, with the same optimizers.
   """
   found = {}
   for place, ways in runs.items():
-    ones = ['1x1x1'] + ['sgd 1x1x1'] * any(way.startswith('sgd') for way in ways)
+    ones = sorted({'sgd 1x1x1' if way.startswith('sgd') else '1x1x1' for way in ways})
     found[place] = {}
     for way in (*ones, *ways):
       experiment = build_on(place, folder, way)
-      if way == '1x1x1':
+      if way == ones[0]:
         batches = uneven([experiment.train_data.batch(i) for i in range(STEPS)])
       found[place][way] = train(experiment, batches)
   return found
@@ -142,7 +142,7 @@ def assert_equal_to_one(found):
 # Every family once, every kind of mesh once; the rest of the product is in the full suite.
 QUICK = {
   'gpt2.py:mini': ['2x2x2'],
-  'bert.py:mini': ['8x1x1', 'pmap4'],
+  'bert.py:mini': ['pmap4'],
   't5.py:mini': ['sgd 1x2x1'],
 }
 EVERY = ('2x1x1', '1x4x1', '8x1x1', '2x2x2', '1x4x2', '1x8x1', 'pmap1', 'pmap2', 'pmap8')
@@ -167,7 +167,7 @@ def test_parameters_are_cut_as_the_rules_say(quick):
   assert [a // b for a, b in zip(whole[table], parts[table], strict=True)] == [2, 2]
   bert = quick['bert.py:mini']
   # `data` copies parameters, it does not cut them.
-  assert bert['8x1x1']['parts'] == bert['pmap4']['parts'] == bert['1x1x1']['parts']
+  assert bert['pmap4']['parts'] == bert['1x1x1']['parts']
 
 
 @pytest.mark.full
