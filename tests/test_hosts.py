@@ -69,6 +69,14 @@ def test_losses_are_those_of_one_process(alone, several):
   same_losses(metrics(several[1] / 'run'), metrics(alone))
 
 
+def test_a_mapped_step_goes_on_and_ends_like_that_of_one_process(alone, corpus, tmp_path):
+  """With the state of `jit`: the second half of the run is mapped over the devices of both."""
+  for steps, mode in ((STEPS // 2, 'jit'), (STEPS, 'pmap')):
+    argv = train(corpus, tmp_path / 'run', total_steps=steps, parallelism=mode)
+    run(argv, 2, tmp_path)
+  same_losses(metrics(tmp_path / 'run'), metrics(alone))
+
+
 def test_only_the_first_process_writes_and_reports(several):
   count, folder = several
   assert sorted(path.name for path in (folder / 'run').iterdir()) == [

@@ -46,20 +46,24 @@ class Mapped:
   step: made with `axis_name=AXIS`; rows: the sharding of a batch.
   """
 
-  def __init__(self, step: Step, state: TrainState, rows: NamedSharding):
+  def __init__(self, step: Step, rows: NamedSharding):
     devices = list(rows.mesh.devices.flat)
-    extras = {name: 0 if name == MEMORY else None for name in state.extras}
-    axes = TrainState(None, None, None, extras)
-    self._run = jax.pmap(
-      step,
-      axis_name=AXIS,
-      in_axes=(axes, 0),
-      out_axes=(axes, None),
-      axis_size=len(devices),
-      devices=devices,
-      donate_argnums=0,
-    )
     parts = len(devices)
+    self._rows, self._everywhere = rows, sharding.replicated(rows.mesh)
+
+    def run(state: TrainState, memory: Any, batch: Batch) -> tuple[TrainState, Any, Any]:
+      state, metrics = step(_joined(state, memory), batch)
+      return *_separated(state), metrics
+
+    self._run = jax.pmap(
+      run,
+      axis_name=AXIS,
+      in_axes=(None, 0, 0),
+      out_axes=(None, 0, None),
+      axis_size=parts,
+      devices=devices,
+      donate_argnums=(0, 1),
+    )
     cut = lambda x: x.reshape(parts, -1, *x.shape[1:])
     join = lambda x: x.reshape(-1, *x.shape[2:])
     # [B, ...] <-> [devices, B / devices, ...]; no row leaves its device.
@@ -67,19 +71,37 @@ class Mapped:
     self._join = jax.jit(lambda tree: jax.tree.map(join, tree), out_shardings=rows)
 
   def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-    state, metrics = self._run(*self._divided(state, batch))
-    return _with_memory(state, self._join), metrics
+    state, memory, metrics = self._run(*self._arguments(state, batch))
+    if not self._everywhere.is_fully_addressable:
+      # pmap gives each process arrays over its own devices.
+      copied = lambda leaf: _over_processes(leaf, leaf.shape, self._everywhere)
+      each = self._rows.mesh.size
+      divided = lambda leaf: _over_processes(leaf, (each, *leaf.shape[1:]), self._rows)
+      state, metrics = jax.tree.map(copied, (state, metrics))
+      memory = jax.tree.map(divided, memory)
+    return _joined(state, self._join(memory)), metrics
 
   def lower(self, state: TrainState, batch: Batch) -> Any:
     """As of a jitted function, of arrays or abstract arrays."""
-    return self._run.lower(*jax.eval_shape(self._divided, state, batch))
+    return self._run.lower(*jax.eval_shape(self._arguments, state, batch))
 
-  def _divided(self, state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
-    return _with_memory(state, self._cut), self._cut(batch)
+  def _arguments(self, state: TrainState, batch: Batch) -> tuple[TrainState, Any, Batch]:
+    state, memory = _separated(state)
+    return state, self._cut(memory), self._cut(batch)
 
 
-def _with_memory(state: TrainState, change: Callable[[Any], Any]) -> TrainState:
-  """The state with another form of what it remembers of each row, if it does."""
-  if MEMORY not in state.extras:
-    return state
-  return state.replace(extras={**state.extras, MEMORY: change(state.extras[MEMORY])})
+def _over_processes(leaf: jax.Array, shape: tuple[int, ...], place: NamedSharding) -> jax.Array:
+  """An array over the devices of all processes, of the parts on those of this one."""
+  parts = [shard.data for shard in leaf.addressable_shards]
+  return jax.make_array_from_single_device_arrays(shape, place, parts)
+
+
+def _separated(state: TrainState) -> tuple[TrainState, Any]:
+  """The state without what it remembers of each row, and that: an empty dict if it does not."""
+  extras = dict(state.extras)
+  memory = {MEMORY: extras.pop(MEMORY)} if MEMORY in extras else {}
+  return state.replace(extras=extras), memory
+
+
+def _joined(state: TrainState, memory: Any) -> TrainState:
+  return state.replace(extras={**state.extras, **memory})

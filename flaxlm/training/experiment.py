@@ -102,7 +102,7 @@ class Experiment:
       guard=self.config.guard,
     )
     if mapped:
-      return execution.Mapped(step, self.abstract_state, self.batch_sharding)
+      return execution.Mapped(step, self.batch_sharding)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
     return self._jitted(
       step,

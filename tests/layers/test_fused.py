@@ -82,6 +82,7 @@ def test_splash_is_the_plain_product(trunk, length, options):
   compare('splash', trunk, length, options)
 
 
+@pytest.mark.full
 def test_cudnn_is_given_what_the_plain_product_computes(monkeypatch):
   """There is no cuDNN on CPUs: the same call goes to XLA's implementation instead."""
   of_xla = lambda q, k, v, mask: jax.nn.dot_product_attention(
