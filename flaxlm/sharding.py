@@ -63,6 +63,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def axes_of(entry: Any) -> tuple[str, ...]:
+  """Mesh axes of one entry of a PartitionSpec, which has one axis by itself and None for none."""
+  if entry is None:
+    return ()
+  return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def divides_parameters(mesh: Mesh) -> bool:
   """Whether the mesh has more than copies of the parameters: other axes than `data`."""
   return mesh.size > mesh.shape['data']
@@ -85,7 +92,7 @@ def host_parts(rows: NamedSharding) -> tuple[tuple[int, ...], int]:
 
   Processes between which a row is divided (tensor parallelism over hosts) hold the same parts.
   """
-  count = math.prod(rows.mesh.shape[axis] for axis in rows.spec[0])
+  count = math.prod(rows.mesh.shape[axis] for axis in axes_of(rows.spec[0]))
   places = rows.addressable_devices_indices_map((count,)).values()
   return tuple(sorted({range(count)[place[0]].start for place in places})), count
 
@@ -162,6 +169,12 @@ def platform() -> str:
   return placement.mesh.devices.flat[0].platform
 
 
+def _dividing() -> Placement | None:
+  """The placement, unless there is none or nothing is divided on its one device."""
+  placement = _placement.get()
+  return None if placement is None or placement.mesh.size == 1 else placement
+
+
 def divided_alike(*names: str) -> bool:
   """Whether these logical axes lie along the same mesh axes."""
   placement = _placement.get()
@@ -170,8 +183,8 @@ def divided_alike(*names: str) -> bool:
 
 def keep_rows(x: jax.Array) -> jax.Array:
   """x [B, ...] with its rows where those of the batch are, and whole otherwise."""
-  placement = _placement.get()
-  if placement is None or placement.mesh.size == 1:
+  placement = _dividing()
+  if placement is None:
     return x
   place = NamedSharding(placement.mesh, placement.spec(['batch']))
   return jax.lax.with_sharding_constraint(x, place)
@@ -191,8 +204,8 @@ def on_shards(
   any tree, are added over the devices once, where a loop would add them at every turn; along mesh
   axes that divide no input the compiler then divides the work, which it cannot do with kernels.
   """
-  placement = _placement.get()
-  if placement is None or placement.mesh.size == 1:
+  placement = _dividing()
+  if placement is None:
     return function
   specs = [placement.spec(names) for names in inputs]
   used = (axis for names in inputs for name in names for axis in placement.axes(name))
@@ -222,8 +235,8 @@ def lookup(table: jax.Array, names: tuple[str, str], ids: jax.Array, dtype: Any)
   for the rows of all of these, and sends each its own; where entries are divided, each gives what
   it has. Left to itself, the compiler copies table or result to all devices.
   """
-  placement = _placement.get()
-  if placement is None or placement.mesh.size == 1:
+  placement = _dividing()
+  if placement is None:
     return table[ids].astype(dtype)
   rows, entries, columns = (placement.axes(name) for name in ('batch', *names))
   if {*entries} & {*rows, *columns} or not {*columns} <= {*rows}:
@@ -243,10 +256,7 @@ def lookup(table: jax.Array, names: tuple[str, str], ids: jax.Array, dtype: Any)
       found = jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
     return found
 
-  specs = placement.spec(names), placement.spec(['batch'])
-  return jax.shard_map(
-    local, mesh=placement.mesh, in_specs=specs, out_specs=specs[1], check_vma=False
-  )(table, ids)
+  return on_shards(local, [names, ('batch',)], ('batch',))(table, ids)
 
 
 def check_batch(mesh: Mesh, rules: Mapping[str, tuple[str, ...]], rows: int, key: str) -> None:

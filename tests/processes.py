@@ -1,4 +1,4 @@
-"""Runs of several real processes that talk to each other over the loopback."""
+"""Programs in processes of their own: several that talk over the loopback, or one with devices."""
 
 import os
 import pathlib
@@ -59,6 +59,22 @@ class Processes:
 
   def said(self, number):
     return self.logs[number].read_text()
+
+
+def simulated(program, *arguments, devices=8, folders=()):
+  """What a program prints in a process that sees so many devices; `folders` are to import from."""
+  flags = os.environ['XLA_FLAGS'] + f' --xla_force_host_platform_device_count={devices}'
+  path = ':'.join(map(str, (ROOT, ROOT / 'tests', *folders)))
+  result = subprocess.run(
+    [sys.executable, '-c', program, *arguments],
+    env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': path},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert not result.returncode, result.stderr[-3000:]
+  return result.stdout
 
 
 def run(argv, count, folder, **options):

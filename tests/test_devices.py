@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 
 import flax.linen as nn
 import jax
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from processes import simulated
 
 from flaxlm import sharding
 from flaxlm.errors import UserError
@@ -97,21 +95,12 @@ def measure(folder, runs):
 def in_a_process(folder, runs):
   """`measure` where JAX sees eight devices, which this process cannot be told any more."""
   program = (
-    'import json, pathlib, sys; sys.path.insert(0, sys.argv[1]); import test_devices as t; '
-    'folder, runs = json.loads(sys.argv[2]); '
+    'import json, pathlib, sys; import test_devices as t; '
+    'folder, runs = json.loads(sys.argv[1]); '
     'print(json.dumps(t.measure(pathlib.Path(folder), runs)))'
   )
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  result = subprocess.run(
-    [sys.executable, '-c', program, str(tiny.ROOT / 'tests'), json.dumps([str(folder), runs])],
-    env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(tiny.ROOT)},
-    cwd=tiny.ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert not result.returncode, result.stderr[-3000:]
-  return json.loads(result.stdout.splitlines()[-1])
+  printed = simulated(program, json.dumps([str(folder), runs]))
+  return json.loads(printed.splitlines()[-1])
 
 
 @pytest.fixture(scope='module')
@@ -228,6 +217,13 @@ def test_a_mesh_that_does_not_fit_the_devices_is_an_error(mesh, message):
 def test_a_batch_that_does_not_divide_is_named():
   with pytest.raises(UserError, match='config.x: 12 rows do not divide over 8 devices; .* is 16'):
     sharding.check_batch(Mesh8(2, 4, 1), RULES, 12, 'config.x')
+
+
+@pytest.mark.parametrize('rule', ['batch=data', 'batch=data+fsdp', 'batch='])
+def test_rows_may_lie_along_any_axes_or_none(rule):
+  mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+  rows = sharding.batch_sharding(mesh, sharding.parse_rules([rule]))
+  assert sharding.host_parts(rows) == ((0,), 1)
 
 
 @pytest.mark.parametrize('sizes', [(1, 2, 1), (2, 1, 4)])

@@ -39,10 +39,9 @@ def running(config: Any, args: argparse.Namespace) -> tuple[dict[str, audit.Loca
 
 def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
   """The texts of the rows of each set, and how many they are."""
-  from flaxlm.config import tree
-  from flaxlm.training.inputs import parsed
+  from flaxlm.training.inputs import parsed, task_of
 
-  task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+  task = task_of(config)
   bad = bad_rows.BadRows(config.data.on_bad_row)
   readers = getattr(task, 'readers', {})
   splits = holdout.rows(config.data, True, readers, bad)
@@ -50,9 +49,11 @@ def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
     splits['test'] = holdout.rows(config.data, False, readers, bad)['test']
   found = {}
   for name, rows in splits.items():
-    places = [where for where, _ in rows]
-    texts = ['\n'.join(task.texts(e)) for e in parsed(task, rows, False, bad.of(name))]
-    found[name] = list(zip(places, texts, strict=True))
+    found[name] = [
+      (where, '\n'.join(task.texts(example)))
+      for where, row in rows
+      for example in parsed(task, [(where, row)], False, bad.of(name))  # none of a bad row
+    ]
   bad.report()
   total = sum(map(len, found.values()))
   return {name: (lambda rows=rows: iter(rows)) for name, rows in found.items()}, total

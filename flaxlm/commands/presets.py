@@ -67,6 +67,7 @@ def measure(name: str) -> Preset:
 
   from flaxlm.config import recipe, tree
   from flaxlm.plan import sizes
+  from flaxlm.training.footprint import total_bytes
   from flaxlm.training.optimizer import make_optimizer
 
   config = tree.from_config_dict(recipe.read(*recipe.split(str(CONFIGS / name))))
@@ -82,8 +83,8 @@ def measure(name: str) -> Preset:
     trunk_parameters=trunk,
     parameters=trunk + sizes.count(params.get('head', {}), config.model),
     flops_per_token=sizes.step_flops(config.model, params, batch) / length,
-    parameter_bytes=sizes.num_bytes(params),
-    optimizer_bytes=sizes.num_bytes(moments),
+    parameter_bytes=total_bytes(params),
+    optimizer_bytes=total_bytes(moments),
   )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from etils import epath
 
+from flaxlm import files
 from flaxlm.data import bad_rows
 from flaxlm.errors import UserError
 
@@ -92,7 +93,7 @@ def _records(file: pathlib.Path, path: epath.Path) -> Iterator[bytes]:
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[pathlib.Path]:
   """The file, or a copy of one that is elsewhere: the library reads local files."""
-  if '://' not in str(path):
+  if not files.is_object_store(path):
     yield pathlib.Path(path)
     return
   with tempfile.NamedTemporaryFile(suffix='.array_record') as copy:

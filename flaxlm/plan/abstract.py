@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from flaxlm.config import tree
 from flaxlm.config.schema import Config, TokenizerConfig
 from flaxlm.data import packing
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.training.experiment import Experiment, build
+from flaxlm.training.inputs import task_of
 
 # Classes of a task whose labels only its rows tell.
 ASSUMED_LABELS = ('first', 'second')
@@ -70,7 +70,6 @@ def _labelled(config: Config) -> Any:
   if not config.task.name or getattr(config.task, 'labels', True):
     return config.task
   try:
-    task = tree.load_module('flaxlm.tasks', config.task.name).Task(config)
-    return dataclasses.replace(config.task, **task.discover([]))
+    return dataclasses.replace(config.task, **task_of(config).discover([]))
   except UserError:  # It finds them in rows.
     return dataclasses.replace(config.task, labels=ASSUMED_LABELS)

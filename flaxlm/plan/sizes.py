@@ -12,6 +12,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.models.flops import train_step_flops
 from flaxlm.plan import abstract
 from flaxlm.training.experiment import Experiment
+from flaxlm.training.footprint import device_bytes, total_bytes
 from flaxlm.training.state import init_params
 from flaxlm.types import VocabOutput
 
@@ -50,14 +51,14 @@ def of(built: Experiment) -> Sizes:
   return Sizes(
     parameters=sum(count(node, config.model) for node in boxed.values()),
     trunk_parameters=count(boxed['trunk'], config.model),
-    parameter_bytes=num_bytes(state.params),
-    optimizer_bytes=num_bytes(rest),
+    parameter_bytes=total_bytes(state.params),
+    optimizer_bytes=total_bytes(rest),
     tokens_per_step=sum(
       math.prod(shape) for key, shape in sizes.items() if key.endswith('segment_ids')
     ),
     model_flops_per_step=step_flops(config.model, boxed, sizes, outputs),
-    parameter_bytes_per_device=num_bytes(state.params, per_device=True),
-    optimizer_bytes_per_device=num_bytes(rest, per_device=True),
+    parameter_bytes_per_device=device_bytes(state.params),
+    optimizer_bytes_per_device=device_bytes(rest),
   )
 
 
@@ -71,12 +72,6 @@ def count(boxed: Any, config: TransformerConfig) -> int:
       size *= config.vocab_size if name == 'vocab' else axis
     total += size
   return total
-
-
-def num_bytes(tree: Any, per_device: bool = False) -> int:
-  """Of abstract arrays; `per_device`: of what one device keeps of each."""
-  shape = lambda x: x.sharding.shard_shape(x.shape) if per_device else x.shape
-  return sum(math.prod(shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def step_flops(

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from flaxlm import sharding
 from flaxlm.training.paths import leaf_paths
 from flaxlm.types import TrainState
 
@@ -39,19 +40,12 @@ def report(state: TrainState, mesh: Mesh) -> Iterator[str]:
   width = max(map(len, leaves))
   for path, leaf in leaves.items():
     spec = [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]
-    cut = [_axes(entry) for entry in spec]
+    cut = [sharding.axes_of(entry) for entry in spec]
     sizes = ' x '.join(
       f'{size}' + (f'/{"*".join(names)}' if names else '')
       for size, names in zip(leaf.shape, cut, strict=True)
     )
     yield f'  {path:{width}}  {_shown(device_bytes(leaf)):>10}  {sizes}'
-
-
-def _axes(entry: Any) -> tuple[str, ...]:
-  """Mesh axes of an entry of the spec of a sharding."""
-  if entry is None:
-    return ()
-  return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _shown(count: int) -> str:

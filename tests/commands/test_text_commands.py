@@ -86,6 +86,20 @@ def test_audit_of_a_recipe(text, tmp_path, capsys):
   assert found['between']['test']['exact'] == 60
 
 
+def test_an_audit_leaves_out_bad_rows_and_places_the_others(tmp_path, capsys):
+  rows = tmp_path / 'rows.tsv'
+  rows.write_text('text\tlabel\none two\ta\n\tb\nthree four\tb\none two\ta\n')
+  flags = [f'--config.data.{name}={rows}' for name in ('train', 'validation')]
+  argv = ['audit', '--config', 'configs/classify.py:encoder', *flags, '--json']
+  corpus.main([*argv, '--config.data.on_bad_row=skip'])
+  found = json.loads(capsys.readouterr().out)
+  assert found['sets']['train'] == {'documents': 3, 'exact': 1, 'near': 0}
+  (inside,) = [e for e in found['examples'] if e['sets'] == ['train', 'train']]
+  assert sorted(inside['places']) == [f'{rows}:2', f'{rows}:5']
+  with pytest.raises(UserError, match=f'{rows}:3'):
+    corpus.main(argv)
+
+
 @pytest.mark.parametrize(
   'argv, message',
   [
