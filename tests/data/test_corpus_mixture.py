@@ -2,16 +2,17 @@
 
 import collections
 import dataclasses
+import functools
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import test_pipeline
 import tiny
 
 from flaxlm.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
 from flaxlm.data import holdout, mixture, pipeline, tokenizer, tokenizer_training
-from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer_training import mixed_sample
 from flaxlm.errors import UserError
 
@@ -40,21 +41,8 @@ def test_weights_are_taken_as_they_are_written():
     mixture.Interleave((0.333333, 0.666667))
 
 
-class Reading:
-  """An objective that shows the tokens and one random number a piece."""
-
-  def __init__(self, span=8, gap=0):
-    self.span, self.gap = span, gap
-    self.streams = {
-      'inputs': Stream(span, ('inputs',), prefix=''),
-      'drawn': Stream(span, ('drawn',)),
-    }
-
-  def features(self, piece, rng):
-    tokens = piece.read(piece.start, piece.stop)
-    return {'inputs': tokens, 'drawn': rng.integers(1, 1 << 60, 1).astype(np.int32)}
-
-
+# Rows of eight tokens.
+Reading = functools.partial(test_pipeline.Reading, span=8)
 LETTERS = {'a': 'abc', 'b': 'mno', 'c': 'xyz'}
 
 

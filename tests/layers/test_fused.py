@@ -1,16 +1,14 @@
 """Fused kernels against the plain products, whole models with their gradients; clear refusals."""
 
 import dataclasses
-import os
-import subprocess
-import sys
+import pathlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from processes import simulated
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
@@ -140,7 +138,6 @@ def test_auto_takes_what_the_device_has_and_the_model_can_use(monkeypatch):
 
 
 MESHED = """
-import sys; sys.path.insert(0, sys.argv[1])
 import test_fused as t, jax, numpy as np
 from flaxlm import sharding
 rows = {key: np.repeat(value, 4, 0)[:8] for key, value in t.batch(21).items()}
@@ -172,12 +169,4 @@ for heads in ('tensor', ''):
 
 @pytest.mark.full
 def test_splash_runs_where_rows_and_heads_are():
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  result = subprocess.run(
-    [sys.executable, '-c', MESHED, str(tiny.ROOT / 'tests/layers')],
-    env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': f'{tiny.ROOT}:{tiny.ROOT}/tests'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert not result.returncode, result.stderr[-3000:]
+  simulated(MESHED, folders=[pathlib.Path(__file__).parent])

@@ -7,16 +7,14 @@ devices is as well guarded against damage.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from processes import simulated
 
 from flaxlm.training import checkpoint, loop
 from flaxlm.training.writers import read_metrics
@@ -126,21 +124,11 @@ def damaged(place, folder, changes, directory):
 def test_a_run_goes_on_with_other_devices(place, tmp_path):
   folder = tiny.write_corpus(tmp_path)
   program = (
-    'import json, pathlib, sys; sys.path[:0] = sys.argv[1:3]; import test_elastic as t; '
-    'print(json.dumps(t.measure(pathlib.Path(sys.argv[3]), sys.argv[4])))'
+    'import json, pathlib, sys; import test_elastic as t; '
+    'print(json.dumps(t.measure(pathlib.Path(sys.argv[1]), sys.argv[2])))'
   )
-  tests = pathlib.Path(tiny.__file__).parent
-  flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  result = subprocess.run(
-    [sys.executable, '-c', program, str(tests), str(tests / 'training'), str(folder), place],
-    env=os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': str(tiny.ROOT)},
-    cwd=tiny.ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert not result.returncode, result.stderr[-3000:]
-  found = json.loads(result.stdout.splitlines()[-1])
+  printed = simulated(program, str(folder), place, folders=[pathlib.Path(__file__).parent])
+  found = json.loads(printed.splitlines()[-1])
   assert {'meta', 'state', 'state/d'} <= set(found.pop('damaged'))
   whole = found.pop('whole')
   assert list(whole) == [str(step) for step in range(1, STEPS + 1)]

@@ -107,19 +107,23 @@ def whole(tmp_path_factory):
   return exact(workdir)
 
 
-def test_a_thread_saves_where_an_evaluation_never_answers(tmp_path, whole):
-  process = start(linear.__file__, tmp_path / 'run', 'stuck evaluation')
-  status, said = signalled(process, ' eval    validation at step 9')
-  assert status == 143 and 'stopped by SIGTERM at step 9; the same command goes on' in said
-  assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [7, 9]
-  assert start(linear.__file__, tmp_path / 'run').wait(timeout=120) == 0
-  assert exact(tmp_path / 'run') == whole
-
-
-def test_without_time_to_save_the_last_checkpoint_stands(tmp_path, whole):
-  process = start(linear.__file__, tmp_path / 'run', 'stuck step')
-  status, said = signalled(process, 'waiting')
-  assert status == 143 and 'ended 2 s after SIGTERM' in said
+@pytest.mark.parametrize(
+  ('trouble', 'shown', 'end'),
+  [
+    # A thread saves where an evaluation never answers.
+    (
+      'stuck evaluation',
+      ' eval    validation at step 9',
+      'stopped by SIGTERM at step 9; the same command goes on',
+    ),
+    # Without time to save the last checkpoint stands.
+    ('stuck step', 'waiting', 'ended 2 s after SIGTERM'),
+  ],
+)
+def test_a_main_thread_that_is_stuck_does_not_hold_up_the_end(tmp_path, whole, trouble, shown, end):
+  process = start(linear.__file__, tmp_path / 'run', trouble)
+  status, said = signalled(process, shown)
+  assert status == 143 and end in said
   assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [7, 9]
   assert start(linear.__file__, tmp_path / 'run').wait(timeout=120) == 0
   assert exact(tmp_path / 'run') == whole
