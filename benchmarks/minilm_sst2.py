@@ -9,12 +9,10 @@ test; nothing is chosen by either. Settings, the same for both: see SETTINGS; th
 those of the weights' config.json. Three seeds an arm; the table has their mean, and with --torch
 the difference of the means.
 
-The arm of transformers is its Trainer's loop, written out because Trainer needs `accelerate`:
-torch's AdamW without decay of biases and norms, gradients clipped by their global norm, the linear
-schedule stepped after each update (so that the first has the rate 0; flaxlm's has one step's worth
-of warm-up), every epoch in a new random order with its last batch short, batches padded to their
-longest text. flaxlm pads to the longest text allowed, and its batches run on over the end of an
-epoch; the number of updates is the same.
+The arm of transformers is its Trainer (which needs the package accelerate). Three differences stay:
+its schedule's first update has the rate 0, where flaxlm's has one step's worth of warm-up; the last
+batch of an epoch is short, where flaxlm's runs on into the next epoch, with the same number of
+updates; and batches are padded to their longest text, where flaxlm pads to the longest allowed.
 
 A run that is complete is not repeated: the script goes on where it was stopped. DATA holds
 sst2/{train,dev,test}.tsv.
@@ -149,73 +147,50 @@ def tune_flaxlm(args: argparse.Namespace, seed: int) -> dict[str, float]:
 
 
 def tune_transformers(args: argparse.Namespace, seed: int) -> dict[str, float]:
-  """The same in torch, as transformers' Trainer does it."""
-  import torch
+  """The same by transformers' Trainer."""
   import transformers
 
   s = SETTINGS
-  transformers.set_seed(seed)
+  _, warmup = updates(args)
+  transformers.set_seed(seed)  # the new head is drawn here
   tokenizer = transformers.AutoTokenizer.from_pretrained(args.weights)
   model = transformers.AutoModelForSequenceClassification.from_pretrained(
     args.weights, num_labels=2
   )
-  rows = read(args, 'train')
-  total, warmup = updates(args)
-  plain = ('bias', 'LayerNorm.weight')
-  decayed = [p for name, p in model.named_parameters() if not name.endswith(plain)]
-  others = [p for name, p in model.named_parameters() if name.endswith(plain)]
-  optimizer = torch.optim.AdamW(
-    [
-      {'params': decayed, 'weight_decay': s['weight_decay']},
-      {'params': others, 'weight_decay': 0.0},
-    ],
-    lr=s['learning_rate'],
-    betas=s['betas'],
-    eps=s['eps'],
+
+  def encoded(split: str) -> list[dict]:
+    options = {'truncation': True, 'max_length': s['max_length']}
+    return [{**tokenizer(text, **options), 'labels': label} for text, label in read(args, split)]
+
+  trainer = transformers.Trainer(
+    model=model,
+    args=transformers.TrainingArguments(
+      output_dir=str(args.workdir / f'transformers-{seed}'),
+      seed=seed,
+      num_train_epochs=s['epochs'],
+      per_device_train_batch_size=s['batch'],
+      per_device_eval_batch_size=64,
+      learning_rate=s['learning_rate'],
+      lr_scheduler_type='linear',
+      warmup_steps=warmup,
+      weight_decay=s['weight_decay'],
+      adam_beta1=s['betas'][0],
+      adam_beta2=s['betas'][1],
+      adam_epsilon=s['eps'],
+      max_grad_norm=s['clip_norm'],
+      save_strategy='no',
+      report_to='none',
+      use_cpu=True,
+    ),
+    train_dataset=encoded('train'),
+    data_collator=transformers.DataCollatorWithPadding(tokenizer),
   )
-  schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
-  model.train()
-  for epoch in range(s['epochs']):
-    order = torch.randperm(len(rows)).tolist()
-    for start in range(0, len(rows), s['batch']):
-      batch = [rows[i] for i in order[start : start + s['batch']]]
-      loss = model(**encoded(tokenizer, batch)).loss
-      loss.backward()
-      torch.nn.utils.clip_grad_norm_(model.parameters(), s['clip_norm'])
-      optimizer.step()
-      schedule.step()
-      optimizer.zero_grad()
-    print(f'transformers, seed {seed}: epoch {epoch + 1}, last loss {loss.item():.4f}', flush=True)
-  model.eval()
-  return {split: accuracy(model, tokenizer, read(args, split)) for split in ('dev', 'test')}
-
-
-def encoded(tokenizer, rows: list[tuple[str, int]]) -> dict:
-  """What the model takes: tensors [B, L] padded to the longest text, and labels [B]."""
-  import torch
-
-  texts, labels = zip(*rows, strict=True)
-  tokens = tokenizer(
-    list(texts),
-    truncation=True,
-    max_length=SETTINGS['max_length'],
-    padding=True,
-    return_tensors='pt',
-  )
-  return {**tokens, 'labels': torch.tensor(labels)}
-
-
-def accuracy(model, tokenizer, rows: list[tuple[str, int]]) -> float:
-  """Share of rows whose likelier class is the label."""
-  import torch
-
-  right = 0
-  with torch.no_grad():
-    for start in range(0, len(rows), 64):
-      batch = encoded(tokenizer, rows[start : start + 64])
-      labels = batch.pop('labels')
-      right += int((model(**batch).logits.argmax(-1) == labels).sum())
-  return right / len(rows)
+  trainer.train()
+  found = {}
+  for split in ('dev', 'test'):
+    output = trainer.predict(encoded(split))
+    found[split] = float((output.predictions.argmax(-1) == output.label_ids).mean())
+  return found
 
 
 def print_table(results: dict[str, list[dict[str, float]]]) -> None:
