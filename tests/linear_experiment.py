@@ -64,7 +64,7 @@ class Data:
   def __init__(self, seed=0, poison=None, on_batch=None, batches=5, missing=()):
     self.seed, self.on_batch, self.count, self.missing = seed, on_batch, batches, missing
     self.poison = poison if isinstance(poison, dict) else {poison: np.nan}
-    self.num_bytes, self.num_positions = 1000, 8
+    self.num_bytes, self.num_positions, self.batch_size = 1000, 8, 8
     self.seen = []
 
   def batch(self, step):
@@ -118,7 +118,10 @@ class Experiment:
     self.eval_data = {'validation': Data(seed=1), 'other': Data(seed=2, batches=2)}
     self.sharding = sharding.replicated(self.mesh)
     self.train_step = jax.jit(self._train_step, donate_argnums=0)
-    self.eval_step = jax.jit(lambda params, batch: ({'loss': self._loss(params, batch)}, {}))
+    self.eval_step = jax.jit(
+      lambda params, batch, memory: ({'loss': self._loss(params, batch)}, {}, memory)
+    )
+    self.empty_memory = lambda rows: None
 
   def _init(self):
     keys = jax.random.split(jax.random.key(self.config.seed), 2)
@@ -204,7 +207,7 @@ def main(workdir, trouble=''):
 
   experiment = Experiment(config, Data(on_batch=on_batch))
   if trouble == 'stuck evaluation':
-    experiment.eval_step = lambda params, batch: stuck()
+    experiment.eval_step = lambda *_: stuck()
   if trouble == 'killed save':
     rename = os.rename
 

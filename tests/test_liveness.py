@@ -497,7 +497,7 @@ def test_how_many_and_how_long_answers_are_kept(folder):
   def program(*changes):
     e = run('squad.py:encoder', folder, changes).experiment
     params = e.abstract_state.params
-    return e.eval_step.lower(params, e.eval_data['validation'].batch(0)).as_text()
+    return e.eval_step.lower(params, e.eval_data['validation'].batch(0), None).as_text()
 
   base = program()
   for change in (('objective.n_best', '3'), ('objective.max_answer_length', '2')):

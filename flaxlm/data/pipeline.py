@@ -226,6 +226,9 @@ class Pipeline(_Rows):
 class EvalPipeline(_Rows):
   """All rows in order, always with the same random numbers; empty rows fill the last batch.
 
+  Where a memory goes from batch to batch, row b of a batch goes on where that of the batch before
+  ended: the b-th of `batch_size` equal parts of the rows is read there.
+
   num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
   """
 
@@ -244,9 +247,15 @@ class EvalPipeline(_Rows):
   def batch(self, number: int) -> dict[str, np.ndarray]:
     """This host's part of a batch: dict of [B, ...]."""
     rng = ItemRng(self.config.evaluation.seed, EVAL)
-    numbers = [number * self.batch_size + b for b in self._mine]
+    numbers = [self._number(number, b) for b in self._mine]
     rows = [self._features(self.rows[i], rng, 0, i) if i < len(self.rows) else [] for i in numbers]
     return packing.pack_rows(rows, self.objective.streams)
+
+  def _number(self, batch: int, b: int) -> int:
+    """Which row is row b of a batch; there may be none of that number."""
+    if getattr(self.objective, 'recurrent', False):
+      return b * len(self) + batch
+    return batch * self.batch_size + b
 
   def batches(self, max_batches: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """All batches, or the first so many."""

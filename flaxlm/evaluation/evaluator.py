@@ -66,7 +66,7 @@ def evaluate(
   collected: list[dict[str, np.ndarray]] = []
   count = 0
   with terminal.bar(f'evaluate {name}', _length(data, max_batches), 'batches') as bar:
-    for metrics, predictions in _outputs(experiment, params, data.batches(max_batches)):
+    for metrics, predictions in _outputs(experiment, params, data, max_batches):
       if should_stop():
         return None
       for key, mean in metrics.items():
@@ -102,7 +102,7 @@ def evaluate(
 
 def predictions(experiment: Any, params: Any, data: Any) -> dict[str, np.ndarray]:
   """What the objective predicts for rows without labels, in the order of the examples."""
-  found = [_real(p) for _, p in _outputs(experiment, params, data.batches())]
+  found = [_real(p) for _, p in _outputs(experiment, params, data)]
   return _joined(found)
 
 
@@ -111,12 +111,14 @@ def _length(data: Any, max_batches: int | None) -> int:
 
 
 def _outputs(
-  experiment: Any, params: Any, batches: Iterator[Mapping[str, np.ndarray]]
+  experiment: Any, params: Any, data: Any, max_batches: int | None = None
 ) -> Iterator[tuple[dict[str, Mean], dict[str, np.ndarray]]]:
   """What the step returns for each batch, on the host; the device works ahead."""
   waiting: deque[Any] = deque()
-  for batch in batches:
-    waiting.append(experiment.eval_step(params, experiment.put(batch)))
+  memory = experiment.empty_memory(data.batch_size)
+  for batch in data.batches(max_batches):
+    *found, memory = experiment.eval_step(params, experiment.put(batch), memory)
+    waiting.append(found)
     if len(waiting) > _AHEAD:
       yield jax.device_get(waiting.popleft())
   while waiting:

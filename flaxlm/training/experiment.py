@@ -139,14 +139,22 @@ class Experiment:
     return jax.jit(functools.partial(weights.evaluated, self.config), out_shardings=shardings)
 
   @functools.cached_property
-  def eval_step(self) -> Callable[[Any, Batch], tuple[dict[str, Any], dict[str, Any]]]:
-    """(weights, batch) -> (Means by name, predictions by name), compiled."""
+  def eval_step(self) -> Callable[[Any, Batch, Any], tuple[dict[str, Any], dict[str, Any], Any]]:
+    """(weights, batch, memory) -> (Means by name, predictions by name, memory), compiled."""
+    everywhere = sharding.replicated(self.mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_weights)
     return self._jitted(
       make_eval_step(self.model, self.objective),
-      in_shardings=(shardings, self.batch_sharding),
-      out_shardings=sharding.replicated(self.mesh),
+      in_shardings=(shardings, self.batch_sharding, self.batch_sharding),
+      out_shardings=(everywhere, everywhere, self.batch_sharding),
     )
+
+  def empty_memory(self, rows: int) -> Any:
+    """What `eval_step` takes with a first batch of so many rows: None if nothing is remembered."""
+    if not getattr(self.objective, 'recurrent', False):
+      return None
+    make = functools.partial(self.model.trunk.empty_memory, rows)
+    return jax.jit(make, out_shardings=self.batch_sharding)()
 
 
 def build(

@@ -55,9 +55,8 @@ def make_train_step(
   def loss_and_metrics(trained, params, part, weights, key):
     batch, memory = part
     params = weights_of(partition.put(params, trained))
-    recurrent = {} if memory is None else {'cache': memory}
     apply = lambda key: model.apply(
-      {'params': params}, batch, False, rngs={'dropout': key}, **recurrent
+      {'params': params}, batch, False, rngs={'dropout': key}, **_recurrent(memory)
     )
     outputs, trunk = apply(key)
     totals, metrics = objective.losses(outputs, batch)
@@ -68,7 +67,7 @@ def make_train_step(
       totals = {t: (totals[t] + others[t]) / 2 + r_drop / 2 * apart.get(t, 0.0) for t in totals}
     loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
     metrics = metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
-    return loss, (metrics, trunk.cache if recurrent else None)
+    return loss, (metrics, None if memory is None else trunk.cache)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = reduce(objective.weights(batch))
@@ -135,16 +134,27 @@ def _accumulate(gradient: Callable, rows: Any, parts: int) -> tuple[Any, Any]:
   return sums, jax.tree.map(joined, memory)
 
 
-def make_eval_step(model: Any, objective: Any) -> Callable[[Any, Batch], tuple[Metrics, Metrics]]:
-  """Returns (params, batch) -> (Means by name, predictions by name or {}), without dropout."""
+def make_eval_step(
+  model: Any, objective: Any
+) -> Callable[[Any, Batch, Any], tuple[Metrics, Metrics, Any]]:
+  """Returns (params, batch, memory) -> (Means by name, predictions by name or {}, memory).
 
-  def step(params: Any, batch: Batch) -> tuple[Metrics, Metrics]:
-    outputs, _ = model.apply({'params': params}, batch)
+  Without dropout. The memory, of a trunk that has one, is that of the rows before; else None.
+  """
+
+  def step(params: Any, batch: Batch, memory: Any) -> tuple[Metrics, Metrics, Any]:
+    outputs, trunk = model.apply({'params': params}, batch, **_recurrent(memory))
     _, metrics = objective.losses(outputs, batch)
     predict = getattr(objective, 'predict', None)
-    return metrics, predict(outputs, batch) if predict else {}
+    found = predict(outputs, batch) if predict else {}
+    return metrics, found, None if memory is None else trunk.cache
 
   return step
+
+
+def _recurrent(memory: Any) -> dict[str, Any]:
+  """The model's argument for a memory; a trunk without one need not know it."""
+  return {} if memory is None else {'cache': memory}
 
 
 def real_tokens(batch: Batch) -> Array:

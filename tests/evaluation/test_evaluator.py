@@ -20,7 +20,7 @@ from flaxlm.types import Mean
 class Ragged:
   """A set whose batches have 3, 1 and 2 real rows of 3."""
 
-  num_bytes = 40
+  num_bytes, batch_size = 40, 3
   losses = [[1.0, 2.0, 6.0], [4.0, 0.0, 0.0], [2.0, 8.0, 0.0]]
   weights = [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
   ids = [[4, 0, 5], [2, 0, 0], [1, 3, 0]]
@@ -54,14 +54,17 @@ class Experiment:
   def put(self, batch):
     return batch
 
-  def eval_step(self, params, batch):
+  def empty_memory(self, rows):
+    return None
+
+  def eval_step(self, params, batch, memory):
     loss = Mean(np.sum(batch['loss'] * batch['weights']), np.sum(batch['weights']))
     predictions = {
       'value': batch['loss'][:, None],
       'example_ids': batch['ids'][:, None],
       'weights': batch['weights'][:, None].astype(np.float32),
     }
-    return {'loss': loss, 'absent': Mean(0.0, 0.0)}, predictions
+    return {'loss': loss, 'absent': Mean(0.0, 0.0)}, predictions, memory
 
 
 def test_a_ragged_last_batch_is_weighed_exactly():
@@ -77,10 +80,10 @@ def test_the_loss_is_the_sum_of_the_means_of_its_terms():
   experiment = Experiment(likelihood=False)
   experiment.objective.terms = ('a_loss', 'b_loss', 'empty_loss')
 
-  def eval_step(params, batch):
+  def eval_step(params, batch, memory):
     real = batch['weights']
     a = Mean(np.sum(batch['loss'] * real), np.sum(real))
-    return {'a_loss': a, 'b_loss': Mean(5.0, 2.0), 'empty_loss': Mean(0.0, 0.0)}, {}
+    return {'a_loss': a, 'b_loss': Mean(5.0, 2.0), 'empty_loss': Mean(0.0, 0.0)}, {}, memory
 
   experiment.eval_step = eval_step
   metrics = evaluator.evaluate(experiment, None, 'validation').metrics
@@ -197,9 +200,9 @@ def test_a_set_without_any_label_has_no_loss():
   experiment = Experiment(likelihood=False)
   inner = experiment.eval_step
 
-  def eval_step(params, batch):
-    metrics, predictions = inner(params, batch)
-    return {'loss': Mean(0.0, 0.0)}, predictions
+  def eval_step(params, batch, memory):
+    _, predictions, _ = inner(params, batch, memory)
+    return {'loss': Mean(0.0, 0.0)}, predictions, memory
 
   experiment.eval_step = eval_step
   evaluation = evaluator.evaluate(experiment, None, 'validation')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from flaxlm.evaluation import evaluator
 from flaxlm.models import xlnet
 from flaxlm.training import loop
 
@@ -202,6 +203,43 @@ def test_rows_of_a_run_go_on_and_the_memory_is_kept(tmp_path):
     assert memory.hidden.shape[1] == experiment.config.model.num_layers
     np.testing.assert_array_equal(memory.hidden[:, 0], table[batch['inputs'][:, -length:]])
   assert went_on
+
+
+def test_an_evaluation_remembers_too(tmp_path):
+  """Its loss is that of the streams one by one, each from an empty memory to the last row."""
+  folder = tiny.write_corpus(tmp_path)
+  changes = (('evaluation.batch_size', '3'), ('model.memory_length', str(tiny.LENGTH)))
+  experiment = tiny.experiment('xlnet.py:mini', folder, changes)
+  data, trunk = experiment.eval_data['validation'], experiment.model.trunk
+  params = tiny.random_state(experiment).params
+  rows = len(data.rows)
+  assert rows % 3  # The last stream ends before the others.
+  marks = list(experiment.tokenizer.special_ids)
+  apply = jax.jit(
+    lambda batch, memory: experiment.model.apply({'params': params}, batch, cache=memory)
+  )
+  total = weight = went_on = forgotten = 0
+  for stream in range(3):
+    memory = trunk.empty_memory(1)
+    for number in range(len(data)):
+      batch = {key: values[stream : stream + 1] for key, values in data.batch(number).items()}
+      row = stream * len(data) + number
+      if row >= rows:
+        assert not batch['segment_ids'].any()
+        continue
+      pieces = data.rows[row]
+      text = np.concatenate([piece.read(piece.start, piece.stop) for piece in pieces])
+      np.testing.assert_array_equal(batch['inputs'][~np.isin(batch['inputs'], marks)], text)
+      went_on += bool(number and pieces[0].start)
+      outputs, after = apply(batch, memory)
+      mean = experiment.objective.losses(outputs, batch)[1]['loss']
+      total, weight, memory = total + mean.total, weight + mean.weight, after.cache
+      alone = experiment.objective.losses(apply(batch, trunk.empty_memory(1))[0], batch)
+      forgotten += alone[1]['loss'].total
+  assert went_on
+  found = evaluator.evaluate(experiment, params, 'validation').metrics['loss']
+  np.testing.assert_allclose(found, total / weight, rtol=1e-5)
+  assert abs(found - forgotten / weight) > 1e-3
 
 
 @pytest.mark.full
