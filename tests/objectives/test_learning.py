@@ -4,6 +4,7 @@ A document is one of 8 letters, 12 times: all that is uncertain is its first let
 only for who has not seen any other.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -26,15 +27,20 @@ TOKENIZER = byte_tokenizer(4)
 ROWS, STEPS = 32, 200
 
 
-def documents(number, rng):
+def repeated(number, rng, times=12):
   letters = TOKENIZER.encode('abcdefgh')
-  return Documents([np.full(12, letter) for letter in rng.choice(letters, number)])
+  return Documents([np.full(times, letter) for letter in rng.choice(letters, number)])
 
 
-def text_rows(objective, rng):
+def alphabets(number, rng):
+  del rng
+  return Documents([TOKENIZER.encode('abcdefghijklmnopqrstuvwxyz')] * number)
+
+
+def text_rows(objective, rng, documents=repeated):
   """Rows of a document each."""
   store = documents(ROWS, rng)
-  made = [packing.Piece(store, i, 0, 12 + objective.gap) for i in range(ROWS)]
+  made = [packing.Piece(store, i, 0, store.lengths[i] + objective.gap) for i in range(ROWS)]
   makers = [getattr(objective, 'of_row', lambda _: objective)(rng) for _ in range(ROWS)]
   return [[maker.features(piece, rng)] for maker, piece in zip(makers, made, strict=True)]
 
@@ -87,6 +93,25 @@ def test_masked_letters(masking):
   )  # fmt: skip
   objective._starts_word[:] = True  # Every letter is a word.
   near(learn(objective, 'encoder', text_rows)['mlm_loss'], 0.0)
+
+
+def test_what_follows():
+  """Another document has the same letter once in eight times, and the pair then looks genuine."""
+  objective = make('masked_lm', 'encoder', TOKENIZER, data__max_length=32)
+  genuine = 8 / 9  # Of the pairs of one letter.
+  share = 0.5 / genuine
+  least = -share * (genuine * math.log(genuine) + (1 - genuine) * math.log(1 - genuine))
+  rows = functools.partial(text_rows, documents=functools.partial(repeated, times=24))
+  near(learn(objective, 'encoder', rows, 600)['nsp_loss'], least)
+
+
+def test_order_of_sentences():
+  """A document is the alphabet: which part comes first is in any letter."""
+  objective = make(
+    'masked_lm', 'encoder', TOKENIZER, objective__pairs='sentence_order', data__max_length=32
+  )
+  rows = functools.partial(text_rows, documents=alphabets)
+  near(learn(objective, 'encoder', rows)['sop_loss'], 0.0)
 
 
 def test_prefix():
