@@ -81,6 +81,7 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
   """(the class to write, the manifest of the import; empty where it was another class or none)."""
   from flaxlm.data.tokenizer import Tokenizer
   from flaxlm.interop import convert, files
+  from flaxlm.objectives import mixture
 
   if (kept / convert.MANIFEST).exists():
     manifest = files.read_json(kept / convert.MANIFEST)
@@ -88,6 +89,8 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
       config_json = files.read_json(kept / convert.CONFIG)
       return convert.describe(config_json, manifest['tensors']), manifest
   objective = config.objective
+  if objective.name == 'mixture':  # Its members have one head; it decodes as the first does.
+    objective = next(iter(mixture.member_configs(objective).values()))
   if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
     objective = objective.resolved(config.model.name)
   options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}

@@ -151,7 +151,7 @@ def for_export(
   for family in mapping.families().values():
     for name, head in family.ARCHITECTURES.items():
       all_names.append(name)
-      fitting = mapping.with_head(head, options) if head.objective == objective else None
+      fitting = mapping.with_head(head, options) if mapping.serves(head, objective) else None
       if name != architecture and (architecture or not fitting or head.trunk_only):
         continue
       if not fitting and not head.trunk_only:

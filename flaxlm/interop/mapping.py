@@ -33,6 +33,11 @@ FREE = (
   'layer_drop_rate',
   *('init', 'init_std', 'remat', 'scan_layers', 'vocab_size', 'precision'),
 )
+# Objectives that train one head, and read a text in one way: the class of one holds them all.
+_ALIKE = (
+  frozenset({'causal_lm', 'completion'}),
+  frozenset({'span_corruption', 'denoising', 'seq2seq'}),
+)
 _NONE = object()
 
 
@@ -100,6 +105,11 @@ def head_of(family: types.ModuleType, config_json: Mapping[str, Any]) -> tuple[s
   head = family.ARCHITECTURES[found]
   options = {**head.options, **_read(head.fields, config_json)}
   return found, dataclasses.replace(head, options=options)
+
+
+def serves(head: Head, objective: str) -> bool:
+  """Whether a class with this head holds what the objective trains."""
+  return head.objective == objective or any({head.objective, objective} <= s for s in _ALIKE)
 
 
 def prefix_of(family: types.ModuleType, head: Head) -> str:

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny
 from public_folder import BERT as CONFIG
 from public_folder import WORDS, raw, run, write_bert
 
 from flaxlm.interop import convert, files, mapping
+from flaxlm.training import loop
 
 
 @pytest.fixture(scope='module')
@@ -45,6 +47,16 @@ def test_another_class_and_dtype(imported, tmp_path):
   assert described.architecture == 'BertModel'
 
 
+@pytest.mark.full
+def test_a_mixture_is_of_the_class_of_its_first_member(tmp_path):
+  folder = tiny.write_corpus(tmp_path / 'text')
+  config = tiny.load('mixture.py', folder, (('total_steps', '1'),))
+  loop.fit(tiny.build(config, tmp_path / 'run'), tmp_path / 'run')
+  assert run('export', f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "public"}') == 0
+  described, tensors = convert.open_folder(tmp_path / 'public')
+  assert described.architecture == 'T5ForConditionalGeneration' and 'shared.weight' in tensors
+
+
 def test_the_workdir_serves_other_commands(imported, capsys):
   _, workdir = imported
   capsys.readouterr()
@@ -57,7 +69,7 @@ def test_the_workdir_serves_other_commands(imported, capsys):
 def test_a_classifier_starts_from_the_pooler(imported, tmp_path, root):
   """The one that was pretrained on pairs, and nothing else of that head."""
   from flaxlm.config import recipe
-  from flaxlm.training import checkpoint, loop
+  from flaxlm.training import checkpoint
   from flaxlm.training.experiment import build
 
   _, workdir = imported

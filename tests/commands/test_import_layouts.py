@@ -151,8 +151,8 @@ def test_an_imported_t5_generates_and_is_evaluated(t5, tmp_path, capsys):
   assert np.isfinite(result['validation']['loss'])
 
 
-@pytest.mark.full
-def test_a_t5_and_its_ids_are_those_of_transformers(t5):
+def assert_answers_alike(folder, workdir, text):
+  """The public model writes to a prompt what the run does, greedily."""
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   from flaxlm.decoding import generate
@@ -160,10 +160,9 @@ def test_a_t5_and_its_ids_are_those_of_transformers(t5):
   from flaxlm.decoding.sampling import Sampling
   from flaxlm.training.experiment import open_model
 
-  folder, workdir = t5
   experiment, params, _ = open_model(str(workdir), 'latest')
   theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
-  prompt = experiment.objective.prompt('The lazy <extra_id_0> sleeps in the sun.')
+  prompt = experiment.objective.prompt(text)
   assert prompt.inputs.tolist() == [0] and prompt.encoder_inputs[-1] == 1
   reader = Reader.of(experiment.model, params)
   (ours,) = generate.generate(reader, [prompt], Sampling(8, temperature=0.0))
@@ -173,6 +172,35 @@ def test_a_t5_and_its_ids_are_those_of_transformers(t5):
     )[0, 1:].tolist()
   ends = expected.index(1) if 1 in expected else len(expected)
   assert ours.tokens.tolist()[:ends] == expected[:ends] and ends > 1
+  np.testing.assert_array_equal(
+    transformers.AutoTokenizer.from_pretrained(folder)(text).input_ids, prompt.encoder_inputs
+  )
+
+
+@pytest.mark.full
+def test_a_t5_and_its_ids_are_those_of_transformers(t5):
+  assert_answers_alike(*t5, 'The lazy <extra_id_0> sleeps in the sun.')
+
+
+@pytest.mark.full
+def test_a_t5_that_was_taught_to_answer_is_handed_on(t5, tmp_path, root):
+  from flaxlm.config import recipe
+  from flaxlm.training import loop
+
+  _, workdir = t5
+  rows = [f'{text}\t{text[:12]}\n' for text in SENTENCES]
+  (tmp_path / 'rows.tsv').write_text('text\ttarget\n' + ''.join(rows))
+  overrides = [
+    ('init_from', str(workdir)), ('data.train', str(tmp_path / 'rows.tsv')),
+    ('total_steps', '3'), ('num_epochs', 'None'), ('global_batch_size', '4'),
+    ('data.max_length', '64'), ('evaluation.every_steps', '0'),
+  ]  # fmt: skip
+  config = recipe.load(str(root / 'configs' / 'text_to_text.py'), overrides)
+  loop.train(config, str(tmp_path / 'run'), overrides)
+  assert run('export', f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "public"}') == 0
+  before, after = (files.Tensors(folder) for folder in (t5[0], tmp_path / 'public'))
+  assert (before.read('shared.weight') != after.read('shared.weight')).any()
+  assert_answers_alike(tmp_path / 'public', tmp_path / 'run', 'The lazy dog sleeps in the sun.')
 
 
 # ------------------------------------------------------------------- published classifiers

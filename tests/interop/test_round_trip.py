@@ -269,6 +269,17 @@ def test_a_model_that_was_not_imported_is_read_by_transformers(name, tmp_path):
   public.assert_close(written, expected, keep)
 
 
+def test_what_was_fine_tuned_is_of_the_class_it_came_from():
+  for name, objective in [('gpt2', 'completion'), ('bart', 'seq2seq'), ('t5', 'seq2seq')]:
+    described, _ = public.described(cases.CASES[name].make())
+    found = convert.for_export(described.model, objective, {}, ())
+    assert found.architecture == described.architecture
+  described, _ = public.described(cases.CASES['gpt2'].make())
+  # It reads the beginning of a text in both directions, which no public class does.
+  with pytest.raises(UserError, match="has the head of the objective 'prefix_lm'"):
+    convert.for_export(described.model, 'prefix_lm', {}, ())
+
+
 def test_a_model_that_no_public_class_holds():
   described, _ = public.described(cases.CASES['gpt2'].make())
   import dataclasses
