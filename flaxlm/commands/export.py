@@ -31,6 +31,10 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
   parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
+  parser.add_argument(
+    '--max-shard-size', type=gigabytes, default=50e9, metavar='GB',
+    help='weights beyond so many GB are several files; 50 if unset',
+  )  # fmt: skip
   args = parser.parse(argv)
   target = _folder.new('--to', args.to)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
@@ -48,12 +52,20 @@ def main(argv: Sequence[str]) -> None:
   tensors = convert.save(public, leaves, source, kept, DTYPES[args.dtype or 'float32'])
   with _folder.staged(target) as temporary:
     metadata = manifest.get('metadata') or {'format': 'pt'}
-    files.write(temporary / files.WEIGHTS, tensors.items(), metadata)
+    files.write_weights(temporary, tensors, metadata, args.max_shard_size)
     text = json.dumps(public.config_json, indent=2, sort_keys=True)
     (temporary / convert.CONFIG).write_text(text + '\n')
     _copy_tokenizer(workdir, temporary, bool(manifest))
   terminal.close()
   print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
+
+
+def gigabytes(text: str) -> float:
+  """A positive number of GB, in bytes."""
+  size = float(text) * 1e9
+  if not size > 0:
+    raise ValueError(text)
+  return size
 
 
 def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | str]:

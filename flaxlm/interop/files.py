@@ -108,3 +108,33 @@ def write(
   # A tensor without axes would come back with one.
   content = {name: np.ascontiguousarray(t).reshape(t.shape) for name, t in tensors}
   path.write_bytes(safetensors.numpy.save(content, metadata=dict(metadata)))
+
+
+def write_weights(
+  folder: epath.Path,
+  tensors: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str],
+  largest: float,
+) -> None:
+  """Writes the weights of a folder: one file, or shards of `largest` bytes at most and their index.
+
+  A tensor is not divided: one that is larger is a shard of its own.
+  """
+  shards: list[dict[str, np.ndarray]] = [{}]
+  held = 0
+  for name, tensor in tensors.items():
+    if shards[-1] and held + tensor.nbytes > largest:
+      shards.append({})
+      held = 0
+    shards[-1][name] = tensor
+    held += tensor.nbytes
+  if len(shards) == 1:
+    return write(folder / WEIGHTS, tensors.items(), metadata)
+  places = {}
+  for number, shard in enumerate(shards, 1):
+    file = f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    write(folder / file, shard.items(), metadata)
+    places |= dict.fromkeys(shard, file)
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(places.items()))}
+  (folder / INDEX).write_text(json.dumps(index, indent=2) + '\n')

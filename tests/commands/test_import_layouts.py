@@ -38,6 +38,35 @@ def test_sharded_weights_are_one_model(tmp_path):
     assert again[name].dtype == tensor.dtype and again[name].tobytes() == tensor.tobytes(), name
 
 
+def test_what_is_too_large_for_a_file_is_several(tmp_path):
+  """As many tensors as fit go into each; together they are what was read."""
+  whole = safetensors.numpy.load(raw(write_bert(tmp_path / 'bert')))
+  assert run('import', f'--from={tmp_path / "bert"}', f'--workdir={tmp_path / "run"}') == 0
+  flags = f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "again"}'
+  assert run('export', *flags, '--max-shard-size=2e-6') == 0
+  index = json.loads((tmp_path / 'again' / files.INDEX).read_text())
+  assert index['metadata']['total_size'] == sum(tensor.nbytes for tensor in whole.values())
+  shards = sorted(tmp_path.glob('again/model-*-of-*.safetensors'))
+  sizes = []
+  for number, shard in enumerate(shards, 1):
+    assert shard.name == f'model-{number:05d}-of-{len(shards):05d}.safetensors'
+    held = safetensors.numpy.load_file(shard)
+    assert {name for name, file in index['weight_map'].items() if file == shard.name} == set(held)
+    sizes.append(sum(tensor.nbytes for tensor in held.values()))
+    for name, tensor in held.items():
+      assert whole.pop(name).tobytes() == tensor.tobytes()
+  assert not whole and max(sizes) <= 2000
+  assert all(a + b > 2000 for a, b in zip(sizes, sizes[1:], strict=False))
+  assert run('import', f'--from={tmp_path / "again"}', f'--workdir={tmp_path / "run2"}') == 0
+
+
+@pytest.mark.parametrize('size', ['0', '-1', 'nan', 'much'])
+def test_a_file_holds_something(size, tmp_path, capsys):
+  flags = f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "again"}'
+  assert run('export', *flags, f'--max-shard-size={size}') != 0
+  assert f"argument --max-shard-size: invalid gigabytes value: '{size}'" in capsys.readouterr().err
+
+
 def missing(folder):
   (folder / SHARDS[1]).unlink()
 
