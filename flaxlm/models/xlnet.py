@@ -4,6 +4,9 @@ The content stream is an encoder in which a token sees those that stand before i
 factorisation. The query stream, at the places to predict, sees the same but the token itself: it
 starts from one trained vector instead of the token. Both share all weights, so that they run as one
 sequence, content first, of which only the content gives keys and values.
+
+The released code also applies dropout to the encoded distances, in each row by itself. Here they
+have none, so that a layer projects them once for all rows.
 """
 
 import dataclasses
