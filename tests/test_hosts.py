@@ -77,6 +77,26 @@ def test_a_mapped_step_goes_on_and_ends_like_that_of_one_process(alone, corpus, 
   same_losses(metrics(tmp_path / 'run'), metrics(alone))
 
 
+def test_all_start_from_the_same_weights_and_go_back_together(alone, corpus, tmp_path):
+  """From another run's weights, with spikes that are none: as one process does."""
+  changes = {
+    'init_from': alone, 'guard__policy': 'rollback', 'guard__spike_sigmas': 1.0,
+    'guard__spike_window': 3, 'guard__max_rollbacks': 50, 'checkpoint__every_steps': 2,
+  }  # fmt: skip
+  found = {}
+  for count in (1, 2):
+    workdir = tmp_path / str(count) / 'run'
+    # The tokenizer is that of the weights.
+    argv = [word for word in train(corpus, workdir, **changes) if 'tokenizer' not in word]
+    run(argv, count, workdir.parent)
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    found[count] = [line['rollbacks'] for line in lines if line['split'] == 'train']
+    report = json.loads((workdir / 'restore_report.json').read_text())
+    assert report['loaded'] and not report['fresh']
+  assert found[1] == found[2] and found[1][-1] > 0
+  same_losses(metrics(tmp_path / '2' / 'run'), metrics(tmp_path / '1' / 'run'))
+
+
 def test_only_the_first_process_writes_and_reports(several):
   count, folder = several
   assert sorted(path.name for path in (folder / 'run').iterdir()) == [

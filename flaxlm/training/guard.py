@@ -32,9 +32,10 @@ class Guard:
 
 def fresh(skipped: int = 0) -> Guard:
   """Before the first step, or of a run that was not guarded before; it has skipped so many."""
-  zero = jnp.zeros((), jnp.int32)
-  numbers = jnp.zeros(2, jnp.float32)
-  return Guard(numbers, numbers, zero, zero + skipped, zero)
+  # Each an array of its own: the step uses them up.
+  numbers = lambda: jnp.zeros(2, jnp.float32)
+  count = lambda number: jnp.full((), number, jnp.int32)
+  return Guard(numbers(), numbers(), count(0), count(skipped), count(0))
 
 
 def settle(

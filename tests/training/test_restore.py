@@ -9,6 +9,7 @@ import pytest
 
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint, loop, restore
+from flaxlm.types import GUARD
 
 
 @pytest.fixture(scope='module')
@@ -37,6 +38,12 @@ def test_init_from_takes_weights_and_begins_at_step_0(source, tmp_path):
   assert report['step'] == 6 and report['workdir'] == str(source[0])
   assert report['loaded'] == ['head/kernel', 'trunk/layers/kernel', 'trunk/scale']
   assert not report['fresh'] + report['dropped'] + report['reshaped']
+
+
+def test_a_guarded_run_takes_weights_too(source, tmp_path):
+  """Nothing of what the first step uses up is there twice."""
+  state = loop.fit(experiment(source, guard__policy='skip'), tmp_path)
+  assert int(state.step) == 4 and int(state.extras[GUARD].skipped) == 0
 
 
 def test_every_kind_of_leaf_is_printed(source, tmp_path, capsys):
