@@ -39,14 +39,13 @@ def running(config: Any, args: argparse.Namespace) -> tuple[dict[str, audit.Loca
 
 def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
   """The texts of the rows of each set, and how many they are."""
-  from flaxlm.training.inputs import parsed, task_of
+  from flaxlm.training.inputs import parsed, rows_of, task_of
 
   task = task_of(config)
   bad = bad_rows.BadRows(config.data.on_bad_row)
-  readers = getattr(task, 'readers', {})
-  splits = holdout.rows(config.data, True, readers, bad)
+  splits = rows_of(task, config, True, bad)
   if config.data.test:
-    splits['test'] = holdout.rows(config.data, False, readers, bad)['test']
+    splits['test'] = rows_of(task, config, False, bad)['test']
   found = {}
   for name, rows in splits.items():
     found[name] = [

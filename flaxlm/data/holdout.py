@@ -131,6 +131,7 @@ def rows(
   training: bool = True,
   readers: Mapping[str, source.Reader] | None = None,
   bad: BadRows | None = None,
+  held_together: str = '',
 ) -> dict[str, list[tuple[str, dict[str, str]]]]:
   """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
 
@@ -142,6 +143,7 @@ def rows(
     training: with 'train'; without, also 'test' where `config.test` is set.
     readers: of the task's own file formats, as in `source.rows`.
     bad: counts the rows that cannot be read.
+    held_together: column, of which rows with the same cell are all held out or all trained on.
 
   Raises:
     UserError: for a split without rows, and for what cannot be read.
@@ -158,10 +160,7 @@ def rows(
     for name, place in places(config.validation).items():
       splits[name] = list(read(place, 'validation', name))
   else:
-    number = _num_first(len(train), config)
-    order = np.random.default_rng(0).permutation(len(train))
-    splits['train'] = [train[i] for i in np.sort(order[:number])]
-    splits['validation'] = [train[i] for i in np.sort(order[number:])]
+    splits['train'], splits['validation'] = _drawn(train, config, held_together)
   if not training:
     splits.pop('train', None)
     if config.test:
@@ -173,11 +172,25 @@ def rows(
   return splits
 
 
-def _num_first(number: int, config: Any) -> int:
+def _drawn(rows: list[Any], config: Any, column: str) -> tuple[list[Any], list[Any]]:
+  """Rows to train on, and the share config.holdout of them, or of what `column` holds of them."""
+  groups: dict[Any, list[int]] = {}
+  for i, (_, row) in enumerate(rows):
+    groups.setdefault(row.get(column, i) if column else i, []).append(i)
+  members = list(groups.values())
+  what = f'rows with {len(members)} {column}' if column else f'{len(rows)} rows'
+  number = _num_first(len(members), config, what)
+  order = np.random.default_rng(0).permutation(len(members))
+  first, last = (
+    [rows[i] for i in sorted(i for group in part for i in members[group])]
+    for part in (order[:number], order[number:])
+  )
+  return first, last
+
+
+def _num_first(number: int, config: Any, what: str = 'the text') -> int:
   if number < 2:
-    raise UserError(
-      f'config.data.holdout: {number} rows cannot be split; set config.data.validation'
-    )
+    raise UserError(f'config.data.holdout: {what} cannot be split; set config.data.validation')
   return min(max(int(number * (1 - config.holdout)), 1), number - 1)
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.data import bad_rows, source
+from flaxlm.data import bad_rows, binary_tables, source
 from flaxlm.errors import UserError
+
+_KINDS = {str: 'a text', list: 'a list', dict: 'an object'}
 
 
 def rows(
@@ -23,18 +25,19 @@ def rows(
     UserError: for a file that is not json of this layout; `bad` gets the mistake of a question.
   """
   try:
-    articles = json.loads(source.whole(path))['data']
+    file = json.loads(source.whole(path))
   except json.JSONDecodeError as error:
     raise UserError(f'{path}:{error.lineno}: malformed json: {error.msg}') from None
-  except (KeyError, TypeError):
-    raise UserError(f'{path}: not in the layout of SQuAD: it has no "data"') from None
+  if not isinstance(file, dict) or 'data' not in file:
+    raise UserError(f'{path}: not in the layout of SQuAD: it has no "data"')
   number = 0
-  for article in articles:
-    for paragraph in article.get('paragraphs', ()):
-      for question in paragraph.get('qas', ()):
+  for place, article in _entries(file, 'data', f'{path}: '):
+    for inner, paragraph in _entries(_of(dict, article, place), 'paragraphs', f'{place}.'):
+      for where, question in _entries(_of(dict, paragraph, inner), 'qas', f'{inner}.'):
         number += 1
-        where = f'{path}: question {question.get("id", number)}'
         try:
+          question = _of(dict, question, where)
+          where = f'{path}: question {question.get("id", number)}'
           yield where, _row(article, paragraph, question, where)
         except UserError as error:
           bad(error)
@@ -45,19 +48,40 @@ def _row(
 ) -> dict[str, str]:
   try:
     row = {
-      'id': str(question['id']),
+      'id': question['id'] if isinstance(question['id'], int) else _text(question, 'id', where),
       'title': article.get('title', ''),
-      'context': paragraph['context'],
-      'question': question['question'],
+      'context': _text(paragraph, 'context', where),
+      'question': _text(question, 'question', where),
     }
     # Of 2.0: "plausible_answers" of a question that has none are not answers.
-    answers = question.get('answers')
     if question.get('is_impossible'):
-      answers = []
-    if answers is not None:
-      texts = [answer['text'] for answer in answers]
+      row['answers'] = {'text': [], 'answer_start': []}
+    elif question.get('answers') is not None:
+      answers = [
+        _of(dict, answer, at) for at, answer in _entries(question, 'answers', f'{where}: ')
+      ]
+      texts = [_text(answer, 'text', where) for answer in answers]
       starts = [answer['answer_start'] for answer in answers]
-      row['answers'] = json.dumps({'text': texts, 'answer_start': starts}, ensure_ascii=False)
+      row['answers'] = {'text': texts, 'answer_start': starts}
   except KeyError as error:
     raise UserError(f'{where}: has no {error.args[0]!r}') from None
-  return row
+  return {name: binary_tables.as_text(value, where) for name, value in row.items()}
+
+
+def _entries(node: Mapping[str, Any], key: str, prefix: str) -> Iterator[tuple[str, Any]]:
+  """(place, entry) of the list node[key]; `prefix`: of places, in messages."""
+  if key not in node:
+    raise UserError(f'{prefix.rstrip(": .")}: has no {key!r}')
+  for i, entry in enumerate(_of(list, node[key], f'{prefix}{key}')):
+    yield f'{prefix}{key}[{i}]', entry
+
+
+def _text(node: Mapping[str, Any], key: str, where: str) -> str:
+  return _of(str, node[key], f'{where}: {key!r}')
+
+
+def _of(kind: type, value: Any, place: str) -> Any:
+  """The value; UserError, naming its place, if it is of another kind."""
+  if not isinstance(value, kind):
+    raise UserError(f'{place} must be {_KINDS[kind]}, got {json.dumps(value)[:40]}')
+  return value

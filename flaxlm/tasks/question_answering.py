@@ -56,6 +56,10 @@ class Task:
 
   gives = ('text', 'question', 'answers')
   readers = {'.json': squad_files.rows}
+  # Questions on a context that was trained on are no test, and the official scripts know a question
+  # by its id.
+  held_together = 'context'
+  unique = 'id'
 
   def __init__(self, config: ExperimentConfig):
     self._config = config.task
@@ -207,7 +211,9 @@ def _answers(cell: str, context: str, where: str) -> list[dict[str, Any]]:
       pairs = list(zip(found['text'], found['answer_start'], strict=True))
     else:
       pairs = [(answer['text'], answer['answer_start']) for answer in found]
-    pairs = [(str(text), int(start)) for text, start in pairs]
+    if not all(isinstance(text, str) for text, _ in pairs):
+      raise TypeError('an answer that is no text')
+    pairs = [(text, int(start)) for text, start in pairs]
   except (json.JSONDecodeError, KeyError, TypeError, ValueError):
     raise UserError(
       f'{where}: answers must be {{"text": [...], "answer_start": [...]}}, got {cell[:60]!r}'

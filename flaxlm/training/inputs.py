@@ -29,7 +29,7 @@ def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
     return for_corpus(config, None)
   if config.task.name:
     task, bad = task_of(config), BadRows(config.data.on_bad_row)
-    rows = holdout.rows(config.data, readers=getattr(task, 'readers', {}), bad=bad)['train']
+    rows = rows_of(task, config, True, bad)['train']
     examples = parsed(task, rows, True, bad.of('train'))
     texts = [text for example in examples for text in task.texts(example)]
     identity = {'rows': cache.key(texts)}
@@ -49,13 +49,45 @@ def task_of(config: Config) -> Any:
   return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
 
 
+def rows_of(
+  task: Any, config: Config, training: bool, bad: BadRows
+) -> dict[str, list[tuple[str, dict[str, str]]]]:
+  """`holdout.rows` as the task reads its files and holds rows together.
+
+  A row of an evaluation set whose cell of the task's column `unique` stands in another row of it
+  goes to `bad`.
+  """
+  splits = holdout.rows(
+    config.data, training, getattr(task, 'readers', {}), bad, getattr(task, 'held_together', '')
+  )
+  unique = getattr(task, 'unique', '')
+  for name in splits if unique else ():
+    if name != 'train':
+      splits[name] = _once(splits[name], unique, bad.of(name))
+  return splits
+
+
+def _once(
+  rows: Iterable[tuple[str, dict[str, str]]], column: str, bad: Handler
+) -> list[tuple[str, dict[str, str]]]:
+  """The rows, without those whose cell of `column` is that of one before; `bad` gets these."""
+  found, seen = [], set()
+  for where, row in rows:
+    cell = row.get(column, '')
+    if cell and cell in seen:
+      bad(UserError(f'{where}: the {column} {cell!r} is there twice; each row needs its own'))
+    else:
+      seen.add(cell)
+      found.append((where, row))
+  return found
+
+
 def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config, Examples]:
   """The parsed rows of each split, and the config with what those of training decide (labels).
 
   'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """
-  readers = getattr(task_of(config), 'readers', {})
-  splits = holdout.rows(config.data, training, readers, bad)
+  splits = rows_of(task_of(config), config, training, bad)
   examples = {}
   for name, rows in splits.items():
     task = task_of(config)

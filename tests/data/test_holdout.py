@@ -105,6 +105,19 @@ def test_rows_are_held_out_at_random_and_disjoint(tmp_path):
   assert len(holdout.rows(config, training=False)['test']) == 100
 
 
+def test_rows_of_one_group_are_held_out_together(tmp_path):
+  path = tmp_path / 'x.tsv'
+  path.write_text('text\tlabel\n' + ''.join(f't{i}\t{i % 20}\n' for i in range(100)))
+  config = DataConfig(train=str(path), holdout=0.2)
+  found = holdout.rows(config, held_together='label')
+  train, held_out = ({row['label'] for _, row in found[n]} for n in ('train', 'validation'))
+  assert len(held_out) == 4 and not train & held_out
+  assert {name: len(rows) for name, rows in found.items()} == {'train': 80, 'validation': 20}
+  path.write_text('text\tlabel\na\tx\nb\tx\n')
+  with pytest.raises(UserError, match='holdout: rows with 1 label cannot be split; set config'):
+    holdout.rows(config, held_together='label')
+
+
 def test_named_validation_sets_have_rows_of_their_own(tmp_path):
   """MNLI's matched and mismatched, of which neither is training."""
   for name in ('train', 'a', 'b'):

@@ -9,9 +9,11 @@ import pytest
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.config.schema import DataConfig
 from flaxlm.data import source
+from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
 from flaxlm.metrics import squad
 from flaxlm.tasks.question_answering import NO_ANSWER_SCORE, Config, Task
+from flaxlm.training import inputs
 
 CONTEXT = 'Denver won in Santa Clara.'
 
@@ -75,6 +77,7 @@ def test_rows_of_tables(answers):
     ({'answers': '{"text": ["x"], "answer_start": [-1]}'}, "'x' does not stand at -1"),
     ({'answers': '{"text": [" "], "answer_start": [6]}'}, 'an answer is empty'),
     ({'answers': 'Denver'}, 'answers must be'),
+    ({'answers': '[{"text": null, "answer_start": 0}]'}, 'answers must be'),
     ({'question': ' '}, "the text in column 'question' is empty"),
     ({'context': None}, "no column 'context'"),
   ],
@@ -96,6 +99,68 @@ def test_a_malformed_file_is_named(tmp_path):
   (tmp_path / 'a.json').write_text(json.dumps(article({'id': 'q7', 'answers': []})))
   with pytest.raises(UserError, match=r"a\.json: question q7: has no 'question'"):
     read(tmp_path / 'a.json')
+
+
+QUESTION = {'id': 'q7', 'question': 'Who?', 'answers': []}
+
+
+@pytest.mark.parametrize(
+  'file, message',
+  [
+    ({'data': 5}, 'data must be a list, got 5'),
+    ({'data': ['x']}, r'data\[0\] must be an object, got "x"'),
+    ({'data': [{'title': 't'}]}, r"data\[0\]: has no 'paragraphs'"),
+    ({'data': [{'paragraphs': None}]}, r'data\[0\].paragraphs must be a list, got null'),
+    ({'data': [{'paragraphs': [{'qas': 5}]}]}, r'data\[0\].paragraphs\[0\].qas must be a list'),
+    (article('q'), r'data\[0\].paragraphs\[0\].qas\[0\] must be an object, got "q"'),
+    (article(QUESTION | {'answers': ['x']}), r'question q7: answers\[0\] must be an object'),
+    (article(QUESTION | {'answers': 'x'}), 'question q7: answers must be a list'),
+    (article(QUESTION | {'question': None}), "question q7: 'question' must be a text, got null"),
+    (article(QUESTION, context=None), "question q7: 'context' must be a text, got null"),
+    (article(QUESTION | {'id': None}), "question None: 'id' must be a text"),
+    (article(QUESTION | {'question': '\ud800'}), 'question q7: half a surrogate pair'),
+  ],
+)
+def test_a_file_of_another_shape_is_named_with_the_place(tmp_path, file, message):
+  (tmp_path / 'a.json').write_text(json.dumps(file))
+  with pytest.raises(UserError, match=rf'^{tmp_path}/a\.json: {message}'):
+    read(tmp_path / 'a.json')
+
+
+def splits(path, **data):
+  """Ids of the questions of each set, as a run reads them; of what evaluation reads alone."""
+  base = ExperimentConfig()
+  data = dataclasses.replace(base.data, train=str(path), **data)
+  config = dataclasses.replace(base, data=data, task=Config('question_answering'))
+  bad = BadRows(config.data.on_bad_row)
+  found = inputs.rows_of(make(), config, not config.data.validation, bad)
+  return {name: [row['id'] for _, row in rows] for name, rows in found.items()}
+
+
+def test_questions_on_one_context_are_held_out_together(tmp_path):
+  contexts = [
+    {'context': f'{CONTEXT} {i}', 'qas': [QUESTION | {'id': f'{i}-{q}'} for q in range(10)]}
+    for i in range(20)
+  ]
+  (tmp_path / 'train.json').write_text(json.dumps({'data': [{'paragraphs': contexts}]}))
+  found = splits(tmp_path / 'train.json', holdout=0.2)
+  assert [len(found[name]) for name in ('train', 'validation')] == [160, 40]
+  train, held_out = ({id.split('-')[0] for id in found[n]} for n in ('train', 'validation'))
+  assert not train & held_out
+
+
+def test_an_evaluation_set_has_no_id_twice(tmp_path):
+  (tmp_path / 'dev.json').write_text(
+    json.dumps(article(QUESTION, QUESTION | {'id': 'a'}, QUESTION))
+  )
+  place = str(tmp_path / 'dev.json')
+  with pytest.raises(UserError, match="dev.json: question q7: the id 'q7' is there twice"):
+    splits(place, validation=place)
+  assert splits(place, validation=place, on_bad_row='skip') == {'validation': ['q7', 'a']}
+  # Rows of tables need no ids.
+  row = json.dumps({'context': CONTEXT, 'question': 'Who?', 'answers': [], 'id': None})
+  (tmp_path / 'dev.jsonl').write_text(f'{row}\n{row}\n')
+  assert splits(place, validation=place + 'l') == {'validation': ['', '']}
 
 
 EXAMPLES = [
