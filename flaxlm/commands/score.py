@@ -10,7 +10,7 @@ pseudo-log-likelihoods (Salazar et al. 2020).
 
 With --choices-column, each row has a list of texts (jsonl) that may follow its text column; printed
 is which one is likeliest in total, per token and per byte and, where a label column names the right
-one (by its text or its number from 0), the accuracy of each.
+one (by its number from 0, its text or its letter), the accuracy of each.
 """
 
 import dataclasses
@@ -92,8 +92,8 @@ def _scored(scorer: Any, text: str, args: Any) -> Any:
     found = scorer.text(text, args.context, args.end)
   except UserError as error:
     raise UserError(f'{error}: give --context') from None
-  if not len(found.tokens):
-    raise UserError(f'--text: {text[:30]!r} has no tokens')
+  if not text or not len(found.tokens):
+    raise UserError(f'a text has no tokens: {text[:30]!r}')
   return found
 
 
@@ -120,6 +120,7 @@ def _record(log_p: float, tokens: int, size: int) -> dict[str, Any]:
 def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
   """A record for each row and, where rows have labels, the accuracies."""
   from flaxlm.data import source
+  from flaxlm.tasks import multiple_choice
 
   data = experiment.config.data
   right, labelled = dict.fromkeys(NORMS, 0), 0
@@ -137,8 +138,8 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
       best = {norm: int(np.argmax(values)) for norm, values in scores.items()}
       rounded = {norm: [round(value, 6) for value in values] for norm, values in scores.items()}
       record = {'text': context, 'choices': choices, 'prediction': best, 'log_likelihood': rounded}
-      if row.get(data.label_column, '') != '':
-        label = _label(row[data.label_column], choices, where)
+      if row.get(data.label_column, '').strip():
+        label = multiple_choice.number_of(row[data.label_column], choices, where)
         labelled += 1
         right = {norm: right[norm] + (best[norm] == label) for norm in NORMS}
         record['label'] = label
@@ -152,33 +153,17 @@ def _question(
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
   from flaxlm.data import source
+  from flaxlm.tasks import columns
 
   context = source.column(row, data.text_column, where, 'text_column')
-  choices = _list(source.column(row, args.choices_column, where, 'choices_column'), where)
+  cell = source.column(row, args.choices_column, where, 'choices_column')
+  choices = columns.strings(cell, 'the choices', where)
+  if len(choices) < 2:
+    raise UserError(f'{where}: {len(choices)} choices, there must be two or more')
   texts = [scorer.text(choice, context, args.end) for choice in choices]
   if not all(len(text.tokens) for text in texts):
     raise UserError(f'{where}: a choice has no tokens')
   return context, choices, texts
-
-
-def _list(text: str, where: str) -> list[str]:
-  """The choices of a row."""
-  try:
-    choices = json.loads(text)
-  except json.JSONDecodeError:
-    choices = None
-  if not isinstance(choices, list) or len(choices) < 2:
-    raise UserError(f'{where}: the choices must be a list of at least two texts')
-  return [str(choice) for choice in choices]
-
-
-def _label(text: str, choices: Sequence[str], where: str) -> int:
-  """The number of the right choice."""
-  if text in choices:
-    return choices.index(text)
-  if text.isdigit() and int(text) < len(choices):
-    return int(text)
-  raise UserError(f'{where}: the label {text!r} is neither a choice nor its number')
 
 
 def _parse(argv: Sequence[str]) -> Any:

@@ -1,10 +1,10 @@
 """Text where it lies: local files, TFDS data sets, and prose that every CPython carries.
 
 A place is a file, a glob, `tfds:NAME[/SPLIT]` or `embedded`; rows may also come from a pair of
-line-parallel files, `A+B`. Files are text (.txt and any other ending), .jsonl, .csv, .tsv (no
-quoting), .parquet or .array_record; all but these two also as .gz or .xz. Everything is streamed.
-What cannot be read as it should be is a UserError that names the file and line; of a labelled row,
-the caller may count it and go on.
+line-parallel files, `A+B`, or of globs that match as many. Files are text (.txt and any other
+ending), .jsonl, .csv, .tsv (no quoting), .parquet or .array_record; all but these two also as .gz
+or .xz. Everything is streamed. What cannot be read as it should be is a UserError that names the
+file and line; of a labelled row, the caller may count it and go on.
 """
 
 import csv
@@ -87,7 +87,8 @@ def rows(
     yield from tfds.rows(place, config, split, bad)
     return
   if place.count('+') == 1 and not epath.Path(place).expanduser().exists():
-    yield from _parallel(*(files(part)[0] for part in place.split('+')), bad)
+    for first, second in pairs(place):
+      yield from _parallel(first, second, bad)
     return
   readers = readers or {}
   for path in files(place):
@@ -101,6 +102,16 @@ def rows(
     else:
       endings = ', '.join((*TABLES, *readers))
       raise UserError(f'{path}: rows come from {endings} files, plain, .gz or .xz')
+
+
+def pairs(place: str) -> list[tuple[epath.Path, epath.Path]]:
+  """The pairs of line-parallel files of A+B; of two globs, in the order of their names."""
+  first, second = map(files, place.split('+'))
+  if len(first) != len(second):
+    raise UserError(
+      f'config.data: {place!r}: the first names {len(first)} files, the second {len(second)}'
+    )
+  return list(zip(first, second, strict=True))
 
 
 def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> Rows:
@@ -278,6 +289,8 @@ def named(
   for number, row in cells:
     if names is None:
       names = [str(i) for i in range(len(row))] if headerless else row
+      if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
+        raise UserError(f'{path}:{number}: two columns are called {twice[0]!r}')
       if not headerless:
         continue
     if len(row) != len(names):

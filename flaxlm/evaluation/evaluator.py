@@ -182,6 +182,7 @@ def evaluate_workdir(
   result: dict[str, Any] = {'workdir': str(workdir), 'checkpoint': step}
   out = epath.Path(workdir) / 'eval'
   file = str(step).replace(':', '-')
+  found = {}
   for name in experiment.eval_data:
     terminal.phase('eval', f'{name} at step {step}')
     evaluation = evaluate(experiment, params, name)
@@ -189,12 +190,14 @@ def evaluate_workdir(
     if experiment.task is not None and evaluation.predictions:
       examples = experiment.examples[name]
       result[name] = result[name] | experiment.task.details(evaluation.predictions, examples)
-      if distributed.is_first():
-        _write_predictions(experiment.task, evaluation.predictions, examples, out, f'{file}-{name}')
+      found[name] = evaluation.predictions
     if experiment.config.data.on_bad_row == 'skip':
       result[name]['skipped_rows'] = experiment.skipped.get(name, 0)
   if distributed.is_first():
     write_json(out / f'{file}.json', result)
+    for name, predicted in found.items():
+      examples = experiment.examples[name]
+      _write_predictions(experiment.task, predicted, examples, out, f'{file}-{name}')
   return result
 
 

@@ -23,8 +23,8 @@ def confusion(matrix: Mapping[str, Mapping[str, int]]) -> bytes:
   figure = Figure(figsize=(side + 0.8, side), dpi=120, layout='constrained')
   axes = figure.add_subplot()
   image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap='Blues')
-  axes.set_xticks(range(len(columns)), columns, rotation=45, ha='right')
-  axes.set_yticks(range(len(rows)), rows)
+  axes.set_xticks(range(len(columns)), columns, rotation=45, ha='right', parse_math=False)
+  axes.set_yticks(range(len(rows)), rows, parse_math=False)
   axes.set_xlabel('prediction')
   axes.set_ylabel('label')
   if len(columns) <= NUMBERED:

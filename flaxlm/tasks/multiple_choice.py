@@ -61,8 +61,8 @@ class Task:
     name = self._data.label_column
     if not labelled and name not in row:
       return example
-    label = columns.cell(row, name, 'data.label_column', where).strip()
-    return example | {'label': _number(label, choices, where)}
+    label = columns.cell(row, name, 'data.label_column', where)
+    return example | {'label': number_of(label, choices, where)}
 
   def _choices(self, row: Mapping[str, str], where: str) -> list[str]:
     names = self._config.choice_columns
@@ -121,12 +121,22 @@ class Task:
       yield int(number), part
 
 
-def _number(label: str, choices: Sequence[str], where: str) -> int:
-  """The choice, from 0, that a label means; UserError if it is none."""
-  if label.isdigit() and int(label) < len(choices):
-    return int(label)
-  if label in choices:
-    return choices.index(label)
+def number_of(label: str, choices: Sequence[str], where: str) -> int:
+  """The choice, from 0, that a label means: its number, its text or its letter.
+
+  Raises:
+    UserError: if it is none, or if its number and its text are two choices.
+  """
+  label, texts = label.strip(), [choice.strip() for choice in choices]
+  numbered = int(label) if label.isdecimal() and int(label) < len(choices) else None
+  named = texts.index(label) if label in texts else None
+  if None not in (numbered, named) and numbered != named:
+    raise UserError(
+      f'{where}: the label {label!r} is the number of one choice and the text of another: give its '
+      'letter'
+    )
+  if numbered is not None or named is not None:
+    return named if numbered is None else numbered
   letter = ord(label.upper()) - ord('A') if len(label) == 1 else -1
   if 0 <= letter < len(choices):
     return letter

@@ -52,8 +52,8 @@ class Task(translation.Task):
     summaries = _texts(row.get(target, ''), where)
     if source in row:
       cells[source] = ' '.join(sentences)
-    if summaries:
-      cells[target] = summaries[0]
+    if target in row:
+      cells[target] = summaries[0] if summaries else ''
     example = super().parse(cells, where, labelled)
     if len(sentences) == 1:
       sentences = generation.sentences(sentences[0])

@@ -263,6 +263,7 @@ def test_choices(runs, tmp_path, capsys):
     (['--workdir=gpt'], 'one of --text and --input'),
     (['--workdir=answers', '--text=a'], 'context is missing'),
     (['--workdir=classify', '--text=a'], "'classification', which gives tokens no probability"),
+    (['--workdir=gpt', '--text=', '--end'], 'a text has no tokens'),
     (['--workdir=gpt', '--text=a', '--window=999'], '--window'),
     (['--workdir=gpt', '--text=a', '--window=8', '--stride=9'], '--stride'),
   ],

@@ -61,6 +61,17 @@ def test_line_parallel_files(tmp_path):
   assert rows[1][0].endswith('a.en:2')
 
 
+def test_globs_are_paired_file_by_file(tmp_path):
+  for name, text in {'a.en': 'one', 'b.en': 'two', 'a.de': 'eins', 'b.de': 'zwei'}.items():
+    (tmp_path / name).write_text(text + '\n')
+  place = f'{tmp_path}/*.en+{tmp_path}/*.de'
+  rows = [(row['text'], row['target']) for _, row in source.rows(place, DataConfig())]
+  assert rows == [('one', 'eins'), ('two', 'zwei')]
+  (tmp_path / 'c.de').write_text('drei\n')
+  with pytest.raises(UserError, match='the first names 2 files, the second 3'):
+    list(source.rows(place, DataConfig()))
+
+
 @pytest.mark.parametrize('longer', ['en', 'de'])
 def test_lines_that_do_not_pair_up(tmp_path, longer):
   for language in ('en', 'de'):

@@ -113,6 +113,7 @@ def test_identity_follows_content_and_reading(tmp_path):
     ('x.jsonl', b'{"text": "\\ud800"}\n', 'x.jsonl:1: half a surrogate pair'),
     ('x.tsv', b'text\tlabel\na\t1\nb\n', 'x.tsv:3: 1 columns, but the first line has 2'),
     ('x.csv', b'text,label\n"a,1\n', 'x.csv:2: malformed csv'),
+    ('x.csv', b'text,text\na,b\n', "x.csv:1: two columns are called 'text'"),
     ('x.tsv', b'txet\tlabel\na\t1\n', "no column 'text' (did you mean 'txet'?)"),
     ('x.txt.gz', b'not packed', 'x.txt.gz:1: cannot be read'),
     ('x.txt.xz', lzma.compress(b'a\n' * 9999)[:-40], 'cannot be read'),

@@ -24,6 +24,12 @@ def test_another_matrix_is_another_picture_and_counts_alone_are_written():
   assert dark(first) > dark(second) + 0.1
 
 
+def test_labels_are_no_formulas():
+  names = ['$_$', '$0-$10', 'a_b']
+  matrix = {a: dict.fromkeys(names, 1) for a in names}
+  assert pixels(figures.confusion(matrix)).shape[0] > 100
+
+
 def test_many_labels_and_a_label_without_rows():
   names = [f'label {i}' for i in range(30)]
   matrix = {a: {b: int(a == b and a != names[0]) for b in names} for a in names}

@@ -14,16 +14,29 @@ def make(**fields):
   return Task(ExperimentConfig(task=Config('multiple_choice', **fields)))
 
 
-def row(label=None, choices=('up', 'down', '1')):
+def row(label=None, choices=('up', 'down', 'left')):
   found = {'text': 'he sat', 'choices': json.dumps(choices)}
   return found if label is None else found | {'label': label}
 
 
 @pytest.mark.parametrize(
-  'label, number', [('0', 0), ('2', 2), ('B', 1), ('c', 2), ('down', 1), (' up ', 0), ('1', 1)]
+  'label, number', [('0', 0), ('2', 2), ('B', 1), ('c', 2), ('down', 1), (' up ', 0)]
 )
 def test_a_label_is_a_number_a_letter_or_a_text(label, number):
   assert make().parse(row(label), 'f:1')['label'] == number
+
+
+def test_a_number_that_is_also_the_text_of_another_choice_is_no_label():
+  choices = ('1', '2', '3')
+  for label in ('1', '2'):
+    with pytest.raises(UserError, match=f'f:1: the label {label!r} is the number of one choice'):
+      make().parse(row(label, choices), 'f:1')
+  found = [make().parse(row(label, choices), 'f:1')['label'] for label in ('0', '3', 'b')]
+  assert found == [0, 2, 1]
+  # A choice by both, and a digit that is no number.
+  assert make().parse(row('1', ('0', '1')), 'f:1')['label'] == 1
+  with pytest.raises(UserError, match='is none of the 2 choices'):
+    make().parse(row('\u00b2', ('a', 'b')), 'f:1')
 
 
 def test_choices_in_columns_of_their_own():
@@ -38,7 +51,7 @@ def test_choices_in_columns_of_their_own():
   'bad, message',
   [
     (row('3'), "label '3' is none of the 3 choices"),
-    (row('left'), "label 'left' is none of"),
+    (row('right'), "label 'right' is none of"),
     (row('0', ['one']), '1 choices, but there must be at least 2'),
     (row('0', ['a', 'b', 'c', 'd']), '4 choices, but there must be at most 3'),
     (row('0', ['a', '']), r'choice 1 \(from 0\) is empty'),

@@ -67,6 +67,12 @@ def test_a_malformed_row_is_named(name, row, message):
     make(name).parse(row, 'f:1')
 
 
+@pytest.mark.parametrize('target', ['[]', '[""]', '[" "]'])
+def test_a_list_without_a_summary_is_an_empty_target(target):
+  with pytest.raises(UserError, match="f:1: the target in column 'target' is empty"):
+    make('summarization').parse({'text': 'x', 'target': target}, 'f:1')
+
+
 def test_sentences_and_references_of_a_summary():
   task = make('summarization', lead_sentences=2, prefix='tldr: ')
   row = {'text': json.dumps(['One.', 'Two.', 'Three.']), 'target': json.dumps(['short', 'brief'])}
