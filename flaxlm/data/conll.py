@@ -1,7 +1,8 @@
 """Tagged sentences in CoNLL's layout: a word a line, columns beside it, a blank line between.
 
-Columns stand apart by tabs, or by spaces in a file that has no tab. Lines that begin a document
-(-DOCSTART-) and CoNLL-U's comments (# key = value) are passed over.
+Columns stand apart by tabs, or by spaces in a file that has no tab. A line that begins a document
+(-DOCSTART-) ends a sentence. CoNLL-U's comments are passed over: `# key = value` and, where columns
+stand apart by tabs, any line that begins with # and has none (`# newpar`).
 """
 
 import json
@@ -14,6 +15,7 @@ from etils import epath
 from flaxlm.data import bad_rows, source
 from flaxlm.errors import UserError
 
+DOCUMENT = '-DOCSTART-'
 COMMENT = re.compile(r'#[^\t]* = [^\t]*$')
 
 
@@ -26,16 +28,27 @@ def rows(
   their numbers, from 0. A sentence with a line that has not as many columns as the others goes to
   `bad` whole, as does one with a line that is not UTF-8.
   """
+  tabs = _has_tabs(path)
   sentence: list[tuple[int, list[str]]] = []
   broken: list[UserError] = []
   for number, line in _lines(path, broken):
-    if line.strip():
-      if not line.startswith('-DOCSTART-') and not COMMENT.match(line):
-        sentence.append((number, line.split('\t') if '\t' in line else line.split()))
-    else:
+    if not line.strip() or line.startswith(DOCUMENT):
       yield from _sentence(path, sentence, broken, bad)
       sentence = []
+    elif '\t' in line:
+      sentence.append((number, line.split('\t')))
+    elif not COMMENT.match(line) and not (tabs and line.startswith('#')):
+      # Other white space than blanks, such as U+00A0, is part of a word.
+      sentence.append((number, re.split(' +', line.strip(' '))))
   yield from _sentence(path, sentence, broken, bad)
+
+
+def _has_tabs(path: epath.Path) -> bool:
+  """Whether columns stand apart by tabs: whether the first word's line has one."""
+  for _, line in source.lines(path, 'surrogateescape'):
+    if line.strip() and not line.startswith(DOCUMENT) and ('\t' in line or line[0] != '#'):
+      return '\t' in line
+  return False
 
 
 def _lines(path: epath.Path, broken: list[UserError]) -> Iterator[tuple[int, str]]:

@@ -107,13 +107,18 @@ class Task:
   def files(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
   ) -> dict[str, bytes]:
-    """What eval.py writes besides: word, tag and predicted tag, as conlleval reads them."""
-    blocks = []
+    """What eval.py writes besides: word, tag and predicted tag, as conlleval reads them.
+
+    Blanks stand between them, which is what it expects; tabs where a word or a tag holds a blank.
+    """
+    sentences = []
     for number, predicted in self._sentences(predictions):
       example = examples[number]
       tags = example.get('label', ['-'] * len(predicted))
-      triples = zip(example['words'], tags, predicted, strict=True)
-      blocks.append('\n'.join('\t'.join(triple) for triple in triples) + '\n')
+      sentences.append(list(zip(example['words'], tags, predicted, strict=True)))
+    blank = any(' ' in cell for lines in sentences for cells in lines for cell in cells)
+    between = '\t' if blank else ' '
+    blocks = (''.join(between.join(cells) + '\n' for cells in lines) for lines in sentences)
     return {'tags.conll': '\n'.join(blocks).encode()}
 
   def records(

@@ -32,6 +32,26 @@ def test_tabs_spaces_documents_comments_and_blank_lines(tmp_path):
   assert [row['tokens'] for row in rows] == [['New York'], ['x']]
 
 
+def test_comments_of_conll_u_are_no_words(tmp_path):
+  (tmp_path / 'a.conllu').write_text(
+    '# newdoc\n# newpar\n# sent_id = 1\n1\tEU\tNOUN\n2\t#\tSYM\n#\tx\tSYM\n\n# newpar id\n1\tx\tX\n'
+  )
+  rows = [row for _, row in read(tmp_path / 'a.conllu')]
+  assert [row['tokens'] for row in rows] == [['1', '2', '#'], ['1']]
+  assert rows[0]['1'] == ['EU', '#', 'x']
+
+
+def test_a_document_ends_a_sentence(tmp_path):
+  (tmp_path / 'a.conll').write_text('a O\nb O\n-DOCSTART- -X- O O\nc O\n')
+  assert [row['tokens'] for _, row in read(tmp_path / 'a.conll')] == [['a', 'b'], ['c']]
+
+
+def test_a_space_that_does_not_break_is_part_of_a_word(tmp_path):
+  (tmp_path / 'a.conll').write_text('10\u00a0000  B-X \nx  O\n')
+  ((_, row),) = read(tmp_path / 'a.conll')
+  assert row['tokens'] == ['10\u00a0000', 'x'] and row['tags'] == ['B-X', 'O']
+
+
 def test_one_column_has_no_tags(tmp_path):
   (tmp_path / 'a.txt').write_text('only\nwords\n')
   ((_, row),) = read(tmp_path / 'a.txt')

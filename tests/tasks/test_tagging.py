@@ -69,7 +69,10 @@ def test_a_sentence_is_put_together_in_the_order_of_its_words():
   assert metrics['entity_precision_micro'] == 0.5 and metrics['entity_recall_micro'] == 1.0
   assert task.details(predictions, examples)['entity_types']['X']['targets'] == 1
   text = task.files(predictions, examples)['tags.conll'].decode()
-  assert text.split('\n\n')[0] == 'New\tB-X\tB-X\nYork\tI-X\tI-X\n.\tO\tO'
+  assert text == 'New B-X B-X\nYork I-X I-X\n. O O\n\nx O B-X\n\nto - B-X\npredict - O\n'
+  # conlleval takes a blank between two columns; with -d it takes a tab.
+  examples[1]['words'] = ['x y']
+  assert task.files(predictions, examples)['tags.conll'].startswith(b'New\tB-X\tB-X\nYork\t')
 
 
 def test_tags_that_mark_no_entities_have_an_accuracy_only():
