@@ -36,6 +36,7 @@ class Objective(Pooled):
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     super().__init__(config, tokenizer)
     self.labels = tuple(config.task.labels)
+    self.threshold = config.task.threshold
     self.num_outputs = len(self.labels)
     *_, slots = self.streams
     self.streams['true'] = Stream(
@@ -67,7 +68,10 @@ class Objective(Pooled):
     return {'loss': batch['target_weights'].sum() * self.num_outputs}
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
-    """Summed loss of each term, and the metrics; `accuracy` is over all texts and labels."""
+    """Summed loss of each term, and the metrics.
+
+    `accuracy` is over all texts and labels, of what is predicted from the task's threshold on.
+    """
     rows = jnp.arange(outputs.shape[0])[:, None]
     targets = jnp.zeros(outputs.shape, jnp.float32)
     place = rows, batch['true_slots'], batch['true_labels']
@@ -75,7 +79,7 @@ class Objective(Pooled):
     weights = batch['target_weights'][..., None]
     # -log p = softplus(x) - x of a true label, softplus(x) of a false one.
     losses = (jax.nn.softplus(outputs) - outputs * targets) * weights
-    right = ((outputs > 0) == (targets > 0.5)) * weights
+    right = ((jax.nn.sigmoid(outputs) >= self.threshold) == (targets > 0.5)) * weights
     weight = self.weights(batch)['loss']
     loss = Mean(losses.sum(), weight)
     return {'loss': loss.total}, {'loss': loss, 'accuracy': Mean(right.sum(), weight)}

@@ -62,7 +62,7 @@ class Task:
     labels, label = self._subset.labels, row.get('label', '').strip()
     if not labelled and label in ('-1', '-1.0'):
       del row['label']
-    elif label.isdigit() and int(label) < len(labels):
+    elif label.isdecimal() and int(label) < len(labels):
       row['label'] = labels[int(label)]
     return self._task.parse(row, where, labelled)
 

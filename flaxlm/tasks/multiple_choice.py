@@ -137,7 +137,7 @@ def number_of(label: str, choices: Sequence[str], where: str) -> int:
     )
   if numbered is not None or named is not None:
     return named if numbered is None else numbered
-  letter = ord(label.upper()) - ord('A') if len(label) == 1 else -1
+  letter = ord(label.upper()) - ord('A') if len(label.upper()) == 1 else -1
   if 0 <= letter < len(choices):
     return letter
   wanted = 'give its number from 0, its letter or its text'

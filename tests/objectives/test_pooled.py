@@ -99,8 +99,9 @@ def test_squared_error_of_the_labelled_texts_alone():
   assert predictions['weights'].sum() == 3  # The one without a label is predicted too.
 
 
-def test_binary_cross_entropy_of_each_label():
-  objective = multi_labeller()
+@pytest.mark.parametrize('threshold', [0.5, 0.2])
+def test_binary_cross_entropy_of_each_label(threshold):
+  objective = multi_labeller(task__threshold=threshold)
   labels = [['x', 'z'], [], ['y'], ['z', 'z']]
   examples = [{'text': 't' * i, 'label': found} for i, found in enumerate(labels)]
   examples.append({'text': 'to predict'})
@@ -115,7 +116,7 @@ def test_binary_cross_entropy_of_each_label():
     for label, x in zip(LABELS, outputs[row, slot].astype(np.float64), strict=True):
       p = 1 / (1 + np.exp(-x))
       expected -= np.log(p if label in true else 1 - p)
-      right += (p > 0.5) == (label in true)
+      right += (p >= threshold) == (label in true)
   np.testing.assert_allclose(totals['loss'], expected, rtol=1e-5)
   assert objective.weights(batch)['loss'] == 12
   assert float(metrics['accuracy'].total) == right

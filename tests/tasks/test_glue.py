@@ -95,8 +95,9 @@ def test_rows_of_tfds_have_names_of_labels_and_no_label_in_test_sets():
   assert 'label' not in task.parse(row | {'label': '-1'}, 'tfds:glue/rte/test:0', labelled=False)
   with pytest.raises(UserError, match="unknown label '-1'"):
     task.parse(row | {'label': '-1'}, 'tfds:glue/rte/train:0')
-  with pytest.raises(UserError, match="unknown label '2'"):
-    task.parse(row | {'label': '2'}, 'rte.tsv:1')
+  for label in ('2', '²'):
+    with pytest.raises(UserError, match=f"unknown label '{label}'"):
+      task.parse(row | {'label': label}, 'rte.tsv:1')
 
 
 @pytest.mark.parametrize('subset, objective', [('stsb', 'classification'), ('cola', 'regression')])

@@ -52,6 +52,8 @@ def test_choices_in_columns_of_their_own():
   [
     (row('3'), "label '3' is none of the 3 choices"),
     (row('right'), "label 'right' is none of"),
+    (row('²'), "label '²' is none of"),
+    (row('ß'), "label 'ß' is none of"),
     (row('0', ['one']), '1 choices, but there must be at least 2'),
     (row('0', ['a', 'b', 'c', 'd']), '4 choices, but there must be at most 3'),
     (row('0', ['a', '']), r'choice 1 \(from 0\) is empty'),
