@@ -64,19 +64,28 @@ def lines(place: str, identity: Any) -> Iterator[Lines]:
   partial = target.with_name(target.name + '.partial')
   progress = target.with_name(target.name + '.partial.json')
   identity = json.loads(json.dumps(identity))
-  state = _read(progress) if partial.exists() else {}
-  if state.get('identity') != identity:
-    state = {'done': 0, 'bytes': 0}
-  with partial.open('r+' if state['bytes'] else 'w', encoding='utf-8') as file:
-    file.truncate(state['bytes'])
-    file.seek(state['bytes'])
-    yield Lines(file, progress, identity, state['done'])
+  done, size = _begun(partial, progress, identity)
+  with partial.open('r+' if size else 'w', encoding='utf-8') as file:
+    file.truncate(size)
+    file.seek(size)
+    yield Lines(file, progress, identity, done)
   partial.replace(target)
   progress.unlink(missing_ok=True)
 
 
-def _read(progress: pathlib.Path) -> dict[str, Any]:
+def _begun(partial: pathlib.Path, progress: pathlib.Path, identity: Any) -> tuple[int, int]:
+  """(rows done, bytes of their lines) that can be gone on with; (0, 0) for none.
+
+  None are of another identity, damaged, or said to be in more bytes than the file has.
+  """
   try:
-    return json.loads(progress.read_text())
-  except (FileNotFoundError, json.JSONDecodeError):
-    return {}
+    state = json.loads(progress.read_text())
+    there = partial.stat().st_size
+  except (FileNotFoundError, ValueError):  # Not json, or not UTF-8.
+    return 0, 0
+  if not isinstance(state, dict) or state.get('identity') != identity:
+    return 0, 0
+  done, size = state.get('done'), state.get('bytes')
+  if type(done) is int and type(size) is int and done >= 0 and 0 <= size <= there:
+    return done, size
+  return 0, 0
