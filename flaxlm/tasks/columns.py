@@ -1,7 +1,7 @@
 """Cells of a row, and what is wrong with them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flaxlm.errors import UserError, nearest
@@ -42,9 +42,27 @@ def text_or_pair(
   return found
 
 
+def of_lines(data: Any, pair_column: str) -> str:
+  """The column that a bare line of text fills: that of the text or, of pairs, none ('')."""
+  return '' if pair_column else data.text_column
+
+
 def texts(example: Mapping[str, Any]) -> list[str]:
   """The one or two texts of what `text_or_pair` gave."""
   return [example[key] for key in ('text', 'text_pair') if key in example]
+
+
+def label_part(read: Callable[[], dict[str, Any]], labelled: bool) -> dict[str, Any]:
+  """What `read()` gives of a row's label.
+
+  {} where it raises UserError, and the row is not `labelled`: what is no label is none, then.
+  """
+  try:
+    return read()
+  except UserError:
+    if labelled:
+      raise
+    return {}
 
 
 def strings(cell: str, what: str, where: str) -> list[str]:

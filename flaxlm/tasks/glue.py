@@ -51,6 +51,7 @@ class Task:
     data = dataclasses.replace(config.data, text_column=subset.columns[0], label_column='label')
     self._task = module.Task(dataclasses.replace(config, data=data, task=own))
     read = lambda path, _, bad: glue.rows(path, name, bad)
+    self.line_column = self._task.line_column
     self.readers = {'.tsv': read, source.ANY_OTHER: read}
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:

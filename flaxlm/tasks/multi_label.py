@@ -39,6 +39,7 @@ class Task:
   def __init__(self, config: ExperimentConfig):
     self._data, self._config = config.data, config.task
     self.labels = tuple(config.task.labels)
+    self.line_column = columns.of_lines(config.data, config.task.pair_column)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """'text' (and 'text_pair') and 'label', a list of labels, of a row.
@@ -46,16 +47,17 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: False where the rows are to be predicted and need no label.
+      labelled: False where the rows are to be predicted: a label that cannot be used is none.
 
     Raises:
       UserError: for a missing column, an empty text, or a label that is not among `labels`.
     """
     pair = self._config.pair_column
     example: Example = columns.text_or_pair(row, self._data.text_column, pair, where)
+    return example | columns.label_part(lambda: self._label_part(row, where), labelled)
+
+  def _label_part(self, row: Mapping[str, str], where: str) -> Example:
     name = self._data.label_column
-    if not labelled and name not in row:
-      return example
     cell = columns.cell(row, name, 'data.label_column', where).strip()
     if cell.startswith('['):
       labels = columns.strings(cell, f'the labels in column {name!r}', where)
@@ -64,7 +66,7 @@ class Task:
     for label in labels:
       if not label or (self.labels and label not in self.labels):
         raise UserError(f'{where}: unknown label {label!r}{nearest(label, self.labels)}')
-    return example | {'label': labels}
+    return {'label': labels}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""

@@ -32,6 +32,7 @@ class Task:
   """
 
   gives = ('text', 'choices', 'label')
+  line_column = ''  # A line of text has no choices.
 
   def __init__(self, config: ExperimentConfig):
     self._data, self._config = config.data, config.task
@@ -44,7 +45,7 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: False where the rows are to be predicted and need no label.
+      labelled: False where the rows are to be predicted: a label that cannot be used is none.
 
     Raises:
       UserError: for a missing column, an empty text or choice, fewer than two choices, more than
@@ -58,11 +59,12 @@ class Task:
     if len(choices) < 2 or most and len(choices) > most:
       wanted = f'at most {most}, as in training' if len(choices) > 1 else 'at least 2'
       raise UserError(f'{where}: {len(choices)} choices, but there must be {wanted}')
-    name = self._data.label_column
-    if not labelled and name not in row:
-      return example
-    label = columns.cell(row, name, 'data.label_column', where)
-    return example | {'label': number_of(label, choices, where)}
+    read = lambda: self._label_part(row, choices, where)
+    return example | columns.label_part(read, labelled)
+
+  def _label_part(self, row: Mapping[str, str], choices: Sequence[str], where: str) -> Example:
+    label = columns.cell(row, self._data.label_column, 'data.label_column', where)
+    return {'label': number_of(label, choices, where)}
 
   def _choices(self, row: Mapping[str, str], where: str) -> list[str]:
     names = self._config.choice_columns

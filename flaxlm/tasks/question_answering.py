@@ -56,6 +56,7 @@ class Task:
 
   gives = ('text', 'question', 'answers')
   readers = {'.json': squad_files.rows}
+  line_column = ''  # A line of text has no context.
   # Questions on a context that was trained on are no test, and the official scripts know a question
   # by its id.
   held_together = 'context'
@@ -71,7 +72,7 @@ class Task:
       row: column -> text; `answers` is json, as `flaxlm.data.squad.rows` gives it, or a list of
         {"text", "answer_start"}. Without an `id`, the place of the row is one.
       where: for messages.
-      labelled: False where the rows are to be predicted and need no answers.
+      labelled: False where the rows are to be predicted: answers that cannot be used are none.
 
     Raises:
       UserError: for a missing column, an empty text or question, an answer that does not stand in
@@ -82,11 +83,8 @@ class Task:
       if name not in row:
         raise UserError(f'{where}: no column {name!r}; there are {", ".join(row)}')
       example[key] = columns.text(row, name, '', where)
-    if not labelled and 'answers' not in row:
-      return example
-    if 'answers' not in row:
-      raise UserError(f"{where}: no column 'answers'; there are {', '.join(row)}")
-    return example | {'answers': _answers(row['answers'], example['text'], where)}
+    read = lambda: _label_part(row, example['text'], where)
+    return example | columns.label_part(read, labelled)
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
@@ -201,6 +199,12 @@ class Task:
 
 def _f1_of_2(prediction: str, answer: str) -> float:
   return squad.f1(prediction, answer, version_2=True)
+
+
+def _label_part(row: Mapping[str, str], context: str, where: str) -> Example:
+  if 'answers' not in row:
+    raise UserError(f"{where}: no column 'answers'; there are {', '.join(row)}")
+  return {'answers': _answers(row['answers'], context, where)}
 
 
 def _answers(cell: str, context: str, where: str) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class Task:
     Args:
       row: column -> json list of texts.
       where: 'FILE:LINE', for messages.
-      labelled: False where the rows are to be predicted and need no tags.
+      labelled: False where the rows are to be predicted: tags that cannot be used are none.
 
     Raises:
       UserError: for a missing column, no words, an empty word, as many tags as not words, or a tag
@@ -58,9 +58,10 @@ class Task:
     if empty:
       raise UserError(f'{where}: word {empty[0] + 1} in column {name!r} is empty')
     example: Example = {'text': ' '.join(words), 'words': words}
+    return example | columns.label_part(lambda: self._label_part(row, words, where), labelled)
+
+  def _label_part(self, row: Mapping[str, str], words: Sequence[str], where: str) -> Example:
     name = self._data.label_column
-    if not labelled and name not in row:
-      return example
     cell = columns.cell(row, name, 'data.label_column', where)
     tags = columns.strings(cell, f'the tags in column {name!r}', where)
     if len(tags) != len(words):
@@ -68,7 +69,7 @@ class Task:
     unknown = [tag for tag in tags if not tag or (self.labels and tag not in self.labels)]
     if unknown:
       raise UserError(f'{where}: unknown tag {unknown[0]!r}{nearest(unknown[0], self.labels)}')
-    return example | {'label': tags}
+    return {'label': tags}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""

@@ -49,6 +49,7 @@ class Task:
     self._prefix = config.task.prefix
     self._pair = config.task.pair_column
     self.labels = tuple(config.task.labels)
+    self.line_column = columns.of_lines(config.data, self._pair)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """What is learned of a row.
@@ -56,7 +57,7 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: False where the rows are to be predicted and need no label.
+      labelled: False where the rows are to be predicted: a label that cannot be used is none.
 
     Returns:
       'text' (and 'text_pair'), 'label', and, for models that write the label, 'source', 'target'.
@@ -72,11 +73,9 @@ class Task:
       example['source'] = f'{self._prefix}{name}: {example["text"]} {self._pair}: {second}'
     else:
       example['source'] = self._prefix + example['text']
-    if not labelled and self._data.label_column not in row:
-      return example
-    return example | self._labelled_part(row, where)
+    return example | columns.label_part(lambda: self._label_part(row, where), labelled)
 
-  def _labelled_part(self, row: Mapping[str, str], where: str) -> Example:
+  def _label_part(self, row: Mapping[str, str], where: str) -> Example:
     name = self._data.label_column
     label = columns.cell(row, name, 'data.label_column', where).strip()
     if not label:

@@ -35,6 +35,7 @@ class Task:
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
     self._pair = config.task.pair_column
+    self.line_column = columns.of_lines(config.data, self._pair)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """'text' (and 'text_pair') and 'label', a number, of a row.
@@ -42,17 +43,17 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: False where the rows are to be predicted and need no label.
+      labelled: False where the rows are to be predicted: a label that cannot be used is none.
 
     Raises:
       UserError: for a missing column, an empty text, or a label that is no finite number.
     """
     example: Example = columns.text_or_pair(row, self._data.text_column, self._pair, where)
+    return example | columns.label_part(lambda: self._label_part(row, where), labelled)
+
+  def _label_part(self, row: Mapping[str, str], where: str) -> Example:
     name = self._data.label_column
-    if not labelled and name not in row:
-      return example
-    cell = columns.cell(row, name, 'data.label_column', where)
-    return example | {'label': number(cell, name, where)}
+    return {'label': number(columns.cell(row, name, 'data.label_column', where), name, where)}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""

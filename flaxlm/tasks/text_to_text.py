@@ -41,7 +41,8 @@ class Task:
     Args:
       row: column -> text.
       where: 'FILE:LINE', for messages.
-      labelled: False where targets are to be written: a row that has none is {'text'}.
+      labelled: False where targets are to be written: a row that has none, or an empty one, is
+        {'text'}.
 
     Raises:
       UserError: for a missing column, or an empty source or target.
@@ -58,9 +59,11 @@ class Task:
     if self._target not in row:
       return example
     target = str(row[self._target])
-    if not target.strip() and labelled:
+    if target.strip():
+      return example | {'target': target}
+    if labelled:
       raise UserError(f'{where}: the target in column {self._target!r} is empty')
-    return example | {'target': target}
+    return example
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
