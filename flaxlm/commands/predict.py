@@ -10,6 +10,7 @@ standard input, of json objects or of text. Labels are not needed. A run that wa
 with it, a command that was stopped goes on behind the rows it has done.
 """
 
+import codecs
 import contextlib
 import pathlib
 import sys
@@ -24,8 +25,8 @@ from flaxlm.errors import UserError
 
 # Rows that are read, predicted and written together, where nothing is generated.
 CHUNK = 256
-# (number of the first, examples) -> records.
-Predictor = Callable[[int, Sequence[Mapping[str, Any]]], Iterator[dict[str, Any]]]
+# (numbers of the rows in the input, their examples) -> records.
+Predictor = Callable[[Sequence[int], Sequence[Mapping[str, Any]]], Iterator[dict[str, Any]]]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,11 +49,11 @@ def main(argv: Sequence[str]) -> None:
 def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: Predictor) -> None:
   """Predicts the rows of `place`, `size` at once, in their order."""
   from flaxlm.data.bad_rows import BadRows
-  from flaxlm.training.inputs import parsed
 
-  bad = BadRows(args.on_bad_row or experiment.config.data.on_bad_row)
-  rows = list(_rows(experiment, place, bad.of('input')))
-  if not rows:
+  policy = args.on_bad_row or experiment.config.data.on_bad_row
+  bad = BadRows(policy)
+  rows = _numbered(experiment, place, bad)
+  if not rows and not bad.counts:
     raise UserError(f'{args.input} has no rows')
   terminal.phase('decode' if hasattr(experiment.objective, 'prompts') else 'eval', args.input)
   with _resumable.lines(args.output, _identity(args, experiment, place, step)) as output:
@@ -61,11 +62,29 @@ def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: 
     with terminal.bar('predict', len(rows), 'rows') as bar:
       bar.advance(output.done)
       for start in range(output.done, len(rows), size):
-        chunk = rows[start : start + size]
-        examples = parsed(experiment.task, chunk, False, bad.of('input'))
-        output.write(list(predict(start, examples)) if examples else [], start + len(chunk))
-        bar.advance(len(chunk))
+        numbers, examples = zip(*rows[start : start + size], strict=True)
+        records = zip(numbers, predict(numbers, examples), strict=True)
+        # Where rows are left out, a line does not tell by its place which row it is of.
+        lines = [{'row': n} | record if policy == 'skip' else record for n, record in records]
+        output.write(lines, start + len(lines))
+        bar.advance(len(lines))
   bad.report()
+
+
+def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str, Any]]]:
+  """(number in the input from 0, example) of each row that can be used; `bad` counts the others.
+
+  All are read before the first is predicted, so that a bad row that stops the command does so at
+  once, and one that resumes counts the same rows as one that was left alone.
+  """
+  from flaxlm.training.inputs import parsed
+
+  handler = bad.of('input')
+  found: list[tuple[int, dict[str, Any]]] = []
+  for row in _rows(experiment, place, handler):
+    number = len(found) + bad.counts.get('input', 0)  # Every row before it is in one of them.
+    found += [(number, example) for example in parsed(experiment.task, [row], False, handler)]
+  return found
 
 
 def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:
@@ -81,7 +100,9 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
   from flaxlm.data import pipeline
   from flaxlm.evaluation import evaluator
 
-  def predict(first: int, examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+  def predict(
+    numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
+  ) -> Iterator[dict[str, Any]]:
     items = experiment.objective.items(examples)
     packed = pipeline.PackedItems(experiment.objective, items, None)
     data = pipeline.EvalPipeline(experiment.config, experiment.objective, packed)
@@ -95,9 +116,11 @@ def _written(experiment: Any, params: Any, args: Any) -> Predictor:
   longest = args.max_new_tokens or experiment.config.data.max_target_length or 128
   how = _writing.how(args, longest)
 
-  def predict(first: int, examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+  def predict(
+    numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
+  ) -> Iterator[dict[str, Any]]:
     prompts = experiment.objective.prompts(examples)
-    draws = [(args.seed, first + number) for number in range(len(examples))]
+    draws = [(args.seed, number) for number in numbers]
     found = writer.write(prompts, how, draws, args.stop)
     for example, outputs in zip(examples, found, strict=True):
       record = dict(example) | {'prediction': outputs[0].text.strip()}
@@ -110,16 +133,34 @@ def _written(experiment: Any, params: Any, args: Any) -> Predictor:
 
 
 def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
-  """Rows of the files of the task's kind; of a text file, a line each."""
+  """Rows of the files of the task's kind; of plain text, a line each."""
   from flaxlm.data import source
 
-  def lines(path: Any, config: Any, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
+  readers = dict(getattr(experiment.task, 'readers', {}))
+  own = readers.get(source.ANY_OTHER)
+  # A file with no ending of a table is the task's, if it reads such files.
+  default = '' if own else experiment.config.data.text_column
+  column = getattr(experiment.task, 'line_column', default)
+
+  def read(path: Any, config: Any, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
+    if own and not _is_plain(path, column):
+      yield from own(path, config, bad)
+      return
     for number, text in source.whole_lines(path, bad):
       if text.strip():
-        yield f'{path}:{number}', {config.text_column: text}
+        yield f'{path}:{number}', {column: text}
 
-  readers = {'.txt': lines} | dict(getattr(experiment.task, 'readers', {}))
+  if column:
+    readers[source.ANY_OTHER] = read
   return source.rows(place, experiment.config.data, 'test', readers, bad)
+
+
+def _is_plain(path: Any, column: str) -> bool:
+  """Whether text is no table: its first line has one cell, which is not the column's name."""
+  from flaxlm.data import source
+
+  _, first = next(source.lines(path, 'surrogateescape'), (1, ''))
+  return '\t' not in first and first != column
 
 
 @contextlib.contextmanager
@@ -128,7 +169,7 @@ def _local(place: str) -> Iterator[str]:
   if place != '-':
     yield place
     return
-  content = sys.stdin.buffer.read()
+  content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
   ending = 'jsonl' if content.lstrip().startswith(b'{') else 'txt'
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / f'stdin.{ending}'
@@ -141,12 +182,14 @@ def _local(place: str) -> Iterator[str]:
 
 def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, Any]:
   """What output that was begun must have in common with this command to be gone on with."""
-  from flaxlm.data import cache, source
+  from flaxlm.data import cache, source, tfds
 
   data = experiment.config.data
-  content = [args.input]
-  if not place.startswith('tfds:') and '+' not in place:
-    content = [cache.digest(data, path) for path in source.files(place)]
+  if place.startswith('tfds:'):
+    content = tfds.identity(place, data, 'test')
+  else:
+    paths = [path for part in source.parts(place) for path in source.files(part)]
+    content = [cache.digest(data, path) for path in paths]
   flags = {k: v for k, v in vars(args).items() if k not in ('output', 'batch_size', 'debug')}
   return {'flags': flags, 'step': step, 'input': content}
 

@@ -86,7 +86,7 @@ def rows(
   if place.startswith('tfds:'):
     yield from tfds.rows(place, config, split, bad)
     return
-  if place.count('+') == 1 and not epath.Path(place).expanduser().exists():
+  if len(parts(place)) == 2:
     for first, second in pairs(place):
       yield from _parallel(first, second, bad)
     return
@@ -106,7 +106,7 @@ def rows(
 
 def pairs(place: str) -> list[tuple[epath.Path, epath.Path]]:
   """The pairs of line-parallel files of A+B; of two globs, in the order of their names."""
-  first, second = map(files, place.split('+'))
+  first, second = map(files, parts(place))
   if len(first) != len(second):
     raise UserError(
       f'config.data: {place!r}: the first names {len(first)} files, the second {len(second)}'
@@ -128,6 +128,12 @@ def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> R
       bad(UserError(f'{broken[0][0]}:{number}: not UTF-8 ({broken[0][1]})'))
     else:
       yield f'{first}:{number}', {'text': a[1], 'target': b[1]}
+
+
+def parts(place: str) -> list[str]:
+  """The two places of line-parallel files `A+B`; else the place itself."""
+  parallel = place.count('+') == 1 and not epath.Path(place).expanduser().exists()
+  return place.split('+') if parallel else [place]
 
 
 def files(place: str) -> list[epath.Path]:
