@@ -43,6 +43,11 @@ FILES = (
     {'vocab.json': ('vocab.json', 'encoder.json'), 'merges.txt': ('merges.txt', 'vocab.bpe')},
   ),
 )
+# Options of how text is read, in tokenizer_config.json.
+FLAGS = (
+  *('do_lower_case', 'strip_accents', 'tokenize_chinese_chars', 'add_prefix_space'),
+  'keep_accents',
+)
 _SENTINEL = re.compile(r'<extra_id_(\d+)>')
 
 
@@ -51,9 +56,9 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
   Raises UserError where there is none, or one that cannot be read.
   """
-  kind, files = _files(path)
+  kind, files, main = _files(path)
   folder = path if path.is_dir() else path.parent
-  settings = read_json(folder / 'special_tokens_map.json') | read_json(
+  settings = _settings(folder / 'special_tokens_map.json') | _settings(
     folder / 'tokenizer_config.json'
   )
   spec = {'name': kind}
@@ -62,13 +67,18 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
   except UserError:
     raise
   except (ValueError, KeyError, TypeError, RuntimeError) as error:
-    raise UserError(f'config.tokenizer.path: {path}: not a {kind} vocabulary ({error})') from None
+    raise UserError(f'config.tokenizer.path: {main}: not a {kind} vocabulary ({error})') from None
+  _check_ids(main, ids)
+  if not ids:
+    raise UserError(f'config.tokenizer.path: {main}: it holds no token')
   base = set(ids)
   added = {int(id): token for id, token in settings.get('added_tokens_decoder', {}).items()}
   ids |= {token['content']: id for id, token in added.items()}
-  ids |= read_json(folder / 'added_tokens.json')
+  more = read_json(folder / 'added_tokens.json')
+  _check_ids(folder / 'added_tokens.json', more)
+  ids |= more
   declared = _declared(settings)
-  size = 1 + max(ids.values(), default=-1)
+  size = 1 + max(ids.values())
   sentinels = [name for name in declared if _SENTINEL.fullmatch(name) and name not in ids]
   # T5 (Raffel et al. 2020) counts its sentinels down from the last id.
   for i, name in enumerate(sorted(sentinels, key=_number, reverse=True)):
@@ -139,13 +149,16 @@ def _sentinel_ids(special: Mapping[str, int]) -> list[int]:
   return [names[i] for i in sorted(names)]
 
 
-def _files(path: epath.Path) -> tuple[str, dict[str, bytes]]:
-  """The kind of vocabulary and its files, by the names under which a tokenizer keeps them."""
+def _files(path: epath.Path) -> tuple[str, dict[str, bytes], epath.Path]:
+  """The kind of vocabulary, its files by the names under which a tokenizer keeps them, the first's.
+
+  The first of them holds the ids.
+  """
   folder = path if path.is_dir() else path.parent
   if path.is_file() and path.name == 'sentencepiece.bpe.model':
     raise UserError(f'config.tokenizer.path: {path}: its ids are shifted; name its tokenizer.json')
   if path.is_file() and path.suffix == '.model':
-    return 'sentencepiece', {'tokenizer.model': path.read_bytes()}
+    return 'sentencepiece', {'tokenizer.model': path.read_bytes()}, path
   for kind, wanted in FILES:
     if path.is_file() and not any(path.name in names for names in wanted.values()):
       continue
@@ -154,27 +167,70 @@ def _files(path: epath.Path) -> tuple[str, dict[str, bytes]]:
       for own, names in wanted.items()
     }
     if all(found.values()):
-      return kind, {own: file.read_bytes() for own, file in found.items()}
+      main, *_ = found.values()
+      return kind, {own: file.read_bytes() for own, file in found.items()}, main
     if any(found.values()):
       missing = next(names[0] for own, names in wanted.items() if not found[own])
       raise UserError(f'config.tokenizer.path: {folder}: {missing} is missing')
   if path.is_file() and path.suffix == '.json':
-    return 'tokenizer_json', {'published.json': path.read_bytes()}
+    return 'tokenizer_json', {'published.json': path.read_bytes()}, path
   if path.is_file() and path.suffix == '.txt':
-    return 'wordpiece', {'vocab.txt': path.read_bytes()}
+    return 'wordpiece', {'vocab.txt': path.read_bytes()}, path
   names = 'tokenizer.json, spiece.model, vocab.txt, vocab.json and merges.txt'
   problem = f'none of {names}' if path.is_dir() else 'no vocabulary file' if path.exists() else None
   raise UserError(f'config.tokenizer.path: {path}: {problem or "does not exist"}')
 
 
 def read_json(file: epath.Path) -> dict[str, Any]:
-  """The object in a JSON file; empty if there is no such file."""
+  """The object in a JSON file; empty if there is no such file. UserError if it holds no object."""
   if not file.exists():
     return {}
   try:
-    return json.loads(file.read_text())
+    content = json.loads(file.read_text())
   except json.JSONDecodeError as error:
     raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from None
+  except UnicodeDecodeError as error:
+    raise UserError(f'{file}: not UTF-8 text: {error}') from None
+  if not isinstance(content, dict):
+    raise UserError(f'{file}: expected a JSON object')
+  return content
+
+
+def _settings(file: epath.Path) -> dict[str, Any]:
+  """What a file says of special tokens and of how text is read; UserError for wrong types."""
+  settings = read_json(file)
+  added = settings.get('added_tokens_decoder', {})
+  wrong = not isinstance(added, dict) or any(
+    not (id.isdecimal() and isinstance(token, dict) and isinstance(_content(token), str))
+    for id, token in added.items()
+  )
+  found = {'added_tokens_decoder': 'tokens by their ids'} if wrong else {}
+  for role in ROLES:
+    token = settings.get(f'{role}_token')
+    if token is not None and not isinstance(_content(token), str):
+      found[f'{role}_token'] = 'a token'
+  for key in ('additional_special_tokens', 'extra_special_tokens'):
+    more = settings.get(key) or []
+    more = list(more.values()) if isinstance(more, dict) else more
+    if not isinstance(more, list) or not all(isinstance(_content(token), str) for token in more):
+      found[key] = 'tokens'
+  if type(settings.get('extra_ids') or 0) is not int:
+    found['extra_ids'] = 'a whole number'
+  for key in FLAGS:
+    if not isinstance(settings.get(key), bool | None):
+      found[key] = 'true or false'
+  for key, expected in found.items():
+    raise UserError(f'{file}: {key}: expected {expected}, got {settings[key]!r:.80}')
+  return settings
+
+
+def _check_ids(file: epath.Path, ids: Any) -> None:
+  """UserError unless it is an object of tokens and their ids."""
+  if not isinstance(ids, dict):
+    raise UserError(f'config.tokenizer.path: {file}: expected an object of tokens and their ids')
+  for token, id in ids.items():
+    if not isinstance(token, str) or type(id) is not int or id < 0:
+      raise UserError(f'config.tokenizer.path: {file}: {token!r} has the id {id!r}')
 
 
 def _content(token: Any) -> str | None:
@@ -236,6 +292,8 @@ def _tokenizer_json(spec: dict, files: Mapping[str, bytes], settings: Mapping[st
 def _sentencepiece(spec: dict, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> tuple:
   import sentencepiece
 
+  if not files['tokenizer.model']:
+    raise ValueError('it is empty')
   model = sentencepiece.SentencePieceProcessor(model_proto=files['tokenizer.model'])
   pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
   special = {p for i, p in enumerate(pieces) if model.is_control(i) or model.is_unknown(i)}

@@ -1,6 +1,7 @@
 """Published vocabularies: their ids and roles stand; what they lack is told, or added on demand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -270,6 +271,51 @@ def test_mistakes(files, message, tmp_path):
   with pytest.raises(UserError, match=message) as error:
     Tokenizer.load(tmp_path)
   assert '\n' not in str(error.value)
+
+
+EMPTY_BPE = b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}'
+
+
+@pytest.mark.parametrize(
+  'file, content, message',
+  [
+    ('vocab.txt', b'', 'vocab.txt: it holds no token'),
+    ('tokenizer.json', EMPTY_BPE, 'tokenizer.json: it holds no token'),
+    ('tokenizer.json', b'\xff{}', 'tokenizer.json: not UTF-8 text'),
+    ('tokenizer.json', b'[]', 'tokenizer.json: expected a JSON object'),
+    ('spiece.model', b'', 'spiece.model: not a sentencepiece vocabulary (it is empty)'),
+    ('vocab.json', b'{}', 'vocab.json: it holds no token'),
+    ('vocab.json', b'[]', 'vocab.json: expected an object of tokens and their ids'),
+    ('vocab.json', b'{"a": "b"}', "vocab.json: 'a' has the id 'b'"),
+    ('vocab.json', b'{"a": -1}', "vocab.json: 'a' has the id -1"),
+    ('tokenizer_config.json', b'[]', 'tokenizer_config.json: expected a JSON object'),
+    ('tokenizer_config.json', b'\xff', 'tokenizer_config.json: not UTF-8 text'),
+    ('special_tokens_map.json', b'[]', 'special_tokens_map.json: expected a JSON object'),
+    ('added_tokens.json', b'["x"]', 'added_tokens.json: expected a JSON object'),
+    ('added_tokens.json', b'{"x": "y"}', "added_tokens.json: 'x' has the id 'y'"),
+    ('tokenizer_config.json', b'{"added_tokens_decoder": []}', 'added_tokens_decoder: expected'),
+    ('tokenizer_config.json', b'{"added_tokens_decoder": {"9": {}}}', 'expected tokens by their'),
+    (
+      'tokenizer_config.json',
+      b'{"added_tokens_decoder": {"x": {"content": "q"}}}',
+      "added_tokens_decoder: expected tokens by their ids, got {'x': {'content': 'q'}}",
+    ),
+    ('tokenizer_config.json', b'{"pad_token": 3}', 'pad_token: expected a token, got 3'),
+    ('special_tokens_map.json', b'{"eos_token": {}}', 'eos_token: expected a token, got {}'),
+    ('tokenizer_config.json', b'{"additional_special_tokens": [3]}', 'expected tokens, got [3]'),
+    ('tokenizer_config.json', b'{"extra_ids": "many"}', "expected a whole number, got 'many'"),
+    ('tokenizer_config.json', b'{"do_lower_case": "no"}', "expected true or false, got 'no'"),
+  ],
+)
+def test_a_file_of_another_shape_is_named(file, content, message, tmp_path):
+  if file == 'vocab.json':
+    (tmp_path / 'merges.txt').write_text('')
+  if file.startswith(('tokenizer_config', 'special', 'added')):
+    write_bert(tmp_path)
+  (tmp_path / file).write_bytes(content)
+  with pytest.raises(UserError, match=re.escape(message)) as error:
+    Tokenizer.load(tmp_path)
+  assert f'{tmp_path / file}' in str(error.value)
 
 
 def test_places_that_hold_no_vocabulary(tmp_path):
