@@ -36,7 +36,7 @@ class Task:
   writes = True  # By an objective that can.
 
   def __init__(self, config: ExperimentConfig):
-    name = config.task.subset
+    self._name = name = config.task.subset
     self._subset = subset = glue.SUBSETS[name]
     regression = config.objective.name == 'regression'
     if regression == bool(subset.labels):
@@ -47,7 +47,7 @@ class Task:
       module, own = text_regression, text_regression.Config('text_regression', pair)
     else:
       module = text_classification
-      own = text_classification.Config('text_classification', subset.labels, pair, f'{name} ')
+      own = text_classification.Config('text_classification', subset.labels, pair)
     data = dataclasses.replace(config.data, text_column=subset.columns[0], label_column='label')
     self._task = module.Task(dataclasses.replace(config, data=data, task=own))
     read = lambda path, _, bad: glue.rows(path, name, bad)
@@ -65,7 +65,13 @@ class Task:
       del row['label']
     elif label.isdecimal() and int(label) < len(labels):
       row['label'] = labels[int(label)]
-    return self._task.parse(row, where, labelled)
+    example = self._task.parse(row, where, labelled)
+    if not labels:
+      return example
+    # For models that write the label, as T5 was trained (Raffel et al. 2020, appendix D): the name
+    # of the set, and before each text that of its column, in the order of these names.
+    texts = (f'{column}: {row[column]}' for column in sorted(self._subset.columns))
+    return example | {'source': ' '.join([self._name, *texts])}
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flaxlm.config import tree
+from flaxlm.config import recipe, tree
 from flaxlm.config.schema import DataConfig
 from flaxlm.data import glue, source
 from flaxlm.errors import UserError
@@ -11,14 +11,15 @@ from flaxlm.tasks.glue import Task
 
 def make(subset, objective=''):
   objective = objective or ('regression' if subset == 'stsb' else 'classification')
-  config = tree.new(model='encoder', objective=objective, task='glue')
+  model = 'encoder_decoder' if objective == 'seq2seq' else 'encoder'
+  config = tree.new(model=model, objective=objective, task='glue')
   config.task.subset, config.total_steps, config.data.train = subset, 1, 'x.tsv'
   return Task(tree.from_config_dict(config))
 
 
-def read(path, subset, split='train'):
+def read(path, subset, split='train', objective=''):
   """Examples of a file, as a run reads them."""
-  task = make(subset)
+  task = make(subset, objective)
   labelled = split not in task.unlabelled
   rows = source.rows(str(path), DataConfig(), split, task.readers)
   return [task.parse(row, where, labelled) for where, row in rows]
@@ -52,6 +53,40 @@ FILES = {
   ),
   'stsb': ('index\tsentence1\tsentence2\tscore\n0\tA.\tB.\t3.800\n', [('A.', 'B.', 3.8)]),
 }
+
+
+# As in appendix D of Raffel et al. 2020.
+PROMPTS = {
+  'cola': 'cola sentence: The "sailors rode.',
+  'sst2': 'sst2 sentence: fine ',
+  'mrpc': 'mrpc sentence1: " It\'s so . sentence2: So " it is .',
+  'rte': 'rte sentence1: A. sentence2: B.',
+  'qnli': 'qnli question: Who? sentence: He.',
+  'qqp': 'qqp question1: Who? question2: What?',
+  'mnli': 'mnli hypothesis: B. premise: A.',
+}
+
+
+@pytest.mark.parametrize('subset', PROMPTS)
+def test_a_model_that_writes_reads_what_t5_was_trained_on(tmp_path, subset):
+  text, expected = FILES[subset]
+  (tmp_path / 'train.tsv').write_text(text)
+  example = read(tmp_path / 'train.tsv', subset, objective='seq2seq')[0]
+  assert (example['source'], example['target']) == (PROMPTS[subset], expected[0][-1])
+
+
+def test_a_variant_that_writes_takes_all_of_a_checkpoint():
+  for subset in glue.SUBSETS:
+    if subset == 'stsb':
+      with pytest.raises(UserError, match='no variant'):
+        recipe.load('configs/glue.py:stsb-text_to_text')
+      continue
+    config = recipe.load(f'configs/glue.py:{subset}-text_to_text')
+    plain = recipe.load(f'configs/glue.py:{subset}')
+    assert (config.objective.name, config.model.name) == ('seq2seq', 'encoder_decoder')
+    # The head of pretraining is what writes.
+    assert not config.restore.skip and plain.restore.skip == ('^head/',)
+    assert (config.task, config.data) == (plain.task, plain.data)
 
 
 @pytest.mark.parametrize('subset', glue.SUBSETS)
