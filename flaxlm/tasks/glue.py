@@ -6,7 +6,7 @@ predicted, and scored only where their labels are there.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,10 @@ class Task:
     read = lambda path, _, bad: glue.rows(path, name, bad)
     self.line_column = self._task.line_column
     self.readers = {'.tsv': read, source.ANY_OTHER: read}
+
+  def read_back(self, again: Callable[[str], str]) -> None:
+    """As that of text_classification."""
+    self._task.read_back(again)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """An example as of text_classification or text_regression.

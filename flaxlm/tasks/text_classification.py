@@ -1,7 +1,7 @@
 """Text classification: a text column, or two, and a label column (sentiment, topic, entailment)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from flaxlm.tasks import columns
 Example = dict[str, Any]
 # The prediction where a written text is none of the labels.
 NO_LABEL = ''
+# What a tokenizer decodes its unknown token to.
+UNKNOWN = '\ufffd'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,33 @@ class Task:
     self._pair = config.task.pair_column
     self.labels = tuple(config.task.labels)
     self.line_column = columns.of_lines(config.data, self._pair)
+    self._written = {label: i for i, label in enumerate(self.labels)}
+
+  def read_back(self, again: Callable[[str], str]) -> None:
+    """Tells the task how labels look once they are written.
+
+    Args:
+      again: text -> the same, encoded and decoded by the tokenizer, which may collapse spaces or
+        know no capitals.
+
+    Raises:
+      UserError: for labels that are the same then, and for one that the tokenizer has no tokens of.
+    """
+    self._written = {}
+    for i, label in enumerate(self.labels):
+      text = again(label).strip()
+      if not text or (UNKNOWN in text and UNKNOWN not in label):
+        raise UserError(
+          f'config.task.labels: {label!r} cannot be written: the tokenizer reads it back as '
+          f'{text!r}; give it another name in the rows'
+        )
+      if text in self._written:
+        other = self.labels[self._written[text]]
+        raise UserError(
+          f'config.task.labels: {other!r} and {label!r} are both written {text!r} by the '
+          'tokenizer; give one another name in the rows'
+        )
+      self._written[text] = i
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """What is learned of a row.
@@ -150,9 +179,8 @@ class Task:
     if 'probabilities' in predictions:
       indices = predictions['probabilities'].argmax(-1)
       return list(zip(predictions['example_ids'].tolist(), indices.tolist(), strict=True))
-    index = {label: i for i, label in enumerate(self.labels)}
     found = zip(predictions.get('output_ids', ()), predictions.get('outputs', ()), strict=True)
-    return [(int(number), index.get(str(output).strip(), -1)) for number, output in found]
+    return [(int(n), self._written.get(str(output).strip(), -1)) for n, output in found]
 
   def _labelled(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]

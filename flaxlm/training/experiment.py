@@ -189,6 +189,8 @@ def build(
     config, examples = inputs.read_examples(config, training, bad)
   task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
+  if with_data and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
+    task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   execution.check_mesh(config.parallelism, mesh)
   rules = sharding.parse_rules(config.sharding_rules)

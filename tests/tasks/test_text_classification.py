@@ -4,8 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import sentencepiece
+import tiny
 
 from flaxlm.config.schema import Config as ExperimentConfig
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.tasks.text_classification import Config, Task
 
@@ -79,3 +82,63 @@ def test_records_keep_the_row_with_its_prediction():
     'text': 'c', 'label': 'pos', 'prediction': 'pos', 'probabilities': {'neg': 0.2, 'pos': 0.8},
   }  # fmt: skip
   assert records[2]['prediction'] == 'neg' and 'label' not in records[2]
+
+
+def written(labels, tokenizer, outputs):
+  """Predictions for texts that were written, one for each label."""
+  task = make(labels)
+  task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
+  examples = [{'text': 't', 'label': label} for label in labels]
+  predictions = {'output_ids': np.arange(len(labels)), 'outputs': np.array(outputs, object)}
+  return [record['prediction'] for record in task.records(predictions, examples)]
+
+
+def small_t5(tmp_path):
+  """A published SentencePiece vocabulary, which collapses spaces and knows but its letters."""
+  with open(tmp_path / 'spiece.model', 'wb') as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(['the fox and a dog'] * 9),
+      model_writer=file,
+      minloglevel=2,
+      hard_vocab_limit=False,
+      vocab_size=40,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+    )
+  return Tokenizer.load(tmp_path)
+
+
+def test_a_written_label_is_compared_as_the_tokenizer_reads_it_back(tmp_path):
+  tokenizer = small_t5(tmp_path)
+  labels = ('fox  a', 'dog')
+  outputs = [tokenizer.decode(tokenizer.encode(label)) for label in labels]
+  assert outputs[0] == 'fox a'
+  assert written(labels, tokenizer, outputs) == list(labels)
+  assert written(labels, tokenizer, ['fox', ' dog ']) == ['', 'dog']
+
+
+@pytest.mark.parametrize(
+  'labels, message',
+  [
+    (('fox a', 'fox  a'), "'fox a' and 'fox  a' are both written 'fox a' by the tokenizer"),
+    (('dog', '{fox}'), "'{fox}' cannot be written: the tokenizer reads it back as '\ufffd"),
+  ],
+)
+def test_labels_that_cannot_be_told_apart_or_written_are_named(tmp_path, labels, message):
+  with pytest.raises(UserError, match=f'^config.task.labels: {message}'):
+    written(labels, small_t5(tmp_path), labels)
+
+
+def test_a_run_that_writes_labels_knows_how_its_tokenizer_writes_them(tmp_path):
+  rows = ''.join(f'text {i}\t{label}\n' for i, label in enumerate(['It', 'it'] * 20))
+  (tmp_path / 'rows.tsv').write_text('text\tlabel\n' + rows)
+  changes = (('tokenizer.lowercase', 'True'),)
+  with pytest.raises(UserError, match="config.task.labels: 'It' and 'it' are both written 'it'"):
+    tiny.experiment('classify.py:text_to_text', tmp_path, changes)
+  # A run that reads a label off has no such trouble.
+  assert tiny.experiment('classify.py:encoder_decoder', tmp_path, changes).task.labels == (
+    'It',
+    'it',
+  )
