@@ -85,8 +85,8 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   if hasattr(family, 'settle'):
     config_json = family.settle(config_json, names)
   architecture, head = mapping.head_of(family, config_json)
-  vocab_size = config_json.get('vocab_size')
-  if not isinstance(vocab_size, int) or vocab_size < 1:
+  vocab_size = mapping.value_of(config_json, 'vocab_size', int, None)
+  if vocab_size is None or vocab_size < 1:
     raise UserError(f'config.json: vocab_size={vocab_size!r} is no number of tokens')
   model = mapping.model_config(family, config_json, vocab_size)
   prefix = mapping.prefix_of(family, head)
@@ -101,13 +101,22 @@ def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
     raise UserError(
       f'config.json: problem_type={problem!r} is not supported, only one label a text'
     )
-  names = config_json.get('id2label') or {'0': 'LABEL_0', '1': 'LABEL_1'}
-  try:
-    labels = tuple(names[key] for key in sorted(names, key=int))
-  except (TypeError, ValueError):
-    raise UserError(f'config.json: id2label={names!r} does not number the labels') from None
-  if len(set(labels)) < 2:
-    raise UserError(f'config.json: id2label={names!r}: a classifier needs two labels or more')
+  names = mapping.value_of(config_json, 'id2label', dict, None)
+  if not names:
+    count = mapping.value_of(config_json, 'num_labels', int, 2)
+    if count < 2:
+      raise UserError(f'config.json: num_labels={count}: a classifier needs two labels or more')
+    return tuple(f'LABEL_{i}' for i in range(count))
+  wrong = f'config.json: id2label={names!r}'
+  if set(names) != {str(i) for i in range(len(names))}:
+    raise UserError(f'{wrong} does not number the labels from 0 on')
+  labels = tuple(names[str(i)] for i in range(len(names)))
+  if not all(isinstance(label, str) for label in labels):
+    raise UserError(f'{wrong}: a label is a text')
+  if len(set(labels)) < len(labels):
+    raise UserError(f'{wrong} gives two labels one name')
+  if len(labels) < 2:
+    raise UserError(f'{wrong}: a classifier needs two labels or more')
   return labels
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flaxlm.config import tree
-from flaxlm.config.field import met
+from flaxlm.config.field import Rules, met
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
 
@@ -91,19 +91,20 @@ def family_of(config_json: Mapping[str, Any]) -> types.ModuleType:
   """The family of a config.json; UserError names an unsupported `model_type`."""
   known = families()
   name = config_json.get('model_type')
-  if name not in known:
+  if not isinstance(name, str) or name not in known:
     raise UserError(f'config.json: model_type={name!r} is not supported{nearest(str(name), known)}')
   return known[name]
 
 
 def head_of(family: types.ModuleType, config_json: Mapping[str, Any]) -> tuple[str, Head]:
   """(architecture, Head) of a config.json; UserError names what is not supported."""
-  found = (config_json.get('architectures') or [None])[0]
-  if found not in family.ARCHITECTURES:
+  names = value_of(config_json, 'architectures', list, None)
+  found = names[0] if names else None
+  if not isinstance(found, str) or found not in family.ARCHITECTURES:
     near = nearest(str(found), family.ARCHITECTURES)
     raise UserError(f'config.json: architectures={found!r} is not supported{near}')
   head = family.ARCHITECTURES[found]
-  options = {**head.options, **_read(head.fields, config_json)}
+  options = {**head.options, **_read(head.fields, config_json, {})}
   return found, dataclasses.replace(head, options=options)
 
 
@@ -135,20 +136,53 @@ def _written(field: Field, value: Any) -> Any:
   return next((theirs for theirs, ours in field.values.items() if ours == value), _NONE)
 
 
-def _read(fields: Sequence[Field], config_json: Mapping[str, Any]) -> dict[str, Any]:
-  """What fields of config.json are here; UserError names one that is missing or not supported."""
+def value_of(config_json: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+  """A field of config.json, or of an object in it, whose type is `kind`; `default` if it has none.
+
+  Raises UserError for a value of another type; null is one, unless `default` is None.
+  """
+  value = config_json.get(name, default)
+  if value is None and default is None:
+    return None
+  nested = {dict: 'an object', list: 'a list'}
+  if kind not in nested:
+    return _checked(name, value, tree.Kind(kind, False, False), Rules(''))
+  if not isinstance(value, kind):
+    expected = nested[kind]
+    raise UserError(f'config.json: {name}: expected {expected}, got {value!r}')
+  return value
+
+
+def _checked(name: str, value: Any, kind: tree.Kind, rules: Rules) -> Any:
+  """`tree.checked` of a field of config.json."""
+  try:
+    return tree.checked(name, value, kind, rules)
+  except UserError as error:
+    raise UserError(f'config.json: {str(error).removeprefix("config.")}') from None
+
+
+def _read(
+  fields: Sequence[Field], config_json: Mapping[str, Any], known: Mapping[str, tuple]
+) -> dict[str, Any]:
+  """What fields of config.json are here; UserError names one that is missing or not supported.
+
+  known: the fields of a config node here, as `tree.fields`, whose types and ranges are asked for.
+  """
   ours = {}
   for field in fields:
     value = config_json.get(field.theirs, field.default)
     if value is _NONE:
       raise UserError(f'config.json: it has no {field.theirs}')
     if field.values is not None:
-      if value not in field.values:
+      if value not in tuple(field.values):  # Which asks for no hash of a list.
         shown = ', '.join(map(repr, field.values))
         raise UserError(
           f'config.json: {field.theirs}={value!r} is not supported; those that are: {shown}'
         )
       value = field.values[value]
+    elif field.ours in known:
+      kind, rules, _ = known[field.ours]
+      value = _checked(field.theirs, value, kind, rules)
     for name in (field.ours, *field.also):
       ours[name] = value
   return ours
@@ -165,7 +199,8 @@ def to_ours(family: types.ModuleType, config_json: Mapping[str, Any]) -> dict[st
     if value not in allowed:
       shown = ' or '.join(map(repr, allowed))
       raise UserError(f'config.json: {key}={value!r} is not supported, only {shown}')
-  ours = {**family.FIXED, **_read(family.FIELDS, config_json)}
+  known = tree.fields(tree.node_class('model', family.MODEL))
+  ours = {**family.FIXED, **_read(family.FIELDS, config_json, known)}
   if hasattr(family, 'special'):
     ours |= family.special(config_json)
   return ours

@@ -2,7 +2,7 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head, value_of
 
 MODEL = 'decoder'
 PREFIX = 'model.'
@@ -58,13 +58,20 @@ DEFAULTS = {'beta_fast': 32.0, 'beta_slow': 1.0, 'attention_factor': None}
 
 
 def special(config_json):
-  rope = dict(config_json.get('rope_parameters') or config_json.get('rope_scaling') or {})
-  kind = rope.get('rope_type', rope.get('type', 'default'))
+  rope = value_of(config_json, 'rope_parameters', dict, None)
+  rope = rope or value_of(config_json, 'rope_scaling', dict, None) or {}
+  kind = value_of(rope, 'rope_type', str, value_of(rope, 'type', str, 'default'))
   if kind not in SCALINGS:
     raise UserError(
       f'config.json: rope_type={kind!r} is not supported; those that are: {", ".join(SCALINGS)}'
     )
-  theta = rope.get('rope_theta', config_json.get('rope_theta', 10_000.0))
+  if any(isinstance(value, dict) for value in rope.values()):
+    raise UserError('config.json: rope_parameters of each kind of layer are not supported')
+  part = value_of(config_json, 'partial_rotary_factor', float, 1.0)
+  if value_of(rope, 'partial_rotary_factor', float, part) != 1:
+    raise UserError('config.json: partial_rotary_factor is not supported, only 1')
+  theta = value_of(config_json, 'rope_theta', float, 10_000.0)
+  theta = value_of(rope, 'rope_theta', float, theta)
   values = {'rope_theta': theta, 'rope_scaling': 'none' if kind == 'default' else kind}
   for name in SCALINGS[kind]:
     value = rope.get(name, DEFAULTS.get(name))

@@ -2,7 +2,7 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, Field, Head, value_of
 
 MODEL = 'encoder'
 PREFIX = 'model.'
@@ -56,20 +56,21 @@ def special(config_json):
   head = config_json.get('classifier_activation', 'gelu')
   if head != own:
     raise UserError(f'config.json: classifier_activation={head!r} is not supported beside {own!r}')
-  layers = config_json.get('num_hidden_layers', 0)
-  every = _every(config_json, layers)
+  every = _every(config_json, config_json['num_hidden_layers'])
   return {
     'rope_theta': _theta(config_json, GLOBAL, 'global_rope_theta'),
     'local_rope_theta': _theta(config_json, LOCAL, 'local_rope_theta'),
-    'window': config_json.get('local_attention', 128) // 2,
+    'window': value_of(config_json, 'local_attention', int, 128) // 2,
     'global_every': every,
   }
 
 
 def _every(config_json, layers):
   """The period of global layers; UserError for another order of layers."""
-  default = config_json.get('global_attn_every_n_layers', 3)
-  types = config_json.get('layer_types') or _types(layers, default)
+  default = value_of(config_json, 'global_attn_every_n_layers', int, 3)
+  if default < 1:
+    raise UserError(f'config.json: global_attn_every_n_layers={default!r} must be 1 or more')
+  types = value_of(config_json, 'layer_types', list, None) or _types(layers, default)
   after = [i for i, kind in enumerate(types) if kind == GLOBAL][1:2]
   # With one global layer, the period is any number that reaches beyond the last.
   every = after[0] if after else max(layers, default)
@@ -83,11 +84,13 @@ def _types(layers, every):
 
 
 def _theta(config_json, kind, name):
-  rope = (config_json.get('rope_parameters') or {}).get(kind) or {}
+  rope = value_of(config_json, 'rope_parameters', dict, None) or {}
+  rope = value_of(rope, kind, dict, None) or {}
   found = rope.get('rope_type', 'default')
   if found != 'default' or config_json.get('rope_scaling'):
     raise UserError(f'config.json: rope_type={found!r} is not supported, only `default`')
-  return rope.get('rope_theta', config_json.get(name, THETA[kind]))
+  theta = value_of(config_json, name, float, THETA[kind])
+  return value_of(rope, 'rope_theta', float, theta)
 
 
 def unspecial(model):

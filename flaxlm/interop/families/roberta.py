@@ -3,7 +3,7 @@
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.families import bert
-from flaxlm.interop.mapping import ENCODER_CLASSES, Field, Head
+from flaxlm.interop.mapping import ENCODER_CLASSES, Field, Head, value_of
 
 MODEL = bert.MODEL
 PREFIX = 'roberta.'
@@ -24,7 +24,7 @@ REQUIRED = {**bert.REQUIRED, 'pad_token_id': (1,)}
 
 
 def special(config_json):
-  rows = config_json.get('max_position_embeddings', 512)
+  rows = value_of(config_json, 'max_position_embeddings', int, 512)
   if rows <= SKIPPED:
     raise UserError(f'config.json: max_position_embeddings={rows} leaves no position')
   return {'max_length': rows - SKIPPED}

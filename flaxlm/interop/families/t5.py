@@ -2,7 +2,7 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import Field, Head
+from flaxlm.interop.mapping import Field, Head, value_of
 
 MODEL = 'encoder_decoder'
 PREFIX = ''
@@ -57,7 +57,7 @@ PROJECTIONS = {
 
 
 def special(config_json):
-  name = config_json.get('feed_forward_proj', 'relu')
+  name = value_of(config_json, 'feed_forward_proj', str, 'relu')
   if name not in PROJECTIONS:
     raise UserError(
       f'config.json: feed_forward_proj={name!r} is not supported; those that are: '
@@ -66,8 +66,8 @@ def special(config_json):
   activation, gated = PROJECTIONS[name]
   # Files of old releases say by `tie_word_embeddings` both whether tables are tied and whether
   # logits are scaled; those of new ones always say that they are tied.
-  tied = config_json.get('tie_word_embeddings', True)
-  scaled = config_json.get('scale_decoder_outputs', tied)
+  tied = value_of(config_json, 'tie_word_embeddings', bool, True)
+  scaled = value_of(config_json, 'scale_decoder_outputs', bool, tied)
   values = {'activation': activation, 'gated_mlp': gated, 'tie_embeddings': tied}
   return values | ({'scale_tied_logits': scaled} if tied else {})
 

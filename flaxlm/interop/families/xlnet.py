@@ -1,7 +1,7 @@
 """XLNet (Yang et al. 2019): two streams, relative positions; heads for tokens and for classes."""
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, Field, Head, value_of
 
 MODEL = 'xlnet'
 PREFIX = 'transformer.'
@@ -50,7 +50,7 @@ REQUIRED = {
 
 
 def special(config_json):
-  return {'memory_length': config_json.get('mem_len') or 0}
+  return {'memory_length': value_of(config_json, 'mem_len', int, None) or 0}
 
 
 def unspecial(model):
