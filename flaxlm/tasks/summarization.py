@@ -41,7 +41,7 @@ class Task(translation.Task):
     Args:
       row: column -> text, or a json list of texts.
       where: 'FILE:LINE', for messages.
-      labelled: False where a row need not have a summary.
+      labelled: False where a row need not have a summary: one that cannot be used is none.
 
     Raises:
       UserError: for a missing column, an empty text or an empty summary.
@@ -49,7 +49,8 @@ class Task(translation.Task):
     source, target = self._columns
     cells = dict(row)
     sentences = _texts(row.get(source, ''), where)
-    summaries = _texts(row.get(target, ''), where)
+    read = lambda: {'references': _texts(row.get(target, ''), where)}
+    summaries = columns.label_part(read, labelled).get('references', [])
     if source in row:
       cells[source] = ' '.join(sentences)
     if target in row:

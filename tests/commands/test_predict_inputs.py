@@ -95,6 +95,7 @@ QUESTION = {'question': 'q', 'context': 'c'}
     (('multiple_choice', 'multiple_choice'), CHOICES, ['', 'other', '2']),
     (('question_answering', 'span_qa'), QUESTION, ['?', '[{"text": "d", "answer_start": 0}]']),
     (('text_to_text', 'seq2seq'), {'text': 't'}, ['', ' ']),
+    (('summarization', 'seq2seq'), {'text': 't'}, ['', '[{}]', '[""]']),
   ],
   ids=lambda value: value[0] if isinstance(value, tuple) else '',
 )
@@ -102,7 +103,7 @@ def test_what_is_no_label_is_none_of_a_row_to_predict(made, row, labels):
   has_labels = made[0] in ('text_classification', 'multi_label', 'tagging')
   task = experiment(*made, **({'labels': ('a', 'b')} if has_labels else {})).task
   expected = task.parse(row, 'f:1', labelled=False)
-  key = {'question_answering': 'answers', 'text_to_text': 'target'}.get(made[0], 'label')
+  key = {'span_qa': 'answers', 'seq2seq': 'target'}.get(made[-1], 'label')
   for label in labels:
     assert task.parse(row | {key: label}, 'f:1', labelled=False) == expected
     with pytest.raises(UserError, match='^f:1: '):
