@@ -106,6 +106,8 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
   if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
     objective = objective.resolved(config.model.name)
   options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
+  if not getattr(config.task, 'reads_pairs', True):
+    del options['pair_separators']  # No text had one.
   labels = tuple(getattr(config.task, 'labels', ()))
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
   ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
@@ -120,8 +122,12 @@ def _token_ids(family: Any, tokenizer: Any) -> dict[str, int]:
       ids[f'{role}_token_id'] = getattr(tokenizer, f'{role}_id')
     except UserError:
       continue  # The vocabulary has no such token.
+  if ids.get('pad_token_id') == ids.get('eos_token_id'):
+    ids.pop('pad_token_id', None)  # A stand-in: a classifier would take the end of a text for it.
   if hasattr(family, 'START_ROLE'):
     ids['decoder_start_token_id'] = ids[f'{family.START_ROLE}_token_id']
+  for name, role in getattr(family, 'FORCED', {}).items():
+    ids[name] = ids[f'{role}_token_id']
   for name, allowed in family.REQUIRED.items():
     if ids.get(name, allowed[0]) not in allowed:
       raise UserError(

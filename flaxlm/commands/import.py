@@ -110,8 +110,10 @@ def _config(public: Any, tokenizer: epath.Path) -> Any:
   config = tree.new(public.model.name, public.head.objective, task)
   for name in config.model:
     config.model[name] = getattr(public.model, name)
-  for name, value in public.head.options.items():
+  for name, value in {**public.head.options, **public.head.reads}.items():
     config.objective[name] = value
+  if config.model.get('memory_length') and public.head.objective == 'permutation_lm':
+    config.data.sampling = 'streams'  # Which is what a memory remembers.
   if task:
     config.task.labels = public.labels
   config.tokenizer.path = str(tokenizer)

@@ -160,17 +160,20 @@ def for_export(
   for family in mapping.families().values():
     for name, head in family.ARCHITECTURES.items():
       all_names.append(name)
-      fitting = mapping.with_head(head, options) if mapping.serves(head, objective) else None
-      if name != architecture and (architecture or not fitting or head.trunk_only):
+      if name != architecture and (architecture or head.trunk_only):
         continue
-      if not fitting and not head.trunk_only:
-        raise UserError(f'--architecture: a {name} has not the head of the objective {objective!r}')
+      if not head.trunk_only and not mapping.serves(head, objective):
+        if architecture:
+          raise UserError(
+            f'--architecture: a {name} has not the head of the objective {objective!r}'
+          )
+        continue
       try:
         config_json = mapping.to_theirs(family, model)
+        head, theirs = (head, {}) if head.trunk_only else mapping.with_head(head, options)
       except UserError as error:
         reasons.append(f'{name}: {error}')
         continue
-      head, theirs = fitting or (head, {})
       config_json |= {**theirs, 'architectures': [name]}
       if labels:
         config_json['id2label'] = {str(i): label for i, label in enumerate(labels)}

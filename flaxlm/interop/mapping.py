@@ -36,7 +36,8 @@ FREE = (
 # Objectives that train one head, and read a text in one way: the class of one holds them all.
 _ALIKE = (
   frozenset({'causal_lm', 'completion'}),
-  frozenset({'span_corruption', 'denoising', 'seq2seq'}),
+  frozenset({'span_corruption', 'seq2seq'}),
+  frozenset({'denoising', 'seq2seq'}),
 )
 _NONE = object()
 
@@ -61,12 +62,16 @@ class Field:
 class Head:
   """What a public class is in flaxlm: an objective, its options, and whether it is only a trunk.
 
-  fields: options that fields of config.json tell. prefix: before the names of the trunk's tensors,
-  where it is not the family's PREFIX.
+  options: of which an export must have those that its objective knows. reads: further ones that an
+  import sets; of an export the tokenizer's files tell them. also: those that an export must have
+  whose objective is another one with this head. fields: options that fields of config.json tell.
+  prefix: before the names of the trunk's tensors, where it is not the family's PREFIX.
   """
 
   objective: str
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   trunk_only: bool = False
   fields: tuple[Field, ...] = ()
   prefix: str | None = None
@@ -74,7 +79,7 @@ class Head:
 
 # How public classifiers of each kind read a text.
 ENCODER_CLASSES = Head('classification', {'pooling': 'first', 'pooler': 'tanh'})
-DECODER_CLASSES = Head('classification', {'pooling': 'last', 'pooler': 'none'})
+DECODER_CLASSES = {'pooling': 'last', 'pooler': 'none'}
 
 
 GELU = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
@@ -118,13 +123,19 @@ def prefix_of(family: types.ModuleType, head: Head) -> str:
   return family.PREFIX if head.prefix is None else head.prefix
 
 
-def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, Any]] | None:
-  """(the head with an objective's options, fields of config.json that tell them), or None."""
-  if any(options.get(name) != value for name, value in head.options.items()):
-    return None
+def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, Any]]:
+  """(the head with an objective's options, fields of config.json that tell them).
+
+  Raises:
+    UserError: names the option with which the class would compute something else.
+  """
+  for name, value in {**head.options, **head.also}.items():
+    if name in options and options[name] != value:
+      raise UserError(f'config.objective.{name} is {options[name]!r}, and it has {value!r}')
   theirs = {field.theirs: _written(field, options.get(field.ours)) for field in head.fields}
-  if _NONE in theirs.values():
-    return None
+  for field in head.fields:
+    if theirs[field.theirs] is _NONE:
+      raise UserError(f'config.objective.{field.ours} cannot be {options.get(field.ours)!r}')
   own = {field.ours: options.get(field.ours) for field in head.fields}
   return dataclasses.replace(head, options={**head.options, **own}), theirs
 
@@ -212,6 +223,8 @@ def to_theirs(family: types.ModuleType, model: TransformerConfig) -> dict[str, A
   Raises:
     UserError: names the field of the model's config that this family cannot express.
   """
+  if model.name != family.MODEL:
+    raise UserError(_cannot(family, 'name', model.name))
   theirs = {'model_type': family.__name__.rpartition('.')[2], 'vocab_size': model.vocab_size}
   theirs |= {key: allowed[0] for key, allowed in family.REQUIRED.items()}
   for field in family.FIELDS:
@@ -222,8 +235,6 @@ def to_theirs(family: types.ModuleType, model: TransformerConfig) -> dict[str, A
   if hasattr(family, 'unspecial'):
     theirs |= family.unspecial(model)
   back = model_config(family, theirs, model.vocab_size)
-  if model.name != family.MODEL:
-    raise UserError(_cannot(family, 'name', model.name))
   for item in dataclasses.fields(TransformerConfig):
     if item.name in (*FREE, *getattr(family, 'UNSAID', ())) or not _is_read(item.name, model):
       continue

@@ -78,6 +78,6 @@ class Trunk(nn.Module):
 
   def _finish(self, name: str, x: jax.Array, deterministic: bool) -> jax.Array:
     c = self.config
-    if c.norm_placement == 'pre':
-      x = Norm(c, name=name)(x)
-    return dropout(self, x, c.dropout_rate, deterministic)
+    if c.norm_placement == 'post':  # The last sublayer ends with its norm, and that is all.
+      return x
+    return dropout(self, Norm(c, name=name)(x), c.dropout_rate, deterministic)

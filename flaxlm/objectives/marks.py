@@ -3,8 +3,9 @@
 Encoder: [CLS] text [SEP], or [CLS] first [SEP] second [SEP], the second part with token type 1
 where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them). XLNet
 has [CLS] at the end, with a token type of its own, 2 (Yang et al. 2019, section 2.5).
-Decoder: BOS text EOS, or BOS first SEP second EOS (Radford et al. 2018, figure 1). Encoder-decoder:
-text EOS, or first EOS second EOS (Raffel et al. 2020), or with BOS before it (Lewis et al. 2020).
+Decoder: BOS text EOS, or BOS first SEP second EOS (Radford et al. 2018, figure 1); public
+classifiers have nothing round it, or BOS. Encoder-decoder: text EOS, or first EOS second EOS
+(Raffel et al. 2020), or with BOS before it (Lewis et al. 2020).
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class Marks:
   first: all that a decoder has read, or a [CLS] at the end); start (what the decoder of an
   encoder-decoder starts with).
 
-  separators: [SEP] between two texts. style: 't5' or 'bart', of an encoder-decoder.
+  separators: [SEP] between two texts. style: 't5' or 'bart', of an encoder-decoder. ends: of a
+  decoder: 'bos_eos', 'bos' or 'none', what stands before and behind.
   """
 
   def __init__(
@@ -33,6 +35,7 @@ class Marks:
     tokenizer: Tokenizer,
     separators: int = 1,
     style: str = 't5',
+    ends: str = 'bos_eos',
   ):
     t = tokenizer
     self.family = family_of(config.model.name)
@@ -47,7 +50,8 @@ class Marks:
     elif self.family == 'encoder':
       self._first, middle, self._last = [t.cls_id], t.sep_id, [t.sep_id]
     elif self.family == 'decoder':
-      self._first, middle, self._last = [t.bos_id], t.sep_id, [t.eos_id]
+      self._first = [] if ends == 'none' else [t.bos_id]
+      middle, self._last = t.sep_id, [t.eos_id] if ends == 'bos_eos' else []
     else:
       bart = style == 'bart'
       self._first, middle, self._last = [t.bos_id] if bart else [], t.eos_id, [t.eos_id]

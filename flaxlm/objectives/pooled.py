@@ -1,9 +1,9 @@
 """What objectives share that read something off a whole text, or off a pair of texts.
 
 How texts are written is in `marks.py`. An encoder is read at [CLS] (or at the last token, or as the
-mean of all), a decoder at EOS. In an encoder-decoder the decoder gets its start token alone and is
-read there, or it gets the text, too, one place later, and is read at the last place (Lewis et al.
-2020, section 3.1).
+mean of all), a decoder at its last token, EOS if there is one. In an encoder-decoder the decoder
+gets its start token alone and is read there, or it gets the text, too, one place later, and is read
+at the last place (Lewis et al. 2020, section 3.1).
 """
 
 import abc
@@ -76,6 +76,13 @@ class TextConfig(PooledConfig):
     choices=('t5', 'bart'),
     when={'config.model.name': ('encoder_decoder',)},
   )
+  decoder_marks: str = field(
+    'bos_eos',
+    'tokens round a text that a decoder reads; public classifiers were trained with `none` (GPT-2) '
+    'or `bos` (Llama), and are read at the last token of the text',
+    choices=('bos_eos', 'bos', 'none'),
+    when={'config.model.name': ('decoder',)},
+  )
 
 
 class Pooled(abc.ABC):
@@ -96,7 +103,8 @@ class Pooled(abc.ABC):
   augmented = ('tokens', 'pair')
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
-    self.marks = Marks(config, tokenizer, config.objective.pair_separators, config.objective.marks)
+    c = config.objective
+    self.marks = Marks(config, tokenizer, c.pair_separators, c.marks, c.decoder_marks)
     self.family = self.marks.family
     self.config = config.objective.resolved(config.model.name)
     self.tokenizer = tokenizer
@@ -131,6 +139,11 @@ class Pooled(abc.ABC):
       other = 0 if second is None else len(second)
       a, b = cut_pair(len(first), other, room)
       cut += a + b < len(first) + other
+      if not a + b + self.marks.count(second is not None):
+        raise UserError(
+          f'config.objective.decoder_marks: text {number} (from 0) has no tokens, and nothing that '
+          'could be read stands round it'
+        )
       items.append(
         {
           'tokens': first[:a],

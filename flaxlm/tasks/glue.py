@@ -27,6 +27,11 @@ class Config(Named):
   subset: str = field('sst2', 'data set of GLUE', choices=tuple(glue.SUBSETS))
   labels: tuple[str, ...] = field((), 'those of the subset', derived=True)
 
+  @property
+  def reads_pairs(self) -> bool:
+    """Whether a row has two texts."""
+    return len(glue.SUBSETS[self.subset].columns) > 1
+
 
 class Task:
   """Reads the rows of a subset; what is reported is that of classification or of regression."""

@@ -33,6 +33,11 @@ class Config(Named):
     when={'config.objective.name': ('seq2seq', 'completion')},
   )
 
+  @property
+  def reads_pairs(self) -> bool:
+    """Whether a row has two texts."""
+    return bool(self.pair_column)
+
 
 class Task:
   """How a row is read, and what is reported of the predictions.

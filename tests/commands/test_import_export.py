@@ -1,6 +1,8 @@
 """`import` and `export`: a workdir like any other, byte-equal files, errors of one line."""
 
+import importlib
 import json
+import types
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import tiny
 from public_folder import BERT as CONFIG
 from public_folder import WORDS, raw, run, write_bert
 
+from flaxlm.errors import UserError
 from flaxlm.interop import convert, files, mapping
 from flaxlm.training import loop
 
@@ -175,7 +178,6 @@ def test_a_folder_that_is_there_is_not_written_over(imported, capsys):
 
 def test_the_weights_alone_are_no_run_to_go_on_with(imported, tmp_path, root):
   """Resuming wants an optimizer's state; the message says what to do instead."""
-  from flaxlm.errors import UserError
   from flaxlm.training import checkpoint
   from flaxlm.training.experiment import open_model
 
@@ -192,7 +194,6 @@ def test_the_tokens_that_an_export_names():
   from flaxlm.commands import export
   from flaxlm.config.schema import TokenizerConfig
   from flaxlm.data import tokenizer
-  from flaxlm.errors import UserError
 
   own = tokenizer.train(TokenizerConfig(name='bytes'), [])
   families = mapping.families()
@@ -200,6 +201,72 @@ def test_the_tokens_that_an_export_names():
   ids |= {'cls_token_id': 4, 'sep_token_id': 5}
   assert export._token_ids(families['gpt2'], own) == ids
   assert export._token_ids(families['t5'], own) == ids | {'decoder_start_token_id': 3}
-  assert export._token_ids(families['bart'], own) == ids | {'decoder_start_token_id': 1}
+  forced = {'forced_bos_token_id': 3, 'forced_eos_token_id': 1}
+  assert export._token_ids(families['bart'], own) == ids | {'decoder_start_token_id': 1} | forced
   with pytest.raises(UserError, match='roberta want pad_token_id=1, and the vocabulary has 0'):
     export._token_ids(families['roberta'], own)
+  # A classifier would take the end of a text for padding.
+  own = types.SimpleNamespace(pad_id=1, bos_id=3, eos_id=1, cls_id=4, sep_id=5)
+  assert 'pad_token_id' not in export._token_ids(families['gpt2'], own)
+
+
+def config_of(**fields):
+  """The config of the run that an import makes of a config.json."""
+  module = importlib.import_module('flaxlm.commands.import')
+  return module._config(convert.describe({'vocab_size': 300, **fields}, []), 'tokenizer')
+
+
+XLNET = {
+  'model_type': 'xlnet', 'd_model': 16, 'n_layer': 1, 'n_head': 2, 'd_inner': 24,
+  'architectures': ['XLNetLMHeadModel'],
+}  # fmt: skip
+
+
+def test_an_xlnet_with_a_memory_reads_what_it_remembers():
+  found = config_of(**XLNET, mem_len=512)
+  assert found.model.memory_length == 512 and found.data.sampling == 'streams'
+  assert config_of(**XLNET).data.sampling == 'epochs'
+
+
+@pytest.mark.parametrize(
+  'fields, options',
+  [
+    (
+      {'model_type': 'gpt2', 'n_embd': 16, 'n_layer': 1, 'n_head': 2},
+      {'decoder_marks': 'none', 'pooling': 'last', 'pooler': 'none'},
+    ),
+    (
+      {
+        'model_type': 'llama', 'hidden_size': 16, 'num_hidden_layers': 1, 'intermediate_size': 24,
+        'num_attention_heads': 2,
+      },
+      {'decoder_marks': 'bos', 'pooling': 'last', 'pooler': 'none'},
+    ),
+    (
+      {**CONFIG, 'model_type': 'roberta', 'pad_token_id': 1},
+      {'pair_separators': 2, 'pooling': 'first', 'pooler': 'tanh'},
+    ),
+    (CONFIG, {'pair_separators': 1, 'pooling': 'first', 'pooler': 'tanh'}),
+    (
+      {
+        'model_type': 'bart', 'd_model': 16, 'encoder_layers': 1, 'decoder_layers': 1,
+        'encoder_attention_heads': 2, 'decoder_attention_heads': 2, 'encoder_ffn_dim': 24,
+        'decoder_ffn_dim': 24,
+      },
+      {'pair_separators': 2, 'marks': 'bart', 'pooling': 'last'},
+    ),
+  ],
+  ids=['gpt2', 'llama', 'roberta', 'bert', 'bart'],
+)  # fmt: skip
+def test_a_classifier_reads_what_it_was_trained_on(fields, options):
+  name = {'gpt2': 'GPT2', 'llama': 'Llama', 'roberta': 'Roberta', 'bert': 'Bert', 'bart': 'Bart'}
+  architecture = f'{name[fields["model_type"]]}ForSequenceClassification'
+  objective = config_of(**{**fields, 'architectures': [architecture]}).objective
+  assert {key: getattr(objective, key) for key in options} == options
+
+
+def test_what_an_export_would_compute_otherwise_is_named():
+  model = config_of(**CONFIG).model
+  options = {'pooling': 'mean', 'pooler': 'tanh', 'pair_separators': 1}
+  with pytest.raises(UserError, match="BertFor.*: config.objective.pooling is 'mean', and it has"):
+    convert.for_export(model, 'classification', options, ('a', 'b'))

@@ -173,3 +173,16 @@ def test_bfloat16_stays_near_float32(family, norm_placement):
   # Eight bits of mantissa, some ten roundings deep.
   error = np.linalg.norm(exact[0, :7] - rough[0, :7].astype(np.float32))
   assert 0 < error < 0.05 * np.linalg.norm(exact[0, :7])
+
+
+@pytest.mark.parametrize('norm_placement, share', [('post', 0.0), ('pre', 0.5)])
+def test_what_a_stack_ends_with(norm_placement, share):
+  """T5 drops of its last norm's output; BART and the original Transformer do not."""
+  model, params = setup('encoder_decoder', norm_placement=norm_placement, dropout_rate=0.5)
+  batch = packing.pack_rows([[document('encoder_decoder', 0)]], streams_of('encoder_decoder'))
+  apply = lambda params: model.apply(
+    {'params': params}, batch, False, rngs={'dropout': jax.random.key(0)}
+  )
+  output = jax.jit(apply)(params)[1]
+  for values in (output.hidden[0, :7], output.encoder[0, :8]):
+    assert abs(np.mean(np.asarray(values) == 0) - share) < 0.2

@@ -8,6 +8,7 @@ from objective_setup import byte_tokenizer, make
 
 from flaxlm.data import packing
 from flaxlm.data.pipeline import PackedItems
+from flaxlm.errors import UserError
 from flaxlm.objectives.marks import cut_pair
 
 T = byte_tokenizer()
@@ -53,6 +54,19 @@ def test_how_a_pair_is_written(family, separators):
   place = len(tokens) - 1 if family in ('decoder', 'xlnet') else 0
   assert features['target_positions'] == place and features['target_values'] == 1.5
   assert 'token_type_ids' not in features
+
+
+@pytest.mark.parametrize('ends, before, behind', [('bos_eos', 1, 1), ('bos', 1, 0), ('none', 0, 0)])
+def test_a_decoder_is_read_at_the_last_token_whatever_stands_there(ends, before, behind):
+  objective = regressor('decoder', objective__decoder_marks=ends)
+  (item,) = objective.items([{'text': 'so', 'label': 1.5}])
+  features = objective.features(item, None)
+  expected = [T.bos_id] * before + T.encode('so').tolist() + [T.eos_id] * behind
+  assert features['inputs'].tolist() == expected
+  assert features['target_positions'].tolist() == [len(expected) - 1]
+  if not before:
+    with pytest.raises(UserError, match='config.objective.decoder_marks: text 0'):
+      objective.items([{'text': '', 'label': 1.5}])
 
 
 def test_token_types_where_the_trunk_has_them():

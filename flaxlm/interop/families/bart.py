@@ -7,14 +7,17 @@ from flaxlm.interop.mapping import ACTIVATIONS, Field, Head
 MODEL = 'encoder_decoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
-  'BartForConditionalGeneration': Head('denoising'),
+  'BartForConditionalGeneration': Head('denoising', also={'marks': 'bart'}),
   'BartForSequenceClassification': Head(
-    'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 'bart'}
+    'classification',
+    {'pooling': 'last', 'pooler': 'tanh', 'marks': 'bart', 'pair_separators': 2},
   ),
   'BartModel': Head('denoising', trunk_only=True),
 }
 # What the decoder starts with: the role of the token, and its id where config.json does not say it.
 START_ROLE, START = 'eos', 2
+# What the public decoder writes first and, at the greatest length, last.
+FORCED = {'forced_bos_token_id': 'bos', 'forced_eos_token_id': 'eos'}
 FIXED = {
   'norm': 'layernorm',
   'norm_placement': 'post',

@@ -9,7 +9,9 @@ MODEL = 'decoder'
 PREFIX = 'transformer.'
 ARCHITECTURES = {
   'GPT2LMHeadModel': Head('causal_lm'),
-  'GPT2ForSequenceClassification': DECODER_CLASSES,
+  'GPT2ForSequenceClassification': Head(
+    'classification', DECODER_CLASSES, reads={'decoder_marks': 'none'}
+  ),
   'GPT2Model': Head('causal_lm', trunk_only=True),
 }
 FIXED = {

@@ -8,7 +8,9 @@ MODEL = 'decoder'
 PREFIX = 'model.'
 ARCHITECTURES = {
   'LlamaForCausalLM': Head('causal_lm'),
-  'LlamaForSequenceClassification': DECODER_CLASSES,
+  'LlamaForSequenceClassification': Head(
+    'classification', DECODER_CLASSES, reads={'decoder_marks': 'bos'}
+  ),
   'LlamaModel': Head('causal_lm', trunk_only=True),
 }
 FIXED = {

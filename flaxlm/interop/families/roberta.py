@@ -9,7 +9,9 @@ MODEL = bert.MODEL
 PREFIX = 'roberta.'
 ARCHITECTURES = {
   'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'RobertaForSequenceClassification': ENCODER_CLASSES,
+  'RobertaForSequenceClassification': Head(
+    'classification', {**ENCODER_CLASSES.options, 'pair_separators': 2}
+  ),
   'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 # The rows of the position table before the first position: up to and including that of padding.

@@ -7,7 +7,7 @@ from flaxlm.interop.mapping import Field, Head, value_of
 MODEL = 'encoder_decoder'
 PREFIX = ''
 ARCHITECTURES = {
-  'T5ForConditionalGeneration': Head('span_corruption'),
+  'T5ForConditionalGeneration': Head('span_corruption', also={'marks': 't5'}),
   'T5ForSequenceClassification': Head(
     'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 't5'}, prefix='transformer.'
   ),
