@@ -4,7 +4,8 @@
   python -m flaxlm presets --json
 
 NAME.py:VARIANT is what --config=configs/NAME.py:VARIANT trains. `parameters` are those of the model
-with the head of its objective, `trunk_parameters` those without; rows that pad a vocabulary table
+with the head of its objective, `trunk_parameters` those without, but with BERT's pooler, which is
+part of the published trunk (RoBERTa was trained without one); rows that pad a vocabulary table
 count as none. `flops_per_token` are those of a training step, forward and backward, at the recipe's
 row length. `parameter_bytes` and `optimizer_bytes` (the moments of AdamW) are what a run holds
 before activations, over all devices. Nothing is trained or read: shapes are worked out.
@@ -77,11 +78,12 @@ def measure(name: str) -> Preset:
   params, batch = _shapes(config)
   moments = jax.eval_shape(make_optimizer(config.optimizer, 1)[0].init, nn.unbox(params))
   length = sum(shape[1] for key, shape in batch.items() if key.endswith('segment_ids'))
-  trunk = sizes.count(params['trunk'], config.model)
+  head = params.get('head', {})
+  trunk, pooler = params['trunk'], head.get('nsp', {}).get('pooler', {})
   return Preset(
     name=name,
-    trunk_parameters=trunk,
-    parameters=trunk + sizes.count(params.get('head', {}), config.model),
+    trunk_parameters=sizes.count((trunk, pooler), config.model),
+    parameters=sizes.count((trunk, head), config.model),
     flops_per_token=sizes.step_flops(config.model, params, batch) / length,
     parameter_bytes=total_bytes(params),
     optimizer_bytes=total_bytes(moments),
