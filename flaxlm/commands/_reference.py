@@ -41,6 +41,8 @@ def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
     length = min(16, public.model.max_length)
     ids = np.random.default_rng(0).integers(0, public.model.vocab_size, (2, length))
     reference = {'input_ids': ids}
+  if (folder / FILE).exists():
+    _check_padding(public, reference, folder / FILE)
   found = outputs(public, model, params, batch_of(public, reference))
   if not np.isfinite(found).all():
     raise UserError(f'{folder}: the converted model gives outputs that are not finite')
@@ -64,25 +66,42 @@ def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
   terminal.say(f'{name} agree with {FILE} to {difference:.1e} of the largest')
 
 
+def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
+  """UserError if the original's classifier reads a place that is padding, and so no text."""
+  if public.head.objective != 'classification' or 'attention_mask' not in reference:
+    return
+  mask = reference['attention_mask']
+  if public.head.options['pooling'] == 'first' and not mask[:, 0].all():
+    raise UserError(f'{file}: {public.architecture} reads the first place; pad on the right')
+  if public.model.name == 'xlnet' and not mask[:, -1].all():
+    raise UserError(f'{file}: {public.architecture} reads the last place; pad on the left')
+
+
 def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A batch of the inputs that the original takes: [B, L] each, every row one sequence."""
+  """A batch of the inputs that the original takes: [B, L] each, every row one sequence.
+
+  Padding may stand on either side. Places are counted with it, as most originals do; only those of
+  a family that has `COUNTS_PADDING = False` begin with the text.
+  """
   ids = arrays['input_ids'].astype(np.int32)
   segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
-  last = (segments.sum(-1, keepdims=True) - 1).astype(np.int32)
+  last = ids.shape[1] - 1 - np.argmax(segments[:, ::-1], -1, keepdims=True).astype(np.int32)
   if public.model.name == 'encoder_decoder':
     if public.head.objective == 'classification':
       # As the original does by itself: the decoder reads the text one place later.
-      start = public.config_json.get('decoder_start_token_id', public.family.START)
-      shifted = np.insert(ids, 0, start, axis=1)[:, :-1]
-      streams = _stream('encoder_', ids, segments) | _stream('decoder_', shifted, segments)
+      shifted = np.insert(ids, 0, public.start, axis=1)[:, :-1]
+      streams = _stream('encoder_', ids, segments)
+      streams |= _stream('decoder_', shifted, np.ones_like(shifted))  # It masks no padding.
       return {**streams, 'target_positions': last}
     targets = arrays.get('decoder_input_ids', ids).astype(np.int32)
     return _stream('encoder_', ids, segments) | _stream('decoder_', targets, np.ones_like(targets))
   batch = _stream('', ids, segments)
   batch['target_positions'] = batch['positions']
+  if not getattr(public.family, 'COUNTS_PADDING', True):
+    batch['positions'] = np.maximum(np.cumsum(segments, -1, dtype=np.int32) - 1, 0)
   first = np.zeros((len(ids), 1), np.int32)
   if public.head.objective == 'classification':
-    batch['target_positions'] = last if public.head.options['pooling'] == 'last' else first
+    batch['target_positions'] = first if public.head.options['pooling'] == 'first' else last
   if family_of(public.model.name) == 'encoder':
     batch['nsp_positions'] = first
     if public.model.token_types:

@@ -62,7 +62,9 @@ def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Pa
   from flaxlm.training.experiment import build
   from flaxlm.training.paths import leaf_paths, nested
 
-  _tokenizer(tensors.folder, public.model.vocab_size).save(temporary / 'tokenizer')
+  tokenizer = _tokenizer(tensors.folder, public.model.vocab_size)
+  _check_start(public, tokenizer)
+  tokenizer.save(temporary / 'tokenizer')
   config = _config(public, temporary / 'tokenizer')
   experiment = build(config, temporary, training=False, with_data=False)
   wanted = leaf_paths(experiment.abstract_state.params)
@@ -100,6 +102,19 @@ def _tokenizer(folder: epath.Path, vocab_size: int) -> Any:
   unused = {f'<unused_{i}>': i for i in range(tokenizer.vocab_size, vocab_size)}
   spec = spec | {'size': vocab_size, 'special': spec['special'] | unused}
   return Tokenizer(spec, tokenizer.files)
+
+
+def _check_start(public: Any, tokenizer: Any) -> None:
+  """UserError unless the decoder starts with the token with which flaxlm starts this family's."""
+  if public.start is None:
+    return
+  role = public.family.START_ROLE
+  ours = getattr(tokenizer, f'{role}_id')
+  if public.start != ours:
+    raise UserError(
+      f'config.json: decoder_start_token_id={public.start} is not supported; a decoder of this '
+      f"family starts with the tokenizer's {tokenizer.piece(ours)!r}, {ours}"
+    )
 
 
 def _config(public: Any, tokenizer: epath.Path) -> Any:

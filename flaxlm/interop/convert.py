@@ -47,6 +47,14 @@ class Public:
     return [entry for entry in entries if not heads(entry)]
 
   @property
+  def start(self) -> int | None:
+    """The id that the decoder starts with; None where there is none but the model's own."""
+    if not hasattr(self.family, 'START'):
+      return None
+    said = mapping.value_of(self.config_json, 'decoder_start_token_id', int, None)
+    return self.family.START if said is None else said
+
+  @property
   def partial(self) -> str:
     """Which parameters may have no tensor, for `engine.load`."""
     return 'head/' if self.head.trunk_only else ''

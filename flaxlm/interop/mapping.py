@@ -9,6 +9,7 @@ A family is a file of `interop/families`, named as its `model_type`, with
   FIELDS          the others, as `Field`
   REQUIRED        config.json field -> the only values supported, the first being the default
   UNSAID          model fields that change no result and that its files do not hold (optional)
+  COUNTS_PADDING  whether padding before a text has positions of its own (optional; it has)
   special(config_json), unspecial(model)  what is not one field for one (optional)
   table(model, head, prefix)  the entries (`interop/rules.py`)
 """

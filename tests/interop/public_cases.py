@@ -174,18 +174,19 @@ CASES = dict(
 )  # fmt: skip
 
 
-def inputs(case, length=23, seed=0):
-  """What the original takes, as numpy: two rows, the second padded at its end."""
+def inputs(case, length=23, seed=0, left=False):
+  """What the original takes, as numpy: two rows, the second padded at its end, or begin."""
   rng = np.random.default_rng(seed)
   ids = rng.integers(5, V, (2, length))
   mask = np.ones((2, length), np.int64)
-  if not case.cls.startswith('XLNetForSequence'):  # Which reads the last place, padding or not.
-    mask[1, length - length // 3 :] = 0
+  # A classifier of XLNet's reads the last place, padding or not.
+  left = left or case.cls.startswith('XLNetForSequence')
+  mask[1, slice(length // 3) if left else slice(length - length // 3, None)] = 0
   arrays = {'input_ids': np.where(mask == 1, ids, case.pad), 'attention_mask': mask}
   if case.cls.endswith('SequenceClassification') and case.encoder_decoder:
     # They are read where the text ends, and give the decoder the text by themselves.
     eos = 2 if case.cls.startswith('Bart') else 1
-    arrays['input_ids'][np.arange(2), mask.sum(1) - 1] = eos
+    arrays['input_ids'][np.arange(2), -1 if left else mask.sum(1) - 1] = eos
   elif case.encoder_decoder:
     arrays['decoder_input_ids'] = rng.integers(5, V, (2, max(length - 4, 1)))
   if case.cls.startswith(('Bert', 'XLNet')):

@@ -51,6 +51,23 @@ def test_outputs(name):
     public.assert_close(result['nsp'][:, 0], output.seq_relationship_logits)
 
 
+LEFT = [
+  *('bert', 'roberta', 'gpt2', 'gpt2-classes', 't5', 't5-classes', 'bart', 'bart-classes'),
+  *('llama', 'llama-classes', 'modernbert', 'modernbert-mean-classes', 'xlnet'),
+]
+
+
+@pytest.mark.parametrize('name', LEFT)
+def test_outputs_of_texts_that_are_padded_on_the_left(name):
+  case = cases.CASES[name]
+  torch_model, arrays = case.make(), cases.inputs(case, left=True)
+  described, model, batch, params, _ = loaded(case, torch_model, arrays)
+  with torch.no_grad():
+    theirs = cases.main_output(cases.run(torch_model, arrays))
+  ours = _reference.outputs(described, model, params, batch)
+  public.assert_close(ours, theirs, real(case, arrays, theirs))
+
+
 def torch_loss(case, torch_model, arrays, targets, weights):
   """The mean cross-entropy over targets of weight 1; with next sentences, theirs beside it."""
   output = cases.run(torch_model, arrays)

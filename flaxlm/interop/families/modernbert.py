@@ -23,6 +23,8 @@ FIXED = {
   'gated_mlp': True,
   'use_bias': False,
   'position': 'rope',
+  # Its attention drops its output at `attention_dropout`, its MLP none; here one rate is for both.
+  'dropout_rate': 0.0,
   'init': 'bert',
 }
 FIELDS = (
@@ -33,7 +35,7 @@ FIELDS = (
   Field('max_position_embeddings', 'max_length', 8192),
   Field('norm_eps', 'norm_eps', 1e-5),
   Field('hidden_activation', 'activation', 'gelu', ACTIVATIONS),
-  Field('mlp_dropout', 'dropout_rate', 0.0),
+  Field('mlp_dropout', 'mlp_dropout_rate', 0.0),
   Field('embedding_dropout', 'embedding_dropout_rate', 0.0),
   Field('attention_dropout', 'attention_dropout_rate', 0.0),
   Field('initializer_range', 'init_std', 0.02),

@@ -16,6 +16,7 @@ ARCHITECTURES = {
 }
 # The rows of the position table before the first position: up to and including that of padding.
 SKIPPED = 2
+COUNTS_PADDING = False
 FIXED = {**bert.FIXED, 'position_offset': SKIPPED}
 FIELDS = (
   *(field for field in bert.FIELDS if field.ours not in ('max_length', 'activation')),
