@@ -145,8 +145,12 @@ def saved(workdir: str) -> schema.Config:
     raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from error
 
 
+# Fields of an objective that say what stands round a text, which the weights have learned.
+_MARKS = ('marks', 'decoder_marks', 'pair_separators')
+
+
 def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool) -> None:
-  """Takes the tokenizer, and the model if asked, of the run in `workdir`, and says so."""
+  """Takes the tokenizer, the marks, and the model if asked, of the run in `workdir`; says so."""
   try:
     config = tree.to_config_dict(saved(workdir))
   except UserError as error:
@@ -161,4 +165,11 @@ def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool) -> None:
       del config_dict[node]
       config_dict[node] = config[node]
   config_dict.lock()
+  own = {name: config.objective[name] for name in _MARKS if name in config.objective}
+  if config.objective.name == 'denoising':
+    own['marks'] = 'bart'
+  for name, value in own.items():
+    if config_dict.objective.get(name, value) != value:
+      config_dict.objective[name] = value
+      taken.append(f'objective.{name}={value}')
   terminal.say(f'{" and ".join(taken)} taken from {workdir}')

@@ -181,6 +181,26 @@ def test_a_variant_that_is_none_of_the_model_takes_that_of_the_checkpoint(workdi
   assert (config.model.name, config.model.num_layers) == ('decoder', 2)
 
 
+def test_marks_round_a_text_are_those_the_weights_have_learned(tmp_path, capsys):
+  def start(model, objective, place, *pairs, **fields):
+    config = tree.new(model=model, objective=objective, task='text_classification')
+    config.task = tree.named_dict('task', '') if objective == 'denoising' else config.task
+    config.total_steps, config.data.train = 1, 'x.tsv'
+    config.objective.update(fields)
+    saved = tree.to_dict(tree.from_config_dict(config))
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    return recipe.load(f'configs/{place}', [('init_from', str(tmp_path)), *pairs]).objective
+
+  assert start('encoder_decoder', 'denoising', 'text_to_text.py').marks == 'bart'
+  assert 'tokenizer and objective.marks=bart taken from' in capsys.readouterr().err
+  asked = ('objective.marks', 't5')
+  assert start('encoder_decoder', 'denoising', 'text_to_text.py', asked).marks == 't5'
+  assert start('decoder', 'classification', 'classify.py').decoder_marks == 'bos_eos'
+  fields = {'decoder_marks': 'none', 'pair_separators': 2}
+  found = start('decoder', 'classification', 'classify.py', **fields)
+  assert {name: getattr(found, name) for name in fields} == fields
+
+
 def test_what_the_run_added_to_a_vocabulary_is_not_added_again(workdir):
   file = pathlib.Path(workdir) / 'config.json'
   saved = json.loads(file.read_text())
