@@ -44,7 +44,14 @@ class Parser(argparse.ArgumentParser):
 
     Returns: a namespace with the declared flags and, with `overrides`, the attribute `overrides`:
       (dotted key, text) pairs in their order.
+
+    Raises UserError for a flag that is not known, wrong or no UTF-8.
     """
+    for word in argv:
+      try:
+        word.encode()
+      except UnicodeEncodeError:  # Python keeps bytes that are no text as halves of pairs.
+        raise UserError(f'not UTF-8: the argument {ascii(word)[:80]}') from None
     argv, overrides = self._take_overrides(list(argv)) if self._overrides else (list(argv), [])
     unknown = self._unknown_flag(argv)
     if unknown:

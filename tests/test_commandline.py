@@ -50,6 +50,15 @@ def fail(error):
   return main
 
 
+def test_an_argument_of_bytes_that_are_no_text_is_a_user_error():
+  parser = commandline.Parser('help', overrides=True)
+  parser.add_argument('--text')
+  for word in ('--text=a \udcff', '--config.task.labels=\ud800'):
+    with pytest.raises(UserError, match=r'not UTF-8: the argument .*\\ud') as error:
+      parser.parse([word])
+    assert str(error.value).isascii()
+
+
 def test_errors_of_the_user_end_in_one_line_and_status_1(capsys):
   assert commandline.run(fail(UserError('config.a: is\n wrong')), []) == 1
   assert capsys.readouterr().err == 'error: config.a: is wrong\n'

@@ -68,7 +68,8 @@ def load(
 
   Raises:
     UserError: for a tensor that no rule names, a parameter that no tensor fills, a shape or dtype
-      that does not fit, copies that differ, and a buffer that is not what it should be.
+      that does not fit, values that are not finite, copies that differ, and a buffer that is not
+      what it should be.
   """
   found = Loaded({}, [], {}, [])
   places = list(_places(entries, leaves, source))
@@ -142,6 +143,8 @@ def _fill(
       source.read(copy), tensor, equal_nan=True
     ):
       raise UserError(f'{copy} differs from {name}, to which this architecture ties it')
+  if not np.isfinite(tensor).all():
+    raise UserError(f'{name} holds values that are not finite')
   parts = rule.transform.load(tensor, shapes)
   for path, shape, part in zip(rule.paths, shapes, parts, strict=True):
     if path not in found.leaves:

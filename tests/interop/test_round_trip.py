@@ -162,6 +162,10 @@ def refused(folder, case, message):
       r'ln_f\.bias has dtype I32',
     ),
     (
+      lambda t: t.update({'transformer.ln_f.bias': np.array([*[0.0] * 23, np.inf], np.float32)}),
+      r'ln_f\.bias holds values that are not finite',
+    ),
+    (
       lambda t: t.update({'lm_head.weight': t['transformer.wte.weight'] + 1}),
       r'lm_head\.weight differs from transformer\.wte\.weight',
     ),
