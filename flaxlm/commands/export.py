@@ -9,19 +9,17 @@ byte; another one is written in float32, or in --dtype.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os.path import expanduser
 from typing import Any
 
 from etils import epath
 
 from flaxlm import commandline, terminal
-from flaxlm.commands import _folder
+from flaxlm.commands import _folder, _public_tokenizer
 from flaxlm.errors import UserError
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
-# Names that a public folder has for files of a tokenizer here.
-NAMES = {'published.json': 'tokenizer.json', 'tokenizer.model': 'spiece.model'}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse(argv)
   target = _folder.new('--to', args.to)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  from flaxlm.data.tokenizer import Tokenizer
   from flaxlm.interop import convert, files
 
   workdir = epath.Path(args.workdir)
@@ -55,7 +54,11 @@ def main(argv: Sequence[str]) -> None:
     files.write_weights(temporary, tensors, metadata, args.max_shard_size)
     text = json.dumps(public.config_json, indent=2, sort_keys=True)
     (temporary / convert.CONFIG).write_text(text + '\n')
-    _copy_tokenizer(workdir, temporary, bool(manifest))
+    if (workdir / 'hf').exists():
+      _public_tokenizer.copy(workdir / 'hf', temporary, bool(manifest))
+    else:
+      tokenizer = Tokenizer.load(workdir / 'tokenizer')
+      _public_tokenizer.write(tokenizer, temporary, config, _objective(config), public)
   terminal.close()
   print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
 
@@ -93,18 +96,13 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
   """(the class to write, the manifest of the import; empty where it was another class or none)."""
   from flaxlm.data.tokenizer import Tokenizer
   from flaxlm.interop import convert, files
-  from flaxlm.objectives import mixture
 
   if (kept / convert.MANIFEST).exists():
     manifest = files.read_json(kept / convert.MANIFEST)
     if architecture in ('', manifest['architecture']):
       config_json = files.read_json(kept / convert.CONFIG)
       return convert.describe(config_json, manifest['tensors']), manifest
-  objective = config.objective
-  if objective.name == 'mixture':  # Its members have one head; it decodes as the first does.
-    objective = next(iter(mixture.member_configs(objective).values()))
-  if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
-    objective = objective.resolved(config.model.name)
+  objective = _objective(config)
   options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
   if not getattr(config.task, 'reads_pairs', True):
     del options['pair_separators']  # No text had one.
@@ -112,6 +110,25 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
   ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
   return dataclasses.replace(public, config_json={**public.config_json, **ids}), {}
+
+
+def _is_idle(tokenizer: Any, id: int, ids: Mapping[str, int]) -> bool:
+  """Whether the token is one that an encoder never reads: special, and without a part in it."""
+  roles = tokenizer.published_spec()['roles']
+  used = {roles.get('mask'), roles.get('unk'), ids.get('cls_token_id'), ids.get('sep_token_id')}
+  return id in tokenizer.special_ids - used
+
+
+def _objective(config: Any) -> Any:
+  """The config of the objective that says which class it is, with `auto` resolved."""
+  from flaxlm.objectives import mixture
+
+  objective = config.objective
+  if objective.name == 'mixture':  # Its members have one head; it decodes as the first does.
+    objective = next(iter(mixture.member_configs(objective).values()))
+  if hasattr(objective, 'resolved'):  # What `auto` means, a public class knows by its name.
+    objective = objective.resolved(config.model.name)
+  return objective
 
 
 def _token_ids(family: Any, tokenizer: Any) -> dict[str, int]:
@@ -130,23 +147,11 @@ def _token_ids(family: Any, tokenizer: Any) -> dict[str, int]:
     ids[name] = ids[f'{role}_token_id']
   for name, allowed in family.REQUIRED.items():
     if ids.get(name, allowed[0]) not in allowed:
+      if name == 'pad_token_id' and _is_idle(tokenizer, allowed[0], ids):
+        ids[name] = allowed[0]  # Padding is masked, so that any token may stand for it.
+        continue
       raise UserError(
         f'config.tokenizer: the files of {family.__name__.rpartition(".")[2]} want '
         f'{name}={allowed[0]}, and the vocabulary has {ids[name]}'
       )
   return ids
-
-
-def _copy_tokenizer(workdir: epath.Path, target: epath.Path, imported: bool) -> None:
-  """The tokenizer's files: those that were imported, or those of the run under public names."""
-  from flaxlm.data.tokenizer import Tokenizer
-  from flaxlm.interop import convert
-
-  if imported:
-    own = (convert.CONFIG, convert.MANIFEST, convert.KEPT)
-    found = {f.name: f for f in (workdir / 'hf').iterdir() if f.name not in own}
-    for name, file in found.items():
-      (target / name).write_bytes(file.read_bytes())
-    return
-  for name, content in Tokenizer.load(workdir / 'tokenizer').files.items():
-    (target / NAMES.get(name, name)).write_bytes(content)

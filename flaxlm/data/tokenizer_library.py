@@ -105,9 +105,9 @@ class Library:
 
   def piece(self, id: int) -> str:
     name = self._names.get(id, f'<{id}>')
-    if not self._byte_level or any(c not in _byte_of() for c in name):
+    if not self._byte_level or any(c not in byte_names() for c in name):
       return name
-    content = bytes(_byte_of()[c] for c in name)
+    content = bytes(byte_names()[c] for c in name)
     try:
       text = content.decode()
     except UnicodeDecodeError:  # Part of a character.
@@ -210,7 +210,7 @@ def _kinds(node: Any) -> set[str]:
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
+def byte_names() -> dict[str, int]:
   """Byte-level BPE writes every byte as one visible character: those, with their bytes."""
   visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in visible]

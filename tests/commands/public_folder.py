@@ -60,7 +60,9 @@ def write_bert(folder):
   """A random BERT with the words above; the tensors in float16, and a buffer."""
   words = ('\n'.join(WORDS) + '\n').encode()
   extra = {'bert.embeddings.position_ids': np.arange(16)[None]}
-  return write(folder, BERT, {'vocab.txt': words}, extra=extra)
+  settings = b'{"do_lower_case": false, "model_max_length": 16}'
+  tokenizer = {'vocab.txt': words, 'tokenizer_config.json': settings}
+  return write(folder, BERT, tokenizer, extra=extra)
 
 
 def run(*argv):

@@ -39,7 +39,7 @@ def test_export_gives_back_the_file(imported, tmp_path, capsys):
 
 
 def test_another_class_and_dtype(imported, tmp_path):
-  _, workdir = imported
+  folder, workdir = imported
   flags = f'--workdir={workdir}', f'--to={tmp_path / "trunk"}'
   assert run('export', *flags, '--architecture=BertModel', '--dtype=bfloat16') == 0
   tensors = files.Tensors(tmp_path / 'trunk')
@@ -48,6 +48,8 @@ def test_another_class_and_dtype(imported, tmp_path):
   assert not [name for name in tensors if name.startswith(('cls', 'bert'))]
   described, _ = convert.open_folder(tmp_path / 'trunk')
   assert described.architecture == 'BertModel'
+  for name in ('vocab.txt', 'tokenizer_config.json'):
+    assert (tmp_path / 'trunk' / name).read_bytes() == (folder / name).read_bytes()
 
 
 @pytest.mark.full
@@ -189,11 +191,12 @@ def test_the_weights_alone_are_no_run_to_go_on_with(imported, tmp_path, root):
     checkpoint.restore_tree(directory, 0, experiment.abstract_state, meta)
 
 
-def test_the_tokens_that_an_export_names():
+def test_the_tokens_that_an_export_names(tmp_path):
   """RoBERTa's code takes token 1 for padding, whatever config.json says."""
   from flaxlm.commands import export
   from flaxlm.config.schema import TokenizerConfig
   from flaxlm.data import tokenizer
+  from flaxlm.data.tokenizer import Tokenizer
 
   own = tokenizer.train(TokenizerConfig(name='bytes'), [])
   families = mapping.families()
@@ -203,8 +206,12 @@ def test_the_tokens_that_an_export_names():
   assert export._token_ids(families['t5'], own) == ids | {'decoder_start_token_id': 3}
   forced = {'forced_bos_token_id': 3, 'forced_eos_token_id': 1}
   assert export._token_ids(families['bart'], own) == ids | {'decoder_start_token_id': 1} | forced
+  # No text of an encoder has the token 1, EOS, and padding is masked.
+  assert export._token_ids(families['roberta'], own) == ids | {'pad_token_id': 1}
+  words = ''.join(f'{word}\n' for word in WORDS)
+  (tmp_path / 'vocab.txt').write_text(words)
   with pytest.raises(UserError, match='roberta want pad_token_id=1, and the vocabulary has 0'):
-    export._token_ids(families['roberta'], own)
+    export._token_ids(families['roberta'], Tokenizer.load(tmp_path))
   # A classifier would take the end of a text for padding.
   own = types.SimpleNamespace(pad_id=1, bos_id=3, eos_id=1, cls_id=4, sep_id=5)
   assert 'pad_token_id' not in export._token_ids(families['gpt2'], own)
