@@ -185,6 +185,12 @@ def whole(state: dict[str, Any], hidden: set[str] = frozenset()) -> tokenizers.T
     model['vocab'] = [
       [hide(name) if name in hidden else name, score] for name, score in model['vocab']
     ]
+  unk = model.get('unk_token')
+  if model.get('type') in ('WordPiece', 'WordLevel') and unk not in model['vocab']:
+    # Otherwise the first word that it does not know would tell.
+    raise UserError(
+      f'config.tokenizer.path: tokenizer.json has no {unk}, which {model["type"]} needs'
+    )
   added = [
     token | {'content': hide(token['content'])} if token['content'] in hidden else token
     for token in state.get('added_tokens', [])

@@ -250,6 +250,9 @@ def test_a_tokenizer_json_is_read_without_truncation_and_padding(tmp_path):
   assert made.decode(ids).replace(' ', '') == text.replace(' ', '')
 
 
+NO_UNK = json.dumps({'model': {'type': 'WordPiece', 'unk_token': '[UNK]', 'vocab': {'a': 0}}})
+
+
 @pytest.mark.parametrize(
   'files, message',
   [
@@ -261,6 +264,7 @@ def test_a_tokenizer_json_is_read_without_truncation_and_padding(tmp_path):
     ({'vocab.txt': 'a\nb\n'}, r'vocab.txt has no <unk>|no \[UNK\]'),
     ({'spiece.model': 'no model'}, 'not a sentencepiece vocabulary'),
     ({'tokenizer.json': '{"model": {"type": "BPE"}}'}, 'not a tokenizer_json vocabulary'),
+    ({'tokenizer.json': NO_UNK}, r'tokenizer.json has no \[UNK\], which WordPiece needs'),
     ({'tokenizer.json': '{"model": '}, r'tokenizer\.json:1: malformed JSON'),
     ({'vocab.txt': '[UNK]\na\n', 'added_tokens.json': '{"dog": 2}'}, "'dog' is an ordinary token"),
   ],
