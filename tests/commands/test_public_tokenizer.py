@@ -11,7 +11,7 @@ from public_folder import WORDS
 
 from flaxlm.commands import _public_tokenizer
 from flaxlm.config.schema import TokenizerConfig
-from flaxlm.data import tokenizer
+from flaxlm.data import tokenizer, tokenizer_published
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.interop import mapping, tokenizer_json
 
@@ -116,6 +116,11 @@ def test_a_published_vocabulary_keeps_what_it_lacks(tmp_path):
   assert (tmp_path / 'out' / 'merges.txt').exists()
   again = Tokenizer.load(tmp_path / 'out')
   assert again.encode(TEXTS[0]).tolist() == own.encode(TEXTS[0]).tolist()
+  # Between tokens they hold a place.
+  grown = Tokenizer(tokenizer_published.grow(padded.published_spec(), ['mask'], 0), own.files)
+  assert write(tmp_path / 'grown', grown, 'gpt2')['mask_token'] == '[MASK]'
+  made = tokenizers.Tokenizer.from_file(str(tmp_path / 'grown' / 'tokenizer.json'))
+  assert made.token_to_id('[MASK]') == grown.mask_id == size + 3
 
 
 def test_tokens_that_a_vocabulary_grew_by(tmp_path):
