@@ -94,7 +94,8 @@ def _templates(tokenizer: Any, config: Any, objective: Any, family: str) -> tupl
       return [(bos, 0), ('A', 0)], [(bos, 0), ('A', 0), (bos, 1), ('B', 1)], False
     separators = getattr(objective, 'pair_separators', 2 if family in ('roberta', 'bart') else 1)
     style = getattr(objective, 'marks', 'bart' if family == 'bart' else 't5')
-    marks = Marks(config, tokenizer, separators, style)
+    ends = getattr(objective, 'decoder_marks', 'bos_eos')
+    marks = Marks(config, tokenizer, separators, style, ends)
   except UserError:  # A token is missing, which nothing that the run did has needed.
     return [], [], False
   first, second = np.array([-1]), np.array([-2])

@@ -101,6 +101,10 @@ def test_the_roles_and_the_marks_of_the_objective(tmp_path):
   write(tmp_path, trained('bytes'), 'gpt2', marks='t5', pair_separators=1)
   made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
   assert made.encode('x').tokens == ['<s>', 'x', '</s>']
+  for ends, expected in (('bos', ['<s>', 'x']), ('none', ['x'])):
+    write(tmp_path, trained('bytes'), 'gpt2', marks='t5', decoder_marks=ends)
+    made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    assert made.encode('x').tokens == expected
 
 
 def test_a_published_vocabulary_keeps_what_it_lacks(tmp_path):
