@@ -20,13 +20,8 @@ def evaluated(place, folder, changes, **options):
   return experiment, evaluator.evaluate(experiment, state.params, 'validation', **options)
 
 
-@pytest.mark.parametrize(
-  'place',
-  [
-    'classify.py:text_to_text',
-    pytest.param('translate.py:encoder_decoder', marks=pytest.mark.full),
-  ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize('place', ['classify.py:text_to_text', 'translate.py:encoder_decoder'])
 def test_texts_and_metrics_do_not_depend_on_the_size_of_batches(place, folder):
   experiment, one = evaluated(place, folder, (('evaluation.batch_size', '1'),))
   _, four = evaluated(place, folder, (('evaluation.batch_size', '4'),))

@@ -100,7 +100,7 @@ PATTERNS = [
 ]
 
 
-@pytest.mark.parametrize('family', ['encoder', 'decoder'])
+@pytest.mark.parametrize('family', ['encoder', pytest.param('decoder', marks=pytest.mark.full)])
 @pytest.mark.parametrize('pattern', PATTERNS)
 def test_scanned_and_unrolled_are_a_loop_over_layers(family, pattern):
   pattern = pattern | dict(window=WINDOW, position='rope', local_rope_theta=50.0)

@@ -205,6 +205,7 @@ def test_rows_of_a_run_go_on_and_the_memory_is_kept(tmp_path):
   assert went_on
 
 
+@pytest.mark.full
 def test_an_evaluation_remembers_too(tmp_path):
   """Its loss is that of the streams one by one, each from an empty memory to the last row."""
   folder = tiny.write_corpus(tmp_path)

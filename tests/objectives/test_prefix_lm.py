@@ -111,6 +111,7 @@ def test_a_prefix_token_is_seen_by_its_segment_and_others_by_what_follows(traine
   np.testing.assert_array_equal(changed, expected)
 
 
+@pytest.mark.full
 def test_decoding_reads_a_prompt_as_prefix(trained):
   """Greedy tokens are those of a forward pass in which the prompt is marked; prompts differ."""
   model, params = trained

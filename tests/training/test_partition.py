@@ -114,6 +114,7 @@ def folder(tmp_path_factory):
   return tiny.write_corpus(tmp_path_factory.mktemp('partition'))
 
 
+@pytest.mark.full
 def test_frozen_leaves_are_the_same_bits_in_the_checkpoint_and_have_no_state(
   folder, tmp_path, capsys
 ):
