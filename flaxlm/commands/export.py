@@ -103,13 +103,19 @@ def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict
       config_json = files.read_json(kept / convert.CONFIG)
       return convert.describe(config_json, manifest['tensors']), manifest
   objective = _objective(config)
-  options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
-  if not getattr(config.task, 'reads_pairs', True):
-    del options['pair_separators']  # No text had one.
+  options = _options(config, objective)
   labels = tuple(getattr(config.task, 'labels', ()))
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
   ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
   return dataclasses.replace(public, config_json={**public.config_json, **ids}), {}
+
+
+def _options(config: Any, objective: Any) -> dict[str, Any]:
+  """Fields of the objective's config that a class has to agree with."""
+  options = {item.name: getattr(objective, item.name) for item in dataclasses.fields(objective)}
+  if not getattr(config.task, 'reads_pairs', True):
+    options.pop('pair_separators', None)  # No text had one.
+  return options
 
 
 def _is_idle(tokenizer: Any, id: int, ids: Mapping[str, int]) -> bool:

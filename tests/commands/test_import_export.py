@@ -272,6 +272,25 @@ def test_a_classifier_reads_what_it_was_trained_on(fields, options):
   assert {key: getattr(objective, key) for key in options} == options
 
 
+@pytest.mark.parametrize(
+  'model, objective, pair, known',
+  [
+    ('encoder', 'classification', 'other', True),
+    ('encoder', 'classification', '', False),
+    # It writes the label, and knows no separators.
+    ('encoder_decoder', 'seq2seq', '', False),
+  ],
+)
+def test_separators_count_where_texts_are_pairs(model, objective, pair, known):
+  from flaxlm.commands import export
+  from flaxlm.config import tree
+
+  config = tree.new(model=model, objective=objective, task='text_classification')
+  config.total_steps, config.data.train, config.task.pair_column = 1, 'x.tsv', pair
+  config = tree.from_config_dict(config)
+  assert ('pair_separators' in export._options(config, config.objective)) == known
+
+
 def test_what_an_export_would_compute_otherwise_is_named():
   model = config_of(**CONFIG).model
   options = {'pooling': 'mean', 'pooler': 'tanh', 'pair_separators': 1}
