@@ -6,10 +6,14 @@ several files is complete when the last of them is there.
 """
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
+
+from flaxlm.errors import UserError
 
 
 def is_object_store(path: epath.PathLike) -> bool:
@@ -27,6 +31,21 @@ def write_text(path: epath.PathLike, text: str) -> None:
   temporary = path.parent / f'.{path.name}.tmp'
   temporary.write_text(text)
   temporary.replace(path)
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """The object in a JSON file; UserError, which names the file, if there is none."""
+  try:
+    content = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise UserError(f'{path}: there is no such file') from None
+  except json.JSONDecodeError as error:
+    raise UserError(f'{path}:{error.lineno}: malformed JSON: {error.msg}') from None
+  except UnicodeDecodeError as error:
+    raise UserError(f'{path}: not UTF-8 text: {error}') from None
+  if not isinstance(content, dict):
+    raise UserError(f'{path}: expected a JSON object')
+  return content
 
 
 def children(directory: epath.PathLike) -> Iterator[epath.Path]:

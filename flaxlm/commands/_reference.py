@@ -37,12 +37,11 @@ def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
     reference = {name: tensors.read(name) for name in tensors.shapes}
     if 'input_ids' not in reference:
       raise UserError(f'{folder / FILE}: it has no input_ids')
+    _check_padding(public, reference, folder / FILE)
   else:
     length = min(16, public.model.max_length)
     ids = np.random.default_rng(0).integers(0, public.model.vocab_size, (2, length))
     reference = {'input_ids': ids}
-  if (folder / FILE).exists():
-    _check_padding(public, reference, folder / FILE)
   found = outputs(public, model, params, batch_of(public, reference))
   if not np.isfinite(found).all():
     raise UserError(f'{folder}: the converted model gives outputs that are not finite')

@@ -18,6 +18,7 @@ from etils import epath
 from flaxlm import commandline, terminal
 from flaxlm.commands import _folder, _public_tokenizer
 from flaxlm.errors import UserError
+from flaxlm.files import read_json
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 
@@ -41,12 +42,18 @@ def main(argv: Sequence[str]) -> None:
 
   workdir = epath.Path(args.workdir)
   config, leaves, step = _read(workdir, args.checkpoint)
-  public, manifest = _public(workdir / 'hf', config, args.architecture)
+  objective, imported = _objective(config), workdir / 'hf'
+  manifest = _manifest(imported, args.architecture)
+  if manifest:
+    public = convert.describe(read_json(imported / convert.CONFIG), manifest['tensors'])
+  else:
+    tokenizer = Tokenizer.load(workdir / 'tokenizer')
+    public = _public(config, objective, tokenizer, args.architecture)
   source, kept = manifest.get('tensors', {}), {}
   if args.dtype:
     source = {name: [DTYPES[args.dtype], shape] for name, (_, shape) in source.items()}
   if manifest.get('kept'):
-    held = files.Tensors(workdir / 'hf', convert.KEPT)
+    held = files.Tensors(imported, convert.KEPT)
     kept = {name: held.read(name) for name in held.shapes}
   tensors = convert.save(public, leaves, source, kept, DTYPES[args.dtype or 'float32'])
   with _folder.staged(target) as temporary:
@@ -54,11 +61,10 @@ def main(argv: Sequence[str]) -> None:
     files.write_weights(temporary, tensors, metadata, args.max_shard_size)
     text = json.dumps(public.config_json, indent=2, sort_keys=True)
     (temporary / convert.CONFIG).write_text(text + '\n')
-    if (workdir / 'hf').exists():
-      _public_tokenizer.copy(workdir / 'hf', temporary, bool(manifest))
+    if imported.exists():
+      _public_tokenizer.copy(imported, temporary, bool(manifest))
     else:
-      tokenizer = Tokenizer.load(workdir / 'tokenizer')
-      _public_tokenizer.write(tokenizer, temporary, config, _objective(config), public)
+      _public_tokenizer.write(tokenizer, temporary, config, objective, public)
   terminal.close()
   print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
 
@@ -92,22 +98,25 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
   return configs[-1], jax.tree.map(np.asarray, leaf_paths(found)), step
 
 
-def _public(kept: epath.Path, config: Any, architecture: str) -> tuple[Any, dict[str, Any]]:
-  """(the class to write, the manifest of the import; empty where it was another class or none)."""
-  from flaxlm.data.tokenizer import Tokenizer
-  from flaxlm.interop import convert, files
+def _manifest(imported: epath.Path, architecture: str) -> dict[str, Any]:
+  """That of the import; empty where it was another class or none."""
+  from flaxlm.interop import convert
 
-  if (kept / convert.MANIFEST).exists():
-    manifest = files.read_json(kept / convert.MANIFEST)
-    if architecture in ('', manifest['architecture']):
-      config_json = files.read_json(kept / convert.CONFIG)
-      return convert.describe(config_json, manifest['tensors']), manifest
-  objective = _objective(config)
-  options = _options(config, objective)
+  if not (imported / convert.MANIFEST).exists():
+    return {}
+  manifest = read_json(imported / convert.MANIFEST)
+  return manifest if architecture in ('', manifest['architecture']) else {}
+
+
+def _public(config: Any, objective: Any, tokenizer: Any, architecture: str) -> Any:
+  """The class to write of a run, `architecture` if that is given."""
+  from flaxlm.interop import convert
+
   labels = tuple(getattr(config.task, 'labels', ()))
+  options = _options(config, objective)
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
-  ids = _token_ids(public.family, Tokenizer.load(kept.parent / 'tokenizer'))
-  return dataclasses.replace(public, config_json={**public.config_json, **ids}), {}
+  ids = _token_ids(public.family, tokenizer)
+  return dataclasses.replace(public, config_json={**public.config_json, **ids})
 
 
 def _options(config: Any, objective: Any) -> dict[str, Any]:

@@ -86,9 +86,10 @@ def rows(
   if place.startswith('tfds:'):
     yield from tfds.rows(place, config, split, bad)
     return
-  if len(parts(place)) == 2:
-    for first, second in pairs(place):
-      yield from _parallel(first, second, bad)
+  first, *second = parts(place)
+  if second:
+    for pair in _pairs(files(first), files(*second), place):
+      yield from _parallel(*pair, bad)
     return
   readers = readers or {}
   for path in files(place):
@@ -104,9 +105,10 @@ def rows(
       raise UserError(f'{path}: rows come from {endings} files, plain, .gz or .xz')
 
 
-def pairs(place: str) -> list[tuple[epath.Path, epath.Path]]:
-  """The pairs of line-parallel files of A+B; of two globs, in the order of their names."""
-  first, second = map(files, parts(place))
+def _pairs(
+  first: list[epath.Path], second: list[epath.Path], place: str
+) -> list[tuple[epath.Path, epath.Path]]:
+  """The pairs of the line-parallel files of a place, in the order of their names."""
   if len(first) != len(second):
     raise UserError(
       f'config.data: {place!r}: the first names {len(first)} files, the second {len(second)}'

@@ -240,7 +240,7 @@ def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[
 
 def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
   """The spec that `save` wrote; None if there is none: a published tokenizer.json has no name."""
-  spec = tokenizer_published.read_json(file)
+  spec = tokenizer_published.read_if_there(file)
   return spec if 'fingerprint' in spec else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from flaxlm.errors import UserError
+from flaxlm.files import read_json
 
 ROLES = ('pad', 'eos', 'unk', 'bos', 'cls', 'sep', 'mask')
 NAMES = {
@@ -74,7 +75,7 @@ def read(path: epath.Path) -> tuple[dict[str, Any], dict[str, bytes]]:
   base = set(ids)
   added = {int(id): token for id, token in settings.get('added_tokens_decoder', {}).items()}
   ids |= {token['content']: id for id, token in added.items()}
-  more = read_json(folder / 'added_tokens.json')
+  more = read_if_there(folder / 'added_tokens.json')
   _check_ids(folder / 'added_tokens.json', more)
   ids |= more
   declared = _declared(settings)
@@ -181,24 +182,14 @@ def _files(path: epath.Path) -> tuple[str, dict[str, bytes], epath.Path]:
   raise UserError(f'config.tokenizer.path: {path}: {problem or "does not exist"}')
 
 
-def read_json(file: epath.Path) -> dict[str, Any]:
-  """The object in a JSON file; empty if there is no such file. UserError if it holds no object."""
-  if not file.exists():
-    return {}
-  try:
-    content = json.loads(file.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from None
-  except UnicodeDecodeError as error:
-    raise UserError(f'{file}: not UTF-8 text: {error}') from None
-  if not isinstance(content, dict):
-    raise UserError(f'{file}: expected a JSON object')
-  return content
+def read_if_there(file: epath.Path) -> dict[str, Any]:
+  """`read_json`; empty if there is no such file."""
+  return read_json(file) if file.exists() else {}
 
 
 def _settings(file: epath.Path) -> dict[str, Any]:
   """What a file says of special tokens and of how text is read; UserError for wrong types."""
-  settings = read_json(file)
+  settings = read_if_there(file)
   added = settings.get('added_tokens_decoder', {})
   wrong = not isinstance(added, dict) or any(
     not (id.isdecimal() and isinstance(token, dict) and isinstance(_content(token), str))

@@ -10,8 +10,9 @@ from etils import epath
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
+from flaxlm.files import read_json
 from flaxlm.interop import engine, mapping
-from flaxlm.interop.files import Tensors, read_json
+from flaxlm.interop.files import Tensors
 from flaxlm.interop.mapping import Head
 from flaxlm.interop.rules import Entry, Rule
 

@@ -10,6 +10,7 @@ import safetensors.numpy
 from etils import epath
 
 from flaxlm.errors import UserError
+from flaxlm.files import read_json
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -17,19 +18,6 @@ PICKLED = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'tf_model.h5', '
 # Types whose every value a float32 leaf holds exactly, so that an export gives back the same bits.
 EXACT = ('F32', 'F16', 'BF16')
 NUMPY = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-  """The object in a JSON file; UserError that names file and line if there is none."""
-  try:
-    content = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise UserError(f'{path}: there is no such file') from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f'{path}:{getattr(error, "lineno", 1)}: malformed JSON: {error}') from None
-  if not isinstance(content, dict):
-    raise UserError(f'{path}: expected a JSON object')
-  return content
 
 
 class Tensors:

@@ -79,7 +79,7 @@ class Head:
 
 
 # How public classifiers of each kind read a text.
-ENCODER_CLASSES = Head('classification', {'pooling': 'first', 'pooler': 'tanh'})
+ENCODER_CLASSES = {'pooling': 'first', 'pooler': 'tanh'}
 DECODER_CLASSES = {'pooling': 'last', 'pooler': 'none'}
 
 

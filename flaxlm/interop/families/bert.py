@@ -12,7 +12,7 @@ SPELLINGS = {'.gamma': '.weight', '.beta': '.bias'}
 ARCHITECTURES = {
   'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
   'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'BertForSequenceClassification': ENCODER_CLASSES,
+  'BertForSequenceClassification': Head('classification', ENCODER_CLASSES),
   'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
 }
 FIXED = {

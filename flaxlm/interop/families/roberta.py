@@ -10,7 +10,7 @@ PREFIX = 'roberta.'
 ARCHITECTURES = {
   'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
   'RobertaForSequenceClassification': Head(
-    'classification', {**ENCODER_CLASSES.options, 'pair_separators': 2}
+    'classification', {**ENCODER_CLASSES, 'pair_separators': 2}
   ),
   'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
