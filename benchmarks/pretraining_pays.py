@@ -1,19 +1,22 @@
-"""Does pretraining pay? Each family, pretrained on unlabelled IMDB reviews, then SST-2.
+"""Does pretraining pay? Families pretrained on unlabelled IMDB reviews, then a task with few rows.
 
-  python benchmarks/pretraining_pays.py --data=DATA --workdir=runs/pays
+  python benchmarks/pretraining_pays.py sst2 --data=DATA --workdir=runs/pays
+  python benchmarks/pretraining_pays.py scitldr --data=DATA --workdir=runs/pays --family=t5
 
-For each family: one pretraining run; then, with all 6,920 labelled rows and with 500 of them, the
-pretrained trunk against the same architecture from scratch. Both arms choose the learning rate
-among the same three by dev accuracy (seed 0), then run five seeds; the checkpoint that was best on
-dev is evaluated on test, once. Rows are packed. The table gives mean test accuracy, the gain and
-its 95 % Welch interval.
+For each family: one pretraining run; then the pretrained trunk against the same architecture from
+scratch. `sst2`: with all 6,920 labelled rows and with 500 of them, accuracy. `scitldr`: summaries
+of papers' abstracts, ROUGE, beside that of the first sentence (lead-1); for t5. Both arms choose
+the learning rate among the same three by dev (seed 0), then run five seeds; the checkpoint that was
+best on dev is evaluated on test, once. Rows are packed. The table gives the mean of each arm on
+test, the gain and its 95 % Welch interval.
 
 Every run has a folder of its own, and a run that is complete is not repeated, so that the script
 goes on where it was stopped; with --family several can share a machine. DATA holds
-imdb/unsup.tsv.xz and sst2/{train,dev,test}.tsv.
+imdb/unsup.tsv.xz, sst2/ and scitldr_a/ with the public files.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -30,6 +33,7 @@ from flaxlm.evaluation import evaluator
 from flaxlm.training import loop
 
 ROOT = pathlib.Path(__file__).parent.parent
+SPLITS = {'train': 'train', 'validation': 'dev', 'test': 'test'}
 FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
 # Half an hour on two cores is short for masked words. BERT's own schedule begins on short rows, too
 # (Devlin et al. 2019, appendix A.2); more masks are more to learn from (Wettig et al. 2023), and
@@ -44,24 +48,62 @@ PRETRAINING = {
 }
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = range(5)
-# Rows -> passes over them and steps between evaluations.
-SIZES = {6920: (3, 100), 500: (12, 24)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """recipes: family -> recipe; sizes: rows -> (passes over them, steps between evaluations).
+
+  metrics: of the table; the first chooses rates and checkpoints. fields: besides those of all.
+  """
+
+  recipes: dict[str, str]
+  files: dict[str, str]
+  sizes: dict[int, tuple[int, int]]
+  metrics: tuple[str, ...]
+  fields: tuple[tuple[str, str], ...]
+
+
+TASKS = {
+  'sst2': Task(
+    {family: f'classify.py:{kind}' for family, kind in FAMILIES.items()},
+    {split: f'sst2/{file}.tsv' for split, file in SPLITS.items()},
+    {6920: (3, 100), 500: (12, 24)},
+    ('accuracy',),
+    (('data.text_column', '0'), ('data.label_column', '1')),
+  ),
+  'scitldr': Task(
+    {'t5': 'summarize.py:encoder_decoder'},
+    {split: f'scitldr_a/{file}.jsonl.xz' for split, file in SPLITS.items()},
+    {1992: (8, 250)},
+    ('rouge1', 'rouge2', 'rougeL'),
+    (
+      ('data.text_column', 'source'), ('task.target_column', 'target'),
+      ('data.max_length', '256'), ('data.max_target_length', '64'),
+    ),
+  ),
+}  # fmt: skip
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('task', choices=TASKS)
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--family', choices=FAMILIES, action='append', help='all if left out')
   args = parser.parse_args()
   host.keep_freed_memory()  # as the commands do
-  pretrained = {family: pretrain(args, family) for family in args.family or FAMILIES}
+  task = TASKS[args.task]
+  for family in args.family or task.recipes:
+    if family not in task.recipes:
+      parser.error(f'{args.task} is for {", ".join(task.recipes)}')
+  pretrained = {family: pretrain(args, family) for family in args.family or task.recipes}
   rows = []
   for family, workdir in pretrained.items():
-    for size in SIZES:
-      rows.append(compare(args, family, size, workdir))
+    for size in task.sizes:
+      rows += compare(args, family, size, workdir)
       print_table(rows)
-  (args.workdir / 'table.json').write_text(json.dumps(rows, indent=2))
+  (args.workdir / f'{args.task}.json').write_text(json.dumps(rows, indent=2))
 
 
 def pretrain(args: argparse.Namespace, family: str) -> pathlib.Path:
@@ -77,32 +119,42 @@ def pretrain(args: argparse.Namespace, family: str) -> pathlib.Path:
   return workdir
 
 
-def compare(args, family: str, size: int, pretrained: pathlib.Path) -> dict:
-  """Both arms at one size: test accuracies, rates, gain and interval."""
-  result = {'family': family, 'rows': size}
+def compare(args, family: str, size: int, pretrained: pathlib.Path) -> list[dict]:
+  """Both arms at one size: of each metric the values on test, rates, gain and interval."""
+  task, rates, found = TASKS[args.task], {}, {}
   for arm in ('scratch', 'pretrained'):
     run = lambda rate, seed, arm=arm: finetune(args, family, size, pretrained, arm, rate, seed)
-    result[f'{arm}_rate'] = max(RATES, key=lambda rate: run(rate, 0)['dev'])
-    result[arm] = [run(result[f'{arm}_rate'], seed)['test'] for seed in SEEDS]
-  a, b = np.array(result['pretrained']), np.array(result['scratch'])
-  interval = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-  return result | {'gain': a.mean() - b.mean(), 'interval': [interval.low, interval.high]}
+    rates[arm] = max(RATES, key=lambda rate: run(rate, 0)['validation'][task.metrics[0]])
+    found[arm] = [run(rates[arm], seed)['test'] for seed in SEEDS]
+  rows = []
+  for metric in task.metrics:
+    values = {arm: np.array([test[metric] for test in tests]) for arm, tests in found.items()}
+    a, b = values['pretrained'], values['scratch']
+    interval = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    rows.append({
+      'family': family,
+      'rows': size,
+      'metric': metric,
+      'rates': rates,
+      **{arm: value.tolist() for arm, value in values.items()},
+      'gain': a.mean() - b.mean(),
+      'interval': [interval.low, interval.high],
+      'lead': found['scratch'][0].get('lead_1', {}).get(metric),
+    })  # fmt: skip
+  return rows
 
 
-def finetune(args, family, size, pretrained, arm, rate, seed) -> dict[str, float]:
-  """One run: {'dev', 'test'} accuracy of the checkpoint that was best on dev."""
-  workdir = args.workdir / family / f'{arm}-{size}-{rate:g}-{seed}'
-  done = workdir / 'accuracy.json'
+def finetune(args, family, size, pretrained, arm, rate, seed) -> dict[str, dict]:
+  """One run: split -> metrics of the checkpoint that was best on dev."""
+  task = TASKS[args.task]
+  workdir = args.workdir / family / f'{args.task}-{arm}-{size}-{rate:g}-{seed}'
+  done = workdir / 'found.json'
   if done.exists():
     return json.loads(done.read_text())
-  epochs, every = SIZES[size]
-  sst2 = args.data / 'sst2'
+  epochs, every = task.sizes[size]
   overrides = [
-    ('data.train', str(sst2 / 'train.tsv')),
-    ('data.validation', str(sst2 / 'dev.tsv')),
-    ('data.test', str(sst2 / 'test.tsv')),
-    ('data.text_column', '0'),
-    ('data.label_column', '1'),
+    *((f'data.{split}', str(args.data / path)) for split, path in task.files.items()),
+    *task.fields,
     ('data.max_rows', str(size)),
     ('num_epochs', str(epochs)),
     ('global_batch_size', '8'),
@@ -111,17 +163,17 @@ def finetune(args, family, size, pretrained, arm, rate, seed) -> dict[str, float
     ('evaluation.every_steps', str(every)),
     ('checkpoint.every_steps', '1000000'),
     ('checkpoint.keep_last', '1'),
-    ('checkpoint.best_metric', 'accuracy'),
+    ('checkpoint.best_metric', task.metrics[0]),
   ]
   if arm == 'pretrained':
     overrides.append(('init_from', str(pretrained)))
   else:
     overrides.append(('tokenizer.path', str(pretrained / 'tokenizer')))
-  train(f'classify.py:{FAMILIES[family]}', workdir, overrides)
+  train(task.recipes[family], workdir, overrides)
   result = evaluator.evaluate_workdir(str(workdir), 'best')
-  accuracy = {'dev': result['validation']['accuracy'], 'test': result['test']['accuracy']}
-  done.write_text(json.dumps(accuracy))
-  return accuracy
+  found = {split: result[split] for split in ('validation', 'test')}
+  done.write_text(json.dumps(found))
+  return found
 
 
 def train(name: str, workdir: pathlib.Path, overrides: list[tuple[str, str]]) -> None:
@@ -132,17 +184,18 @@ def train(name: str, workdir: pathlib.Path, overrides: list[tuple[str, str]]) ->
 
 
 def print_table(rows: list[dict]) -> None:
-  print('| family | rows | scratch | pretrained | gain | 95 % interval | rates |')
-  print('|---|---|---|---|---|---|---|')
+  print('| family | rows | metric | scratch | pretrained | gain | 95 % interval | rates | lead-1 |')
+  print('|---|---|---|---|---|---|---|---|---|')
   for row in rows:
     mean = lambda arm: f'{np.mean(row[arm]):.4f} ± {np.std(row[arm], ddof=1):.4f}'  # noqa: B023
     low, high = row['interval']
-    rates = f'{row["scratch_rate"]:g}, {row["pretrained_rate"]:g}'
-    print(
-      f'| {row["family"]} | {row["rows"]} | {mean("scratch")} | {mean("pretrained")} '
-      f'| {row["gain"]:+.4f} | [{low:+.4f}, {high:+.4f}] | {rates} |',
-      flush=True,
-    )
+    rates = ', '.join(f'{rate:g}' for rate in row['rates'].values())
+    lead = '' if row['lead'] is None else f'{row["lead"]:.4f}'
+    cells = [
+      row['family'], row['rows'], row['metric'], mean('scratch'), mean('pretrained'),
+      f'{row["gain"]:+.4f}', f'[{low:+.4f}, {high:+.4f}]', rates, lead,
+    ]  # fmt: skip
+    print(f'| {" | ".join(map(str, cells))} |', flush=True)
 
 
 if __name__ == '__main__':
