@@ -59,6 +59,8 @@ def _scorer(experiment: Any, params: Any, args: Any) -> Any:
   if window > config.max_length:
     raise UserError(f'--window: rows of the run have {config.max_length} tokens at most')
   stride = args.stride or max(1, window // 2)
+  if not hasattr(objective, 'prompt') and window < 3:
+    raise UserError('--window: a masked model reads two marks and a token at least, so 3')
   if stride > window:
     raise UserError(f'--stride: must not exceed the window of {window} tokens')
   return Scorer(

@@ -89,6 +89,11 @@ class Tokenizer:
   sep_id = property(lambda self: self._role('sep'))
   mask_id = property(lambda self: self._role('mask'))
 
+  @property
+  def sentinel_marks(self) -> dict[str, int]:
+    """How sentinels are written in a text, for `encode_marked`."""
+    return {f'<extra_id_{i}>': id for i, id in enumerate(self.sentinel_ids)}
+
   @functools.cached_property
   def starts_word(self) -> np.ndarray:
     """bool [vocab_size]: whether an id begins a word, as far as it tells by itself.

@@ -88,10 +88,15 @@ class Scorer:
     if context is None and prompt.encoder_inputs is not None:
       raise UserError('an encoder-decoder scores a text given its source: a context is missing')
     before, tokens = prompt.inputs, t.encode(text)
+    if prompt.encoder_inputs is not None and not hasattr(self._objective, 'prompts'):
+      # Such targets say by sentinels which gap of the source the words after them fill.
+      tokens = t.encode_marked(text, t.sentinel_marks)
     if context and self._objective.packing == 'concatenate' and prompt.encoder_inputs is None:
       # Running text knows no seam between the two, so that neither do its tokens.
+      marks = before[: len(before) - len(t.encode(context))]
       before, tokens = self._behind(context, text)
-      before = np.append(self._objective.prompt('').inputs, before)
+      before = np.append(marks, before)
+      before = before if len(before) else self._objective.prompt('').inputs
     if end and prompt.eos_id is not None:
       tokens = np.append(tokens, prompt.eos_id)
     before, tokens = before.astype(np.int32), tokens.astype(np.int32)
@@ -133,8 +138,10 @@ class Scorer:
           target = np.array([place - start + 1, whole[place]])
           yield _Unit(number, range(place - given, place - given + 1), inputs, target)
       return
-    if text.encoder_inputs is not None and len(whole) - 1 > self.window:
-      raise UserError(f'a target of {len(whole)} tokens does not fit {self.window}')
+    if text.encoder_inputs is not None:
+      for name, size in (('source', len(text.encoder_inputs)), ('target', len(whole) - 1)):
+        if size > self.window:
+          raise UserError(f'a {name} of {size} tokens does not fit the {self.window} of a row')
     # Target i is predicted at input i, which is the token before it.
     for start, stop, first in windows(len(whole) - 1, self.window, self.stride):
       first = max(first, given - 1)

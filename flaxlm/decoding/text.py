@@ -66,10 +66,7 @@ class Writer:
     """
 
     def stop(row: int, tokens: np.ndarray) -> int | None:
-      has = lambda n: _end(self.text(prompts[row], tokens[:n]), stops) is not None
-      if not has(len(tokens)):
-        return None
-      return bisect.bisect_left(range(len(tokens)), True, key=has)
+      return self._stopped(prompts[row], tokens, stops)
 
     if isinstance(how, Beam):
       found = beams.search(self._reader, prompts, how)
@@ -91,12 +88,19 @@ class Writer:
     before = self._tokenizer.decode(prompt.inputs)
     return self._tokenizer.decode([*prompt.inputs, *tokens])[len(before) :]
 
+  def _stopped(self, prompt: Prompt, tokens: np.ndarray, stops: Sequence[str]) -> int | None:
+    """How many of the new tokens complete the first stop string; None if there is none."""
+    has = lambda n: _end(self.text(prompt, tokens[:n]), stops) is not None
+    if not has(len(tokens)):
+      return None
+    return bisect.bisect_left(range(len(tokens)), True, key=has)
+
   def _output(self, prompt: Prompt, found: Any, stops: Sequence[str]) -> Output:
     text = self.text(prompt, found.tokens)
     end = _end(text, stops)
     return Output(
       text if end is None else text[:end],
-      found.tokens,
+      found.tokens[: self._stopped(prompt, found.tokens, stops)],
       found.finish if end is None else 'stop',
       getattr(found, 'log_probability', None),
       getattr(found, 'score', None),

@@ -12,6 +12,7 @@ from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.errors import UserError
 from flaxlm.objectives import losses
 from flaxlm.objectives.next_token import NextToken, Prompt
 
@@ -57,4 +58,10 @@ class Objective(NextToken):
     if self.config.boundaries:
       return Prompt(np.append(t.bos_id, t.encode(text)), eos_id=t.eos_id)
     # Trained without BOS: a line end is the nearest thing to a beginning.
-    return Prompt(t.encode(text or '\n'))
+    inputs = t.encode(text or '\n')
+    if not len(inputs):
+      raise UserError(
+        f'{text[:30]!r}: a text without tokens; trained with objective.boundaries=False, the model '
+        'goes on from one token at least'
+      )
+    return Prompt(inputs)

@@ -95,8 +95,8 @@ class Objective(NextToken):
   def prompt(self, text: str) -> Prompt:
     """To fill the gaps of a text, written <extra_id_0>, <extra_id_1>, ..."""
     t = self.tokenizer
-    marks = {f'<extra_id_{i}>': id for i, id in enumerate(t.sentinel_ids)}
-    return Prompt(self._bos, np.append(t.encode_marked(text, marks), t.eos_id), t.eos_id)
+    source = t.encode_marked(text, t.sentinel_marks)
+    return Prompt(self._bos, np.append(source, t.eos_id), t.eos_id)
 
   def corrupt(self, tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n >= 2] -> (encoder inputs, targets), both int32 and ending with EOS."""

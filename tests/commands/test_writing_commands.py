@@ -266,6 +266,7 @@ def test_choices(runs, tmp_path, capsys):
     (['--workdir=gpt', '--text=', '--end'], 'a text has no tokens'),
     (['--workdir=gpt', '--text=a', '--window=999'], '--window'),
     (['--workdir=gpt', '--text=a', '--window=8', '--stride=9'], '--stride'),
+    (['--workdir=bert', '--text=a', '--window=2'], '--window: a masked model reads two marks'),
   ],
 )
 def test_mistakes_of_score(runs, argv, message):

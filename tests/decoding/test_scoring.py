@@ -9,6 +9,7 @@ from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_object
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import scoring
 from flaxlm.decoding.scoring import Scorer, Text, windows
+from flaxlm.errors import UserError
 from flaxlm.objectives.next_token import Prompt
 
 NOTHING = np.zeros(0, np.int32)
@@ -140,3 +141,34 @@ def test_the_space_at_the_seam_belongs_to_the_text():
     assert found.tokens.tolist() == [*tokenizer.encode(' good'), 1]
   alone = scorer.text('good')
   assert alone.context.tolist() == [3] and alone.tokens.tolist() == [*tokenizer.encode('good')]
+
+
+def test_a_context_of_bare_text_is_all_that_is_given():
+  """A line end stands in for it only where there is none."""
+  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 0})
+  bare = types.SimpleNamespace(
+    packing='concatenate', prompt=lambda text: Prompt(tokenizer.encode(text or '\n'))
+  )
+  scorer = Scorer(None, None, bare, tokenizer, 64, 64)
+  for context, given in (('It was', 'It was'), (' ', '\n'), (None, '\n')):
+    found = scorer.text(' good', context)
+    assert tokenizer.decode(found.context) == given
+    assert tokenizer.decode(found.tokens).strip() == 'good'
+
+
+def test_a_target_for_gaps_has_their_sentinels():
+  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 2})
+  source = lambda text: tokenizer.encode_marked(text, tokenizer.sentinel_marks)
+  gaps = types.SimpleNamespace(
+    packing='concatenate', prompt=lambda text: Prompt(np.array([3]), source(text), eos_id=1)
+  )
+  scorer = Scorer(None, None, gaps, tokenizer, 64, 64)
+  found = scorer.text('<extra_id_0> x<extra_id_1>', 'a <extra_id_0>')
+  first, second = tokenizer.sentinel_ids
+  assert found.tokens.tolist() == [first, *tokenizer.encode(' x'), second]
+
+
+def test_a_source_that_is_longer_than_a_row_is_named():
+  text = Text(np.array([3]), np.array([7]), np.arange(1, 50))
+  with pytest.raises(UserError, match='a source of 49 tokens does not fit the 48'):
+    scorer_of(None, None, 48, 48).log_probabilities([text])

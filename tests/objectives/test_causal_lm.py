@@ -1,10 +1,14 @@
 """Causal language modelling: every token of every document is a target once in an epoch."""
 
+import types
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from objective_setup import batch_of, byte_tokenizer, make, random_documents
+
+from flaxlm.errors import UserError
 
 lengths = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(any)
 
@@ -53,3 +57,12 @@ def test_the_weight_is_the_number_of_targets(boundaries):
   objective = make('causal_lm', 'decoder', objective__boundaries=boundaries)
   batch = batch_of(objective, random_documents(byte_tokenizer(), [30, 100, 5]))
   assert objective.weights(batch)['loss'] == (135 + 3 if boundaries else 135 - 3)
+
+
+def test_bare_text_goes_on_from_a_token_at_least():
+  objective = make('causal_lm', 'decoder', objective__boundaries=False)
+  assert len(objective.prompt('').inputs) == 1
+  # Some tokenizers have none for white space.
+  objective.tokenizer = types.SimpleNamespace(encode=lambda text: np.zeros(0, np.int32))
+  with pytest.raises(UserError, match='a text without tokens; .*objective.boundaries=False'):
+    objective.prompt('')
