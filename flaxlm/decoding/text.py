@@ -21,7 +21,8 @@ class Output:
   """What was written for a prompt. finish: 'eos', 'stop' (a stop string) or 'length'.
 
   tokens: new ids, up to the one that completes the stop string, which `text` ends before; score and
-  log_probability: of a beam search, else None.
+  log_probability: of a beam search, of all that it found before a stop string was looked for, else
+  None.
   """
 
   text: str
@@ -96,11 +97,12 @@ class Writer:
     return bisect.bisect_left(range(len(tokens)), True, key=has)
 
   def _output(self, prompt: Prompt, found: Any, stops: Sequence[str]) -> Output:
-    text = self.text(prompt, found.tokens)
+    tokens = found.tokens[: self._stopped(prompt, found.tokens, stops)]
+    text = self.text(prompt, tokens)
     end = _end(text, stops)
     return Output(
       text if end is None else text[:end],
-      found.tokens[: self._stopped(prompt, found.tokens, stops)],
+      tokens,
       found.finish if end is None else 'stop',
       getattr(found, 'log_probability', None),
       getattr(found, 'score', None),

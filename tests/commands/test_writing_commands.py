@@ -10,10 +10,13 @@ import pytest
 import tiny
 
 from flaxlm.commands import _resumable, generate, predict, score
+from flaxlm.data.tokenizer import Tokenizer
+from flaxlm.decoding.beam import Beam, Hypothesis
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.decoding.text import Writer
 from flaxlm.errors import UserError
+from flaxlm.objectives.next_token import Prompt
 
 RUNS = {
   'gpt': 'gpt2.py:mini',
@@ -108,6 +111,19 @@ def test_stop_strings_across_tokens(runs):
     assert found.text == whole.text[: whole.text.index(stop)] and found.finish == 'stop'
     assert stop in writer.text(prompt, found.tokens)
     assert stop not in writer.text(prompt, found.tokens[:-1])
+
+
+def test_texts_of_a_beam_search_end_at_stop_strings_too(monkeypatch):
+  tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 0})
+  found = Hypothesis(tokenizer.encode('xxabcdyy'), -3.0, -1.0, 'eos')
+  monkeypatch.setattr('flaxlm.decoding.beam.search', lambda *_: [[found]])
+  writer = Writer(None, None, tokenizer, 32)
+  prompt = Prompt(tokenizer.encode('abcd '))
+  ((output,),) = writer.write([prompt], Beam(), stops=('abcd', 'c'))
+  assert (output.text, output.finish, output.score) == ('xxab', 'stop', -1.0)
+  assert tokenizer.decode(output.tokens) == 'xxabc'
+  ((output,),) = writer.write([prompt], Beam(), stops=('z',))
+  assert (output.text, output.finish, len(output.tokens)) == ('xxabcdyy', 'eos', 8)
 
 
 def write_rows(path, texts):
