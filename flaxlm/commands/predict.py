@@ -119,7 +119,7 @@ def _written(experiment: Any, params: Any, args: Any) -> Predictor:
   def predict(
     numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
   ) -> Iterator[dict[str, Any]]:
-    prompts = experiment.objective.prompts(examples)
+    prompts = experiment.objective.prompts(examples, longest)
     draws = [(args.seed, number) for number in numbers]
     found = writer.write(prompts, how, draws, args.stop)
     for example, outputs in zip(examples, found, strict=True):

@@ -36,7 +36,9 @@ def write(
     output_ids int [M], `numbers` in their order, and outputs [M], texts; None if it was stopped.
   """
   config, examples = experiment.config, experiment.examples[name]
-  prompts = experiment.objective.prompts([examples[number] for number in numbers])
+  how = _how(config)
+  rows = [examples[number] for number in numbers]
+  prompts = experiment.objective.prompts(rows, how.max_new_tokens)
   writer = Writer(
     Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh)),
     experiment.objective,
@@ -53,7 +55,7 @@ def write(
         return None
       chosen = order[start : start + size]
       mine = [prompts[i] for i in chosen[distributed.index() :: count]]
-      found = writer.write(mine, _how(config)) if mine else []
+      found = writer.write(mine, how) if mine else []
       written = json.dumps([outputs[0].text.strip() for outputs in found])
       for number, share in enumerate(distributed.gather(written)):
         for i, text in zip(chosen[number::count], json.loads(share), strict=True):

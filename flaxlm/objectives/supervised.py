@@ -38,10 +38,11 @@ class Supervised(NextToken, abc.ABC):
     """To write the target of a source text."""
     return self.prompt_of(self.tokenizer.encode(text))
 
-  def prompts(self, examples: Sequence[Mapping[str, Any]]) -> list[Prompt]:
-    """To write the targets of examples, whose sources are cut to fit a row."""
+  def prompts(self, examples: Sequence[Mapping[str, Any]], new_tokens: int) -> list[Prompt]:
+    """To write the targets of examples, whose sources are cut as beside targets of `new_tokens`."""
     sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
-    return [self.prompt_of(self.cut(source, source[:0])[0]) for source in sources]
+    target = np.zeros(new_tokens, np.int32)
+    return [self.prompt_of(self.cut(source, target)[0]) for source in sources]
 
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: source and target, cut to fit a row, and the example's number."""

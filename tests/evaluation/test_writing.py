@@ -61,7 +61,7 @@ def test_a_search_finds_texts_at_least_as_likely(folder):
   _, greedy = evaluated('translate.py:encoder_decoder', folder, (), max_written=4)
   assert list(found.predictions['outputs']) != list(greedy.predictions['outputs'])
   reader = Reader.of(experiment.model, tiny.random_state(experiment).params)
-  prompts = experiment.objective.prompts(experiment.examples['validation'][:4])
+  prompts = experiment.objective.prompts(experiment.examples['validation'][:4], 6)
   best = [texts[0] for texts in search(reader, prompts, Beam(3, 6, 0.0))]
   decoded = [experiment.tokenizer.decode(text.tokens).strip() for text in best]
   assert decoded == list(found.predictions['outputs'])

@@ -93,6 +93,17 @@ def test_of_a_long_prompt_the_end_stays(capsys):
   assert '3 of 4 rows' in capsys.readouterr().err
 
 
+def test_a_prompt_leaves_room_for_what_is_written():
+  """As beside a target of that length: a decoder that is full would read on without BOS."""
+  (row,) = examples([('p' * 99 + 'q', '')])
+  for new_tokens, kept in ((10, 53), (99, 32)):
+    (prompt,) = completion().prompts([row], new_tokens)
+    assert len(prompt.inputs) == 1 + kept and prompt.inputs[0] == T.bos_id
+    assert prompt.inputs[-1] == T.encode('q')[0]
+  (prompt,) = seq2seq().prompts([row], 99)
+  assert len(prompt.encoder_inputs) == 64
+
+
 def test_of_a_long_source_and_target_the_beginning_stays(capsys):
   objective = seq2seq(data__max_target_length=20)
   ((item,), (whole,)) = (
