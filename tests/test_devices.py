@@ -13,9 +13,10 @@ import tiny
 from processes import simulated
 
 from flaxlm import sharding
+from flaxlm.config import recipe
 from flaxlm.errors import UserError
 from flaxlm.plan import estimate, hlo
-from flaxlm.training import execution
+from flaxlm.training import checks, execution
 from flaxlm.training.paths import leaf_paths
 
 PLACES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini', 'xlnet.py:mini')
@@ -217,6 +218,23 @@ def test_a_mesh_that_does_not_fit_the_devices_is_an_error(mesh, message):
 def test_a_batch_that_does_not_divide_is_named():
   with pytest.raises(UserError, match='config.x: 12 rows do not divide over 8 devices; .* is 16'):
     sharding.check_batch(Mesh8(2, 4, 1), RULES, 12, 'config.x')
+
+
+@pytest.mark.parametrize(('rows', 'count'), [(4, 4), (6, 2), (64, 8), (5, 1)])
+def test_any_machine_evaluates_what_another_has_trained(monkeypatch, root, rows, count):
+  """With as many devices as divide the rows of a batch, whatever the micro-batches were."""
+  devices = list(range(8))
+  monkeypatch.setattr(jax, 'devices', lambda: devices)
+  for changes in (
+    {'global_batch_size': rows, 'num_microbatches': rows},
+    {'evaluation.batch_size': rows},
+  ):
+    pairs = [(key, str(value)) for key, value in changes.items()]
+    config = recipe.load(str(root / 'configs/quickstart.py'), pairs)
+    assert checks.evaluation_devices(config) == devices[:count]
+    checks.check_batches(config, Mesh8(count, 1, 1), RULES, training=False)
+  with pytest.raises(UserError, match='config.evaluation.batch_size: .* do not divide over 128'):
+    checks.check_batches(config, Mesh8(128, 1, 1), RULES, training=False)
 
 
 @pytest.mark.parametrize('rule', ['batch=data', 'batch=data+fsdp', 'batch='])

@@ -407,3 +407,8 @@ class Config:
   def max_length(self) -> int:
     """Tokens in a row L (of the encoder where there are two)."""
     return self.data.max_length or self.model.max_length
+
+  @property
+  def evaluation_rows(self) -> int:
+    """Rows in a batch of an evaluation, over all devices."""
+    return self.evaluation.batch_size or self.global_batch_size

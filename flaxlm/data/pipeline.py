@@ -237,7 +237,7 @@ class EvalPipeline(_Rows):
     self.store = getattr(rows, 'store', None)
     self.num_bytes = self.store.num_bytes if self.store else None
     self.num_documents = self.store.num_documents if self.store else len(rows.items)
-    self.batch_size = config.evaluation.batch_size or config.global_batch_size
+    self.batch_size = config.evaluation_rows
     self._mine = self._part(self.batch_size)
 
   def __len__(self) -> int:

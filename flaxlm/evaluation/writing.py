@@ -46,7 +46,7 @@ def write(
     config.max_length,
   )
   count = distributed.count()
-  size = (config.evaluation.batch_size or config.global_batch_size) * count
+  size = config.evaluation_rows * count
   order = sorted(range(len(prompts)), key=lambda i: _length(prompts[i]), reverse=True)
   texts: list[str] = [''] * len(prompts)
   with terminal.bar(f'write {name}', len(prompts), 'texts') as bar:

@@ -1,12 +1,14 @@
 """Whether the parts of an experiment go together. Each check names the field that does not."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from flaxlm import sharding
+from flaxlm import distributed, sharding
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
@@ -42,15 +44,30 @@ def check_parts(config: Config) -> None:
       )
 
 
-def check_batches(config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ...]]) -> None:
-  """Raises UserError if the rows of a batch do not divide over the devices."""
-  rows = config.global_batch_size // config.num_microbatches
-  key = 'config.global_batch_size'
-  if config.num_microbatches > 1:
-    key += f' over num_microbatches={config.num_microbatches}'
-  sharding.check_batch(mesh, rules, rows, key)
-  if config.evaluation.batch_size:
-    sharding.check_batch(mesh, rules, config.evaluation.batch_size, 'config.evaluation.batch_size')
+def check_batches(
+  config: Config, mesh: Mesh, rules: Mapping[str, tuple[str, ...]], training: bool
+) -> None:
+  """Raises UserError if the rows of a batch, to train on or to evaluate, do not divide over the
+  devices."""
+  if training:
+    rows = config.global_batch_size // config.num_microbatches
+    key = 'config.global_batch_size'
+    if config.num_microbatches > 1:
+      key += f' over num_microbatches={config.num_microbatches}'
+    sharding.check_batch(mesh, rules, rows, key)
+  sharding.check_batch(mesh, rules, config.evaluation_rows, 'config.evaluation.batch_size')
+
+
+def evaluation_devices(config: Config) -> list[jax.Device]:
+  """Those that take part where nothing is trained: as many as divide the rows of a batch.
+
+  A run is evaluated and decoded on other machines than it was trained on. Of several processes all
+  devices take part.
+  """
+  devices = jax.devices()
+  if distributed.count() > 1:
+    return devices
+  return devices[: math.gcd(config.evaluation_rows, len(devices))]
 
 
 def check_r_drop(config: Config, objective: Any) -> None:

@@ -172,10 +172,10 @@ def build(
     config: resolved, but for what only the data tell (vocabulary, labels): the experiment's own
       config has these filled in.
     workdir: a run that has checkpoints gives its tokenizer; otherwise it is made from the config.
-    training: with training batches; without, `data.test` is among the evaluation sets, and all
-      devices there are take part, whatever the mesh of the run was.
+    training: with training batches; without, `data.test` is among the evaluation sets, and as many
+      devices take part as divide the rows of a batch, whatever the mesh of the run was.
     with_data: False makes neither training batches nor evaluation sets, for decoding.
-    devices: to run on; all by default.
+    devices: to run on; all that can take part by default.
     tokenizer: to take instead of the run's, where nothing may be read (a plan).
 
   Raises:
@@ -191,10 +191,12 @@ def build(
   objective = _objective(config, tokenizer)
   if with_data and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
+  if not training and devices is None:
+    devices = checks.evaluation_devices(config)
   mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
   execution.check_mesh(config.parallelism, mesh)
   rules = sharding.parse_rules(config.sharding_rules)
-  checks.check_batches(config, mesh, rules)
+  checks.check_batches(config, mesh, rules, training)
   parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))
   train_data, eval_data = None, {}
   if with_data:
