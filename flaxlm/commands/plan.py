@@ -9,12 +9,14 @@ time for a TPU slice (v4, v5e, v5p, v6e), which needs libtpu but no TPU. Where t
 changes that would help are tried. docs/plans.md says how to read it; no TPU figure is measured.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 from etils import epath
 
 from flaxlm import commandline, terminal
+from flaxlm.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,23 +50,39 @@ def main(argv: Sequence[str]) -> int:
 
 def _attempts(args, chip, devices):
   """The plan of what was asked for and, while it does not fit, of changes; and what is left."""
-  from flaxlm.config import recipe
-  from flaxlm.plan import abstract, advice, report
+  from flaxlm.plan import advice, report
 
   plans, change = [], {}
+  built = _built(args, devices, change)
   while True:
-    config = recipe.load(args.config, [*args.overrides, *change.items()])
-    built = abstract.experiment(config, args.vocab_size, devices)
     what = ' '.join(f'--config.{key}={value}' for key, value in change.items())
     if not args.shapes:
       terminal.phase('compile', f'the step for {built.mesh.size} devices {what}'.rstrip())
     plans.append(report.make(built, chip, change, args.shapes))
     if plans[-1].fits in (True, None):
       return plans, None
-    more = advice.next_change(built, plans[-1])
+    more, following = _next(args, devices, change, built, plans[-1])
     if not more or len(plans) > args.tries:
       return plans, (advice.devices_needed(plans[-1]), more)
-    change = change | more
+    change, built = change | more, following
+
+
+def _built(args, devices, change):
+  from flaxlm.config import recipe
+  from flaxlm.plan import abstract
+
+  config = recipe.load(args.config, [*args.overrides, *change.items()])
+  return abstract.experiment(config, args.vocab_size, devices)
+
+
+def _next(args, devices, change, built, made):
+  """The next change that can be built, and what it builds; ({}, None) if none is left."""
+  from flaxlm.plan import advice
+
+  for more in advice.changes(built, made):
+    with contextlib.suppress(UserError):
+      return more, _built(args, devices, change | more)
+  return {}, None
 
 
 def _text(args, plans, left) -> list[str]:

@@ -6,7 +6,9 @@ import types
 import pytest
 
 from flaxlm.commands import plan
-from flaxlm.plan import hlo, program, report
+from flaxlm.config import recipe
+from flaxlm.errors import UserError
+from flaxlm.plan import advice, hlo, program, report
 
 SMALL = [
   '--config=configs/gpt2.py:mini', '--config.model.num_layers=2', '--config.model.emb_dim=16',
@@ -79,6 +81,31 @@ def test_as_many_microbatches_as_the_missing_memory_asks_for(monkeypatch):
   needs = lambda c: 3 * 2**30 // c.num_microbatches
   changes, left = attempts(monkeypatch, needs, '--config.model.remat=offload')
   assert changes[:2] == [{}, {'num_microbatches': '4'}] and left is not None
+
+
+def test_a_change_that_cannot_be_built_is_passed_over(monkeypatch):
+  """As parameters of 1,600 columns over 256 devices: the plan so far is not lost."""
+  real = plan._built
+
+  def built(args, devices, change):
+    if 'model.remat' in change:
+      raise UserError('does not divide')
+    return real(args, devices, change)
+
+  monkeypatch.setattr(plan, '_built', built)
+  changes, left = attempts(monkeypatch, lambda c: 1200 * 2**20)
+  assert changes[:2] == [{}, {'num_microbatches': '2'}] and left[1] == {}
+
+
+def test_parameters_over_as_many_devices_as_can_be():
+  config = recipe.load('configs/gpt2.py:mini', [('parallelism', 'pmap')])
+  size = dict.fromkeys(('parameter_bytes_per_device', 'optimizer_bytes_per_device'), 1)
+  made = types.SimpleNamespace(
+    mesh=(6, 1, 1), limit=100, needed=200, sizes=types.SimpleNamespace(**size)
+  )
+  found = list(advice.changes(types.SimpleNamespace(config=config), made))
+  assert found[:3] == [{'mesh': mesh, 'parallelism': 'jit'} for mesh in ('1,6,1', '2,3,1', '3,2,1')]
+  assert 'model.remat' in found[3]
 
 
 def test_what_people_read(monkeypatch, capsys):
