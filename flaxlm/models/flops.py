@@ -3,7 +3,8 @@
 Counted are the products (2 operations a multiply-add) of the forward pass, times 3 for the backward
 pass, over every place of the batch, padding included, and over all pairs of places in attention,
 masked or not; the lookups, norms and softmaxes are not. Recomputation by remat is not counted:
-these are the model's operations, not the machine's (Chowdhery et al. 2022, appendix B).
+these are the model's operations, not the machine's (Chowdhery et al. 2022, appendix B). All
+parameters count as trained: frozen ones take down to a third of it.
 """
 
 from collections.abc import Mapping

@@ -122,16 +122,20 @@ def as_dict(plan: Plan) -> dict[str, Any]:
 def lines(plan: Plan) -> list[str]:
   """For people."""
   s, count = plan.sizes, terminal.count
+  parts, passes = f'{s.parameters:,}; trunk {count(s.trunk_parameters)}', 'forward and backward'
+  if s.trained_parameters is not None:
+    parts += f'; {s.trained_parameters:,} train'
+    passes += ', as if all of it trained'
   row = '  {:<26}{:>12}  {}'.format
   found = [
     f'{plan.devices} x {plan.device}, mesh {"x".join(map(str, plan.mesh))}',
-    row('parameters', count(s.parameters), f'{s.parameters:,}; trunk {count(s.trunk_parameters)}'),
+    row('parameters', count(s.parameters), parts),
     row('  their bytes', _gib(s.parameter_bytes), f'{_gib(s.parameter_bytes_per_device)} a device'),
     row(
       'optimizer state', _gib(s.optimizer_bytes), f'{_gib(s.optimizer_bytes_per_device)} a device'
     ),
     row('tokens a step', count(s.tokens_per_step), 'padding included'),
-    row('FLOPs a step, by formula', count(s.model_flops_per_step), 'forward and backward'),
+    row('FLOPs a step, by formula', count(s.model_flops_per_step), passes),
   ]
   if plan.flops is not None:
     ratio = plan.flops * plan.devices / s.model_flops_per_step

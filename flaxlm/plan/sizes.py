@@ -21,11 +21,14 @@ from flaxlm.types import VocabOutput
 class Sizes:
   """Of a whole run, and of the device that has most.
 
-  parameters: with the head, without rows that pad a vocabulary; model_flops: of a step, by formula.
+  parameters: with the head, without rows that pad a vocabulary; trained_parameters: the values that
+  train, where some are frozen, else None; model_flops: of a step, by formula, which takes all for
+  trained, and of both passes of R-Drop.
   """
 
   parameters: int
   trunk_parameters: int
+  trained_parameters: int | None
   parameter_bytes: int
   optimizer_bytes: int
   tokens_per_step: int
@@ -48,15 +51,18 @@ def of(built: Experiment) -> Sizes:
   )
   sizes = {key: value.shape for key, value in shapes.items()}
   rest = state.opt_state, state.extras
+  partial = built.partition.trained is not None
+  passes = 2 if config.tuning.r_drop else 1
   return Sizes(
     parameters=sum(count(node, config.model) for node in boxed.values()),
     trunk_parameters=count(boxed['trunk'], config.model),
+    trained_parameters=built.partition.count(state.params)[0] if partial else None,
     parameter_bytes=total_bytes(state.params),
     optimizer_bytes=total_bytes(rest),
     tokens_per_step=sum(
       math.prod(shape) for key, shape in sizes.items() if key.endswith('segment_ids')
     ),
-    model_flops_per_step=step_flops(config.model, boxed, sizes, outputs),
+    model_flops_per_step=passes * step_flops(config.model, boxed, sizes, outputs),
     parameter_bytes_per_device=device_bytes(state.params),
     optimizer_bytes_per_device=device_bytes(rest),
   )

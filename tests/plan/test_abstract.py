@@ -63,6 +63,19 @@ def test_a_head_without_a_vocabulary_counts_no_logits():
   assert found.model_flops_per_step == 6 * rows * length * 2 * (12 * 16**2 + 2 * length * 16)
 
 
+def test_both_passes_of_r_drop_count_and_what_is_frozen_is_said():
+  changes = {'data__train': 'none.tsv', 'model__dropout_rate': 0.1}
+  whole = sizes.of(abstract.experiment(load('classify.py:encoder', **changes), 300))
+  assert whole.trained_parameters is None
+  changes |= {'tuning__r_drop': 1.0, 'tuning__trainable': 'head/'}
+  built = abstract.experiment(load('classify.py:encoder', **changes), 300)
+  found = sizes.of(built)
+  assert found.model_flops_per_step == 2 * whole.model_flops_per_step
+  leaves = jax.tree.leaves(built.abstract_state.params['head'])
+  assert found.trained_parameters == sum(leaf.size for leaf in leaves)
+  assert found.parameters == whole.parameters
+
+
 def test_what_only_text_tells():
   config = load('nanogpt_char.py')
   with pytest.raises(UserError, match='--vocab_size=N'):
