@@ -3,8 +3,10 @@
 Lies in the cache directory under the hash of text and tokenizer, so that a change of either makes
 another store. A shard holds about 8 MB of text: `tokens` (zarr3, one object) and `lengths.npy`
 (tokens of each document); it appears as a whole, so an interrupted run goes on after the last one.
+What is read was written: chunks have checksums, and files that are damaged or gone are an error.
 """
 
+import contextlib
 import functools
 import io
 import json
@@ -23,16 +25,23 @@ SHARD_BYTES = 8 << 20
 CHUNK = 1 << 14  # Tokens that are read at once from a store that is not in memory.
 BATCH_BYTES = 1 << 19  # Text given to the tokenizer at once.
 IN_MEMORY = 100_000_000  # Tokens up to which a store is read into memory.
+_LONGEST = 200  # Characters of what a library says about a file that it cannot read.
 
 
 class TokenStore:
   """Documents as token ids. Open one with `for_documents` or `TokenStore(directory)`.
 
-  num_documents, num_tokens; num_bytes: of the UTF-8 text; lengths: int64 [num_documents].
+  num_documents, num_tokens; num_bytes: of the UTF-8 text; lengths: int64 [num_documents]. Raises
+  UserError where its files are damaged or gone.
   """
 
   def __init__(self, directory: epath.Path, in_memory: int = IN_MEMORY):
     self.directory, self._in_memory = epath.Path(directory), in_memory
+    self._chunk = functools.lru_cache(maxsize=2048)(self._read_chunk)
+    with _intact(self.directory):
+      self._open(in_memory)
+
+  def _open(self, in_memory: int) -> None:
     meta = json.loads((self.directory / 'store.json').read_text())
     self.num_documents, self.num_tokens = meta['documents'], meta['tokens']
     self.num_bytes = meta['bytes']
@@ -41,11 +50,12 @@ class TokenStore:
     self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
     tokens = [_open_tokens(shard) for shard in shards]
     self._shard_starts = np.cumsum([0] + [array.shape[0] for array in tokens])
+    if not self._starts[-1] == self._shard_starts[-1] == self.num_tokens:
+      raise ValueError('lengths.npy does not fit the tokens')
     self._tokens, self._shards = None, tokens
     if self.num_tokens <= in_memory:
       reads = [array.read() for array in tokens]
       self._tokens = np.concatenate([np.asarray(read.result()) for read in reads])
-    self._chunk = functools.lru_cache(maxsize=2048)(self._read_chunk)
 
   def __reduce__(self) -> tuple:
     return TokenStore, (self.directory, self._in_memory)  # Another process opens it for itself.
@@ -69,7 +79,20 @@ class TokenStore:
   def _read_chunk(self, shard: int, chunk: int) -> np.ndarray:
     tokens = self._shards[shard]
     stop = min((chunk + 1) * CHUNK, tokens.shape[0])
-    return np.asarray(tokens[chunk * CHUNK : stop].read().result())
+    with _intact(self.directory):
+      return np.asarray(tokens[chunk * CHUNK : stop].read().result())
+
+
+@contextlib.contextmanager
+def _intact(directory: epath.Path) -> Iterator[None]:
+  """Says in one line that the files of a store are not what was written."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError, EOFError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+    raise UserError(
+      f'{directory}: damaged ({reason}); delete this folder, and the same command makes it again'
+    ) from error
 
 
 def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
@@ -163,10 +186,12 @@ def _write_tokens(shard: epath.Path, tokens: np.ndarray) -> None:
 
   # One object a shard (sharding codec), within which CHUNK tokens can be read alone.
   size = max(-(-len(tokens) // CHUNK), 1) * CHUNK
-  inner = {'chunk_shape': [CHUNK], 'codecs': [{'name': 'bytes'}, {'name': 'zstd'}]}
+  codecs = [{'name': 'bytes'}, {'name': 'zstd'}, {'name': 'crc32c'}]
+  inner = {'chunk_shape': [CHUNK], 'codecs': codecs}
   spec = {
     'driver': 'zarr3',
     'kvstore': _kvstore(shard),
+    'store_data_equal_to_fill_value': True,  # What is not there is missing.
     'metadata': {
       'shape': [len(tokens)],
       'data_type': str(tokens.dtype),
@@ -180,5 +205,10 @@ def _write_tokens(shard: epath.Path, tokens: np.ndarray) -> None:
 def _open_tokens(shard: epath.Path) -> Any:
   import tensorstore
 
-  spec = {'driver': 'zarr3', 'kvstore': _kvstore(shard), 'recheck_cached_data': 'open'}
+  spec = {
+    'driver': 'zarr3',
+    'kvstore': _kvstore(shard),
+    'recheck_cached_data': 'open',
+    'fill_missing_data_reads': False,  # A file that is gone would be read as zeros.
+  }
   return tensorstore.open(spec, read=True).result()

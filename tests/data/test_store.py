@@ -115,3 +115,50 @@ def test_text_without_tokens_is_an_error(corpus):
   config, _ = corpus
   with pytest.raises(UserError, match='not a single token'):
     store.for_documents(config, holdout.everything(config), Silent())
+
+
+def _removed(path):
+  path.unlink()
+
+
+def _flipped(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 3] ^= 4
+  path.write_bytes(content)
+
+
+def _cut(path):
+  path.write_bytes(path.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+  ('name', 'harm'),
+  [
+    ('tokens/c/0', _removed),
+    ('tokens/c/0', _flipped),
+    ('tokens/c/0', _cut),
+    ('lengths.npy', _cut),
+    ('../store.json', _cut),
+  ],
+)
+@pytest.mark.parametrize('in_memory', [0, store.IN_MEMORY])
+def test_what_is_damaged_is_not_read(corpus, letters, small, name, harm, in_memory):
+  config, _ = corpus
+  found = store.for_documents(config, holdout.everything(config), letters)
+  harm(found.directory / 'shard-000000' / name)
+  with pytest.raises(UserError, match=f'{found.directory}: damaged .*delete this folder'):
+    opened = store.TokenStore(found.directory, in_memory)
+    for document in range(opened.num_documents):
+      opened.read(document, 0, 999)
+
+
+def test_tokens_that_are_all_zero_are_not_missing(corpus, small):
+  class Zero:
+    vocab_size, fingerprint = 10, 'zero'
+
+    def encode_batch(self, texts):
+      return [np.zeros(2, np.int32) for _ in texts]
+
+  config, _ = corpus
+  found = store.for_documents(config, holdout.everything(config), Zero())
+  assert found.read(1, 0, 9).tolist() == [0, 0]
