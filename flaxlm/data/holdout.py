@@ -232,6 +232,5 @@ def _count(config: Any, name: str, identity: Any, located: Callable[[], Iterator
   number = sum(1 for _ in located())
   if not number:
     raise UserError(f'config.data: {name} has no documents that are not empty')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps({'documents': number}))
+  cache.keep(path, json.dumps({'documents': number}))
   return number

@@ -1,6 +1,7 @@
 """Held-out text: a fixed last part, disjoint from training."""
 
 import pytest
+from etils import epath
 
 from flaxlm.config.schema import DataConfig
 from flaxlm.data import holdout
@@ -131,3 +132,19 @@ def test_named_validation_sets_have_rows_of_their_own(tmp_path):
   # Evaluation alone does not read what trained.
   (tmp_path / 'train.tsv').unlink()
   assert set(holdout.rows(config, training=False)) == {'matched', 'mismatched'}
+
+
+def test_a_count_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
+  config = DataConfig(train=corpus(tmp_path), cache_dir=str(tmp_path / 'cache'))
+  kind = type(epath.Path(tmp_path))
+  write = kind.write_text
+
+  def cut(path, text, **options):
+    write(path, text[:3], **options)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(kind, 'write_text', cut)
+    with pytest.raises(KeyboardInterrupt):
+      holdout.training(config)
+  assert holdout.training(config).num_documents == 9
