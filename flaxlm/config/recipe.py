@@ -5,7 +5,6 @@ variants also defines `VARIANTS`, names in order of which the first is the defau
 `get_config(variant)`. Variants choose the model, unless the recipe has `ANY_MODEL = True`.
 """
 
-import json
 import os
 import traceback
 import types
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from etils import epath
 from ml_collections import config_dict as cd
 
-from flaxlm import terminal
+from flaxlm import files, terminal
 from flaxlm.config import overrides as override_lib
 from flaxlm.config import schema, tree
 from flaxlm.errors import UserError, nearest
@@ -139,10 +138,11 @@ def saved(workdir: str) -> schema.Config:
     runs = [str(f.parent) for f in parent.glob('*/config.json')] if parent.is_dir() else []
     hint = nearest(workdir, sorted(runs))
     raise UserError(f'{workdir} is not the workdir of a run: it has no config.json{hint}')
+  content = files.read_json(file)
   try:
-    return tree.from_dict(json.loads(file.read_text()))
-  except json.JSONDecodeError as error:
-    raise UserError(f'{file}:{error.lineno}: malformed JSON: {error.msg}') from error
+    return tree.from_dict(content)
+  except UserError as error:
+    raise UserError(f'{file}: {error}') from error
 
 
 # Fields of an objective that say what stands round a text, which the weights have learned.

@@ -7,6 +7,8 @@ from flaxlm.config.safety import CheckpointConfig, GuardConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
 
+# A key of JAX has 32 bits of a seed: larger ones would repeat parameters and dropout of others.
+LARGEST_SEED = 2**32 - 1
 TEXT_KINDS = ('sentencepiece', 'wordpiece', 'byte_bpe', 'characters', 'bytes')
 STARTED_FROM = {'config.init_from': (SET,)}
 LABELLED_TEXT = {'config.task.name': (SET,)}
@@ -284,7 +286,12 @@ class EvaluationConfig:
     low=1,
     when=WRITTEN,
   )
-  seed: int = field(0, 'of masks and spans on held-out text; the same at every evaluation', low=0)
+  seed: int = field(
+    0,
+    'of masks and spans on held-out text; the same at every evaluation',
+    low=0,
+    high=LARGEST_SEED,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +339,9 @@ class RestoreConfig:
 class Config:
   """An experiment. `model`, `objective` and `task` are rebuilt from the files they name."""
 
-  seed: int = field(0, 'of parameters, data order, corruption and dropout', low=0)
+  seed: int = field(
+    0, 'of parameters, data order, corruption and dropout', low=0, high=LARGEST_SEED
+  )
   total_steps: int | None = field(None, 'optimizer steps; or set num_epochs', low=1)
   num_epochs: float | None = field(
     None, 'passes over the training rows; or set total_steps', above=0.0

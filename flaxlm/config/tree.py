@@ -265,7 +265,8 @@ def build_node(cls: type, tree: Any, path: str) -> Any:
       child = tree.get(name, {})
       child_class = type(default)
       if not path and name in PACKAGES and isinstance(child, Mapping):
-        child_class = node_class(name, child.get('name', ''))
+        chosen = checked(f'{name}.name', child.get('name', ''), Kind(str, False, False), Rules(''))
+        child_class = node_class(name, chosen)
       values[name] = build_node(child_class, child, f'{path}{name}.')
     elif name in tree:
       # A derived field at its default stands for `not yet known` and may lie outside its range.

@@ -141,6 +141,8 @@ def parts(place: str) -> list[str]:
 def files(place: str) -> list[epath.Path]:
   """The files a place names, sorted; UserError where there are none."""
   path = epath.Path(place).expanduser()
+  if '**' in place:  # epath reads none: of a bucket it would list every folder.
+    raise UserError(f"config.data: {place!r}: '**' is not read; write '*' for each folder")
   if any(c in place for c in '*?['):
     root, pattern = _split_glob(path)
     found = sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []

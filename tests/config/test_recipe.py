@@ -222,3 +222,27 @@ def test_init_from_a_folder_that_is_no_run_names_the_nearest(workdir):
     recipe.load('configs/classify.py', [('init_from', workdir + 'n')])
   assert str(error.value).startswith('config.init_from: ')
   assert f'did you mean {workdir!r}?' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (b'\xff\xfe', 'not UTF-8'),
+    (b'[1]', 'expected a JSON object'),
+    (b'{', ':1: malformed JSON'),
+    (b'{"model": {"name": 3}}', 'config.model.name: expected text, got 3'),
+    (b'{"seed": "x"}', "config.seed: expected whole number, got 'x'"),
+  ],
+)
+def test_what_is_no_config_of_a_run_is_named_by_its_file(tmp_path, text, message):
+  (tmp_path / 'config.json').write_bytes(text)
+  with pytest.raises(UserError, match=message) as raised:
+    recipe.saved(str(tmp_path))
+  assert str(raised.value).startswith(str(tmp_path / 'config.json'))
+
+
+def test_a_seed_that_would_repeat_another_is_an_error():
+  """The keys of parameters and dropout have 32 bits of it."""
+  assert recipe.load('configs/gpt2.py:mini', [('seed', str(2**32 - 1))]).seed == 2**32 - 1
+  with pytest.raises(UserError, match='config.seed: must be <= 4294967295'):
+    recipe.load('configs/gpt2.py:mini', [('seed', str(2**32))])

@@ -139,6 +139,7 @@ def test_places_that_cannot_be_read(tmp_path):
     (tmp_path, 'is a directory'),
     (tmp_path / 'trian.txt', "did you mean 'train.txt'"),
     (tmp_path / '*.tsv', 'no file matches'),
+    (tmp_path / '**' / '*.txt', r"'\*\*' is not read"),
     (tmp_path / 'no' / 'x.txt', 'does not exist'),
   ]:
     with pytest.raises(UserError, match='(?s)' + message.replace('?', r'\?')):
