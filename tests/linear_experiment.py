@@ -93,6 +93,9 @@ class Data:
   def __len__(self):
     return self.count
 
+  def share(self, batches):
+    return batches / self.count
+
   def batches(self, max_batches=None):
     return map(self.batch, range(self.count if max_batches is None else max_batches))
 

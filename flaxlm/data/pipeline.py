@@ -257,6 +257,14 @@ class EvalPipeline(_Rows):
       return b * len(self) + batch
     return batch * self.batch_size + b
 
+  def share(self, batches: int) -> float:
+    """How much of running text the first so many batches hold: of its positions, up to 1."""
+    if batches >= len(self):
+      return 1.0
+    span, total = self.rows.span, self.rows.num_positions
+    numbers = (self._number(batch, b) for batch in range(batches) for b in range(self.batch_size))
+    return sum(min(max(total - number * span, 0), span) for number in numbers) / total
+
   def batches(self, max_batches: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """All batches, or the first so many."""
     number = len(self) if max_batches is None else min(max_batches, len(self))

@@ -83,8 +83,8 @@ def evaluate(
   if experiment.objective.perplexity:
     result['perplexity'] = _exp(totals[experiment.objective.perplexity].value())
   if experiment.objective.likelihood and data.num_bytes:
-    share = count / len(data)
-    result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / (data.num_bytes * share)
+    num_bytes = data.num_bytes * data.share(count)
+    result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / num_bytes
   predictions = _joined(collected)
   if predictions and writing.writes(experiment):
     numbers = range(len(experiment.examples[name]))

@@ -147,6 +147,10 @@ def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, 
   np.testing.assert_array_equal(tokens, np.concatenate(expected))
   assert all(b['inputs'].shape == (6, 16) for b in batches)
   assert held_out.num_bytes == len(tokens)  # One byte a letter.
+  # A batch of few rows, the last, holds little of the text.
+  read = np.cumsum([np.count_nonzero(b['segment_ids']) for b in batches]) / len(tokens)
+  assert [held_out.share(n + 1) for n in range(len(batches))] == read.tolist()
+  assert read[0] != 1 / len(batches)
   assert all(same(a, b) for a, b in zip(batches, held_out.batches(), strict=True))
   assert len(list(held_out.batches(max_batches=1))) == 1
   other = dataclasses.replace(config, seed=5)

@@ -28,6 +28,9 @@ class Ragged:
   def __len__(self):
     return 3
 
+  def share(self, batches):
+    return [0, 0.75, 0.8, 1][batches]
+
   def batches(self, max_batches=None):
     for number in range(3 if max_batches is None else max_batches):
       yield {
@@ -105,7 +108,7 @@ def test_no_perplexity_where_the_loss_is_no_likelihood():
 def test_the_first_batches_only():
   metrics = evaluator.evaluate(Experiment(), None, 'validation', max_batches=2).metrics
   assert metrics['loss'] == 13 / 4
-  assert metrics['bits_per_byte'] == pytest.approx(13 / math.log(2) / (40 * 2 / 3), rel=1e-12)
+  assert metrics['bits_per_byte'] == pytest.approx(13 / math.log(2) / (40 * 0.8), rel=1e-12)
 
 
 def test_it_gives_up_when_asked():
