@@ -21,8 +21,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from flaxlm import distributed, files, terminal
+from flaxlm.config import tree
 from flaxlm.config.schema import CheckpointConfig
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError
+from flaxlm.training import best
 from flaxlm.training.digest import digest
 from flaxlm.training.paths import leaf_paths, nested
 
@@ -32,11 +34,8 @@ AVERAGE = 'average'
 _LONGEST = 200
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _SUCCESS = 'commit_success.txt'
-# Names of metrics of which more is better; every other metric is a loss, an error or a count.
-_RISING = (
-  *('accuracy', 'precision', 'recall', 'f1', 'mcc', 'pearson', 'spearman', 'exact_match'),
-  *('bleu', 'chrf', 'rouge'),
-)
+# In the folder of a step: metrics of an evaluation that was done after the save.
+_LATER = 'evaluated.json'
 
 
 class Damaged(Exception):
@@ -228,7 +227,7 @@ def find(directory: epath.PathLike, which: str | int) -> list[int]:
   if which == 'latest':
     return steps[-1:]
   if which == 'best':
-    scores = _stored_scores(directory, steps)
+    scores = _scores_in(directory, steps)
     if not scores:
       raise UserError(f'--checkpoint=best: no checkpoint in {directory} was evaluated')
     return [max(scores, key=lambda step: (scores[step], step))]
@@ -248,17 +247,34 @@ def find(directory: epath.PathLike, which: str | int) -> list[int]:
 
 def are_scored(directory: epath.PathLike) -> bool:
   """Whether a checkpoint there has a score, so that there is a best one."""
-  return bool(_stored_scores(epath.Path(directory), steps_in(directory)))
+  return bool(_scores_in(directory, steps_in(directory)))
 
 
-def _stored_scores(directory: epath.PathLike, steps: list[int]) -> dict[int, float]:
-  scores = {}
+def _scores_in(
+  directory: epath.PathLike, steps: list[int], config: CheckpointConfig | None = None
+) -> dict[int, float]:
+  """Step -> score, of the steps that have one; by the config of the newest if none is given."""
+  metas = {}
   for step in steps:
     with contextlib.suppress(Damaged):
-      score = read_meta(directory, step)['score']
-      if score is not None:
-        scores[step] = score
-  return scores
+      metas[step] = read_meta(directory, step)
+  if config is None and metas:
+    saved = metas[max(metas)]['config'].get('checkpoint', {})
+    config = tree.build_node(CheckpointConfig, saved, 'checkpoint.')
+  scores = {step: best.score(config, _metrics(directory, step, metas[step])) for step in metas}
+  return {step: score for step, score in scores.items() if score is not None}
+
+
+def _metrics(directory: epath.PathLike, step: int, meta: Mapping[str, Any]) -> dict[str, float]:
+  """Those of validation at the step of a checkpoint."""
+  later = epath.Path(directory) / str(step) / _LATER
+  if meta['metrics'] or not later.exists():
+    return meta['metrics']
+  return files.read_json(later)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+  return {name: value for name, value in metrics.items() if np.isfinite(value)}
 
 
 class _KeepBest:
@@ -270,8 +286,8 @@ class _KeepBest:
   def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
     del context
     scored = [info.step for info in checkpoints if info.step in self._scores]
-    best = max(scored, key=lambda step: (self._scores[step], step)) if scored else None
-    return [info.step == best for info in checkpoints]
+    kept = max(scored, key=lambda step: (self._scores[step], step)) if scored else None
+    return [info.step == kept for info in checkpoints]
 
 
 class Checkpoints:
@@ -287,7 +303,7 @@ class Checkpoints:
     self._config = config
     self._directory.mkdir(parents=True, exist_ok=True)
     distributed.by_first(self._remove_leftovers)
-    self._scores = _stored_scores(self._directory, steps_in(self._directory))
+    self._scores = _scores_in(self._directory, steps_in(self._directory), config)
     policies = ocp.checkpoint_managers
     rules = [policies.LatestN(config.keep_last), _KeepBest(self._scores)]
     if config.keep_every_steps:
@@ -308,28 +324,9 @@ class Checkpoints:
       if _TEMPORARY in path.name or not _is_complete(path):
         path.rmtree()
 
-  def score(self, metrics: Mapping[str, float] | None) -> float | None:
-    """The value of `checkpoint.best_metric`, negated where less is better; None without one.
-
-    Raises:
-      UserError: if validation gave metrics, but not this one.
-    """
-    if not metrics:
-      return None
-    name = self._config.best_metric or 'loss'
-    if name not in metrics:
-      raise UserError(f'config.checkpoint.best_metric: no metric {name!r}{nearest(name, metrics)}')
-    rises = self._config.best_mode == 'max' or (
-      self._config.best_mode == 'auto' and any(part in name for part in _RISING)
-    )
-    value = float(metrics[name])
-    if not np.isfinite(value):
-      return None
-    return value if rises else -value
-
-  def is_best(self, metrics: Mapping[str, float] | None) -> bool:
+  def is_best(self, metrics: Mapping[str, float]) -> bool:
     """Whether `metrics` beat those of every checkpoint that is kept."""
-    score = self.score(metrics)
+    score = best.score(self._config, metrics)
     return score is not None and score > max(self._scores.values(), default=-np.inf)
 
   def saved(self, step: int) -> bool:
@@ -344,21 +341,32 @@ class Checkpoints:
     Args:
       step: its number, larger than those saved before.
       state: arrays only.
-      meta: JSON-able description; step, format, digest, score and a hash are added.
+      meta: JSON-able description; step, format, digest, metrics and a hash are added.
       metrics: of validation at this step, if there was one; decides which checkpoint is best.
     """
-    score = self.score(metrics)
-    meta = {**meta, 'step': step, 'format': FORMAT, 'score': score, 'digest': digest(state)}
-    meta['metrics'] = {k: v for k, v in (metrics or {}).items() if np.isfinite(v)}
+    metrics = _finite(metrics or {})
+    meta = {**meta, 'step': step, 'format': FORMAT, 'metrics': metrics, 'digest': digest(state)}
     meta = json.loads(json.dumps(meta))  # what a reader will see, so that the hash is its hash
     meta['hash'] = _meta_hash(meta)
-    if score is not None:
-      self._scores[step] = score
+    self._note(step, metrics)
     self._manager.save(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
       force=True,  # when to save is the caller's decision
     )
+
+  def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    """Keeps the metrics of an evaluation that was done after the save of its step."""
+    folder = self._directory / str(step)
+    if step in self._scores or step not in steps_in(self._directory):
+      return
+    if distributed.is_first():
+      files.write_text(folder / _LATER, json.dumps(_finite(metrics)))
+    self._note(step, metrics)
+
+  def _note(self, step: int, metrics: Mapping[str, float]) -> None:
+    if (score := best.score(self._config, metrics)) is not None:
+      self._scores[step] = score
 
   def wait(self) -> None:
     """Returns when every save that was started is complete; raises what went wrong in one."""

@@ -8,7 +8,7 @@ from etils import epath
 
 from flaxlm import terminal
 from flaxlm.evaluation.evaluator import evaluate
-from flaxlm.training import checkpoint, writers
+from flaxlm.training import best, checkpoint, writers
 from flaxlm.types import TrainState
 
 # Metrics of an evaluation that fit on a line; metrics.jsonl has all.
@@ -32,7 +32,7 @@ class Validation:
   ):
     self._experiment, self._workdir = experiment, workdir
     self._config = experiment.config.evaluation
-    self._best_metric = experiment.config.checkpoint.best_metric
+    self._best = experiment.config.checkpoint
     self._checkpoints, self._writers = checkpoints, log
     self._asked_to_stop = asked_to_stop
     self._last: tuple[int, dict[str, float]] = (-1, {})
@@ -48,9 +48,9 @@ class Validation:
 
   def check_best_metric(self, state: TrainState) -> None:
     """Raises UserError if there is no metric `best_metric`, from a batch instead of after hours."""
-    if not self._best_metric:
+    if not self._best.best_metric:
       return
-    terminal.phase('eval', f'looking for {self._best_metric!r} in one batch')
+    terminal.phase('eval', f'looking for {self._best.best_metric!r} in one batch')
     results: dict[str, float] = {}
     weights = self._experiment.weights(state.params, state.extras)
     most = self._config.max_written
@@ -60,7 +60,7 @@ class Validation:
       if evaluation is None:
         return
       results |= self._named(name, evaluation.metrics)
-    self._checkpoints.score(results)
+    best.check(self._best, results)
 
   def run_missing(self, step: int, state: TrainState) -> None:
     """Does an evaluation that was due at the step of the checkpoint and was cut short."""
@@ -72,6 +72,7 @@ class Validation:
       if line['step'] == step and line['split'] in self._experiment.eval_data
     }
     self.run(step, state, done)
+    self._checkpoints.add_metrics(step, self.metrics_at(step))
 
   def run(
     self, step: int, state: TrainState, done: Mapping[str, Mapping[str, Any]] = _NOTHING
@@ -98,8 +99,7 @@ class Validation:
     self._note_score(step, results)
     if self.is_exhausted():
       terminal.say(
-        f'stopping early: no better {self._best_metric or "loss"} in '
-        f'{self._config.patience} evaluations'
+        f'stopping early: no better {best.name(self._best)} in {self._config.patience} evaluations'
       )
     elif step < self._experiment.total_steps:
       terminal.phase('train', f'{self._experiment.total_steps - step} steps to go')
@@ -123,17 +123,21 @@ class Validation:
     return {key if first else f'{name}/{key}': value for key, value in metrics.items()}
 
   def _recall_scores(self) -> None:
-    """Scores of the evaluations so far, from metrics.jsonl: a resume stops where the run would."""
+    """Scores of the evaluations so far, from metrics.jsonl: a resume stops where the run would.
+
+    One that was cut short between two sets may lack the metric, and is not counted.
+    """
     results: dict[int, dict[str, float]] = {}
     for line in writers.read_metrics(self._workdir):
       if line['split'] in self._experiment.eval_data:
         found = results.setdefault(line['step'], {})
         found |= self._named(line['split'], _numbers(line))
     for step, found in results.items():
-      self._note_score(step, found)
+      if best.name(self._best) in found:
+        self._note_score(step, found)
 
   def _note_score(self, step: int, results: Mapping[str, float]) -> None:
-    score = self._checkpoints.score(results)
+    score = best.score(self._best, results)
     self._scores[step] = -np.inf if score is None else score
 
 

@@ -101,15 +101,20 @@ def test_the_best_is_known_after_a_restart(tmp_path):
   assert checkpoints.is_best({'loss': 0.9}) and not checkpoints.is_best({'loss': 1.1})
 
 
-def test_scores_rise_for_accuracies_and_fall_for_losses(tmp_path):
-  for name, better in (('accuracy', 0.9), ('mlm_accuracy', 0.9), ('macro_f1', 0.9), ('loss', 0.1)):
-    checkpoints = checkpoint.Checkpoints(
-      tmp_path / name, dataclasses.replace(CheckpointConfig(), best_metric=name)
-    )
-    assert checkpoints.score({name: better}) > checkpoints.score({name: 0.5})
-    with pytest.raises(UserError, match=f"best_metric: no metric '{name}'"):
-      checkpoints.score({'other': 1.0})
-    checkpoints.close()
+def test_another_best_metric_judges_what_was_measured_before_too(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, CheckpointConfig(keep_last=3))
+  for step, metrics in ((1, {'loss': 1.0, 'accuracy': 0.8}), (2, {'loss': 2.0, 'accuracy': 0.9})):
+    checkpoints.save(step, make_state(step), META, metrics)
+  checkpoints.close()
+  assert checkpoint.find(tmp_path, 'best') == [1]
+  config = CheckpointConfig(keep_last=1, best_metric='accuracy')
+  checkpoints = checkpoint.Checkpoints(tmp_path, config)
+  assert checkpoints.is_best({'accuracy': 0.91}) and not checkpoints.is_best({'accuracy': 0.89})
+  meta = META | {'config': {'checkpoint': dataclasses.asdict(config)}}
+  checkpoints.save(3, make_state(3), meta, {'loss': 0.5, 'accuracy': 0.7})
+  checkpoints.close()
+  assert checkpoint.steps_in(tmp_path) == [2, 3]
+  assert checkpoint.find(tmp_path, 'best') == [2]
 
 
 def test_a_flipped_bit_is_noticed_or_harmless_in_every_file(tmp_path, capsys):
@@ -282,4 +287,4 @@ def test_digest_sees_values_and_their_order_but_not_the_sharding():
 def test_meta_is_plain_json(tmp_path):
   write(tmp_path, [1], [2.5])
   meta = json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())
-  assert meta['step'] == 1 and meta['metrics'] == {'loss': 2.5} and meta['score'] == -2.5
+  assert meta['step'] == 1 and meta['metrics'] == {'loss': 2.5}

@@ -108,22 +108,44 @@ def test_a_signal_before_training_saves_nothing_and_ends(tmp_path, capsys):
   assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_stop_during_an_evaluation_saves_and_evaluates_again(whole, tmp_path):
-  experiment = linear.Experiment(linear.make_config())
+def stop_during_evaluation(workdir, **changes):
+  """Trains until SIGTERM comes in the evaluation of the second set, which is then done again."""
+  experiment = linear.Experiment(linear.make_config(**changes))
   batches = experiment.eval_data['other'].batches
 
   def interrupted(limit=None):
     for batch in batches(limit):
-      os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.05)
+      if experiment.train_data.seen:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
       yield batch
 
   experiment.eval_data['other'].batches = interrupted
   with pytest.raises(Interrupted), Interrupts() as interrupts:
-    loop.fit(experiment, tmp_path, (), interrupts)
+    loop.fit(experiment, workdir, (), interrupts)
+
+
+def test_a_stop_during_an_evaluation_saves_and_evaluates_again(whole, tmp_path):
+  stop_during_evaluation(tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints')[-1] == 10
   assert_same_state(fit(tmp_path), whole[1])
   assert exact(tmp_path) == exact(whole[0])
+
+
+def test_the_best_is_known_though_its_evaluation_was_stopped(tmp_path):
+  changes = {'checkpoint__best_mode': 'max', 'checkpoint__keep_last': 1}  # The first is the best.
+  stop_during_evaluation(tmp_path, **changes)
+  fit(tmp_path, **changes)
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [10, 20]
+  assert checkpoint.find(tmp_path / 'checkpoints', 'best') == [10]
+
+
+def test_patience_goes_on_after_a_stop_between_two_sets(tmp_path):
+  changes = early(checkpoint__best_metric='other/loss')
+  whole = fit(tmp_path / 'whole', **changes)
+  stop_during_evaluation(tmp_path / 'cut', **changes)
+  assert_same_state(fit(tmp_path / 'cut', **changes), whole)
+  assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 
 def kill_and_repeat(workdir, kills, seed):
