@@ -1,6 +1,7 @@
 """What every command shares: flags, `--config.a.b=value`, and errors in one line."""
 
 import argparse
+import errno
 import logging
 import pathlib
 import sys
@@ -105,8 +106,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
   host.keep_freed_memory()
   debug = '--debug' in argv
   if not debug:
-    # Libraries that log through absl tell users about their internals.
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    # Libraries that log through absl tell users about their internals, and of errors they raise.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
   try:
     status = main(argv) or 0
     distributed.leave()
@@ -134,6 +135,8 @@ def _message(error: BaseException) -> tuple[int, str]:
     return 1, f'error: {" ".join(str(error).split())}'
   if isinstance(error, OSError) and error.filename is not None:
     return 1, f'error: {error.filename}: {error.strerror}'
+  if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    return 1, f'error: {error.strerror} (--debug shows what was written)'
   if isinstance(error, KeyboardInterrupt):
     return 130, 'interrupted'
   if isinstance(error, SystemExit) and distributed.count() > 1:

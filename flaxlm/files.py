@@ -7,6 +7,8 @@ several files is complete when the last of them is there.
 
 import contextlib
 import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +33,22 @@ def write_text(path: epath.PathLike, text: str) -> None:
   temporary = path.parent / f'.{path.name}.tmp'
   temporary.write_text(text)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def storing(place: epath.PathLike) -> Iterator[None]:
+  """Within it, a disk that takes no more (or forbids it) is a UserError that names the place.
+
+  Libraries raise errors of all kinds for it; that of the system is in what they say.
+  """
+  try:
+    yield
+  except Exception as error:
+    said = re.search(r"os_error_code='(\d+)'", str(error))
+    if not said and not isinstance(error, OSError):
+      raise
+    reason = os.strerror(int(said[1])) if said else error.strerror or error
+    raise UserError(f'{place}: cannot be written: {reason}') from error
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

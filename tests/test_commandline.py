@@ -1,5 +1,6 @@
 """Flags, exit status and one-line errors, as a user of the commands meets them."""
 
+import errno
 import subprocess
 import sys
 
@@ -78,6 +79,11 @@ def test_faults_of_the_program_keep_their_traceback():
     commandline.run(fail(ZeroDivisionError()), [])
   with pytest.raises(OSError):
     commandline.run(fail(OSError('device gone')), [])
+
+
+def test_a_full_disk_is_no_fault_of_the_program(capsys):
+  assert commandline.run(fail(OSError(errno.ENOSPC, 'No space left on device')), []) == 1
+  assert capsys.readouterr().err.startswith('error: No space left on device')
 
 
 def test_an_interrupt_is_no_success(capsys):

@@ -164,7 +164,7 @@ def _write_shard(shard: epath.Path, texts: list[str], tokenizer: Any, dtype: Any
     'tokens': len(tokens),
     'bytes': sum(len(text.encode()) for text in texts),
   }
-  with cache.staged(shard) as temporary:
+  with files.storing(shard), cache.staged(shard) as temporary:
     _write_tokens(temporary, tokens)
     lengths = io.BytesIO()
     np.save(lengths, np.array([len(i) for i in ids], np.int64))

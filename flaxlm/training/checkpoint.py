@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -88,8 +88,8 @@ def _first_line(error: BaseException) -> str:
   return f'{type(error).__name__}: {text}'[:_LONGEST] if text else type(error).__name__
 
 
-def _ignore_what_still_reads() -> None:
-  """Silences reads that the library leaves running when one of them fails: nobody awaits them."""
+def _ignore_what_goes_on() -> None:
+  """Silences what the library leaves running when a part of it fails: nobody awaits it."""
   report = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
@@ -98,6 +98,17 @@ def _ignore_what_still_reads() -> None:
       report(unraisable)
 
   sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _writing(directory: epath.PathLike) -> Iterator[None]:
+  """As `files.storing`."""
+  with files.storing(directory):
+    try:
+      yield
+    except Exception:
+      _ignore_what_goes_on()
+      raise
 
 
 def _verify(tree: Any, meta: Mapping[str, Any]) -> None:
@@ -149,7 +160,7 @@ def restore_tree(
       tree = handler.restore(path, args=restore(abstract))
     except Exception as error:  # the library raises whatever its backends raise
       reason = _first_line(error)
-      _ignore_what_still_reads()
+      _ignore_what_goes_on()
   if not distributed.all_agree(not reason):
     raise Damaged(f'it cannot be read: {reason or "by another process"}')
   _verify(tree, meta)
@@ -349,11 +360,12 @@ class Checkpoints:
     meta = json.loads(json.dumps(meta))  # what a reader will see, so that the hash is its hash
     meta['hash'] = _meta_hash(meta)
     self._note(step, metrics)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
-      force=True,  # when to save is the caller's decision
-    )
+    with _writing(self._directory):
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)),
+        force=True,  # when to save is the caller's decision
+      )
 
   def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
     """Keeps the metrics of an evaluation that was done after the save of its step."""
@@ -370,11 +382,13 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when every save that was started is complete; raises what went wrong in one."""
-    self._manager.wait_until_finished()
+    with _writing(self._directory):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for the saves and releases the threads."""
-    self._manager.close()
+    with _writing(self._directory):
+      self._manager.close()
 
 
 def set_aside(directory: epath.PathLike, steps: list[int]) -> None:

@@ -178,10 +178,12 @@ class Run:
   def close(self, error: BaseException | None = None) -> None:
     """Ends what goes on, after the last step or an error."""
     self._interrupts.rescue = None
-    self._writers.close()
-    # A save needs every process; where one has failed, the others would wait for it in vain.
-    if error is None or getattr(error, 'everywhere', False) or distributed.count() == 1:
-      self._checkpoints.close()
+    try:
+      self._writers.close()
+    finally:
+      # A save needs every process; where one has failed, the others would wait for it in vain.
+      if error is None or getattr(error, 'everywhere', False) or distributed.count() == 1:
+        self._checkpoints.close()
 
   # A signal while the main thread compiles an evaluation
 

@@ -87,8 +87,9 @@ class JsonlWriter:
     numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
     line = _line({'step': step, 'split': split, **numbers})
     if self._file is not None:
-      self._file.write(line)
-      self._file.flush()
+      with files.storing(self._path):
+        self._file.write(line)
+        self._file.flush()
       return
     self._lines.append(line)
     if split != 'train':
@@ -105,7 +106,8 @@ class JsonlWriter:
   def close(self) -> None:
     self.flush()
     if self._file is not None:
-      self._file.close()
+      with files.storing(self._path):
+        self._file.close()
 
 
 class TensorBoardWriter:

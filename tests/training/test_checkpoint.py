@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import resource
 import sys
 import types
 
@@ -288,3 +289,21 @@ def test_meta_is_plain_json(tmp_path):
   write(tmp_path, [1], [2.5])
   meta = json.loads((tmp_path / '1' / 'meta' / 'metadata').read_text())
   assert meta['step'] == 1 and meta['metrics'] == {'loss': 2.5}
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_full_disk_is_one_line(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, CheckpointConfig())
+  checkpoints.save(1, make_state(1), META)
+  checkpoints.wait()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(UserError, match=f'{tmp_path}: cannot be written: File too large'):
+      checkpoints.save(2, make_state(2), META)
+      checkpoints.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  with contextlib.suppress(UserError):
+    checkpoints.close()
+  assert checkpoint.steps_in(tmp_path) == [1]

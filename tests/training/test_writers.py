@@ -1,5 +1,6 @@
 """metrics.jsonl survives kills; writers of the user's are found; files are whole or absent."""
 
+import errno
 import json
 
 import linear_experiment as linear
@@ -35,6 +36,20 @@ def test_lines_are_on_disk_at_once_and_nan_is_null(tmp_path):
     {'step': 2, 'split': 'train', 'loss': None},
   ]
   writer.close()
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+  class Full:
+    def write(self, line):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+    close = lambda self: self.write('')
+
+  writer = writers.JsonlWriter(tmp_path)
+  monkeypatch.setattr(writer, '_file', Full())
+  for act in (lambda: writer.write(1, 'train', {'loss': 0.1}), writer.close):
+    with pytest.raises(UserError, match='metrics.jsonl: cannot be written: No space left'):
+      act()
 
 
 def test_a_later_start_appends_and_drops_what_is_beyond(tmp_path):
