@@ -89,7 +89,7 @@ def writer(experiment: Any, params: Any, workdir: str) -> Any:
   if not hasattr(experiment.objective, 'prompt'):
     name = experiment.config.objective.name
     raise UserError(f'{workdir} was trained with the objective {name!r}: it does not generate')
-  reader = Reader.of(experiment.model, params)
+  reader = Reader.of(experiment.model, params, experiment.objective)
   return Writer(reader, experiment.objective, experiment.tokenizer, experiment.config.max_length)
 
 

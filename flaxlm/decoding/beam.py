@@ -78,9 +78,9 @@ class _State:
 def search(reader: Reader, prompts: Sequence[Prompt], beam: Beam) -> list[list[Hypothesis]]:
   """The best texts for each prompt, best first: as many as there are beams, or as were found.
 
-  All texts end at model.max_length; of a prompt that fills it, the last half is read.
+  All texts end at reader.longest; of a prompt that fills it, the last half is read.
   """
-  longest = reader.config.max_length
+  longest = reader.longest
   reads = [np.asarray(prompt.inputs, np.int32) for prompt in prompts]
   reads = [ids if len(ids) < longest else ids[-(longest // 2) :] for ids in reads]
   batch = 1 << (len(reads) - 1).bit_length()

@@ -36,19 +36,27 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """A model and its parameters as decoding reads them: a copy, which serves any number of calls."""
+  """A model and its parameters as decoding reads them: a copy, which serves any number of calls.
+
+  longest: tokens that its decoder reads at most.
+  """
 
   model: Any
   params: Any
+  longest: int
 
   @classmethod
-  def of(cls, model: Any, params: Any) -> 'Reader':
-    """Of parameters as they are trained: {'trunk', 'head'}."""
-    return cls(model, _ready(jnp.dtype(model.trunk.config.precision), params))
+  def of(cls, model: Any, params: Any, objective: Any = None) -> 'Reader':
+    """Of parameters as they are trained: {'trunk', 'head'}.
 
-  @property
-  def config(self) -> TransformerConfig:
-    return self.model.trunk.config
+    objective: of the run. Where its rows are longer than `model.max_length`, which position schemes
+    without a table allow, so is what is read.
+    """
+    streams = objective.streams.values() if objective is not None else ()
+    rows = [s.capacity for s in streams if {'inputs', 'decoder_inputs'} & {*s.keys}]
+    config = model.trunk.config
+    params = _ready(jnp.dtype(config.precision), params)
+    return cls(model, params, max([config.max_length, *rows]))
 
 
 def bucket(length: int, longest: int | None = None) -> int:

@@ -70,7 +70,7 @@ def generate(
 
   Args:
     reader: a model whose head returns a VocabOutput.
-    prompts: of one objective. A row that outgrows model.max_length goes on from its last half.
+    prompts: of one objective. A row that outgrows reader.longest goes on from its last half.
     sampling: how tokens are chosen.
     draws: (seed, number) of each row, on which alone its random numbers depend, whatever the other
       rows do; (sampling.seed, row) by default.
@@ -81,7 +81,7 @@ def generate(
     _Row(prompt, draw, np.asarray(prompt.inputs, np.int32), np.zeros(0, np.int32))
     for prompt, draw in zip(prompts, draws, strict=True)
   ]
-  longest = reader.config.max_length
+  longest = reader.longest
   while any(not row.finish for row in rows):
     chosen, steps = _group(rows, sampling.max_new_tokens, longest)
     _run(reader, [rows[i] for i in chosen], steps, sampling, stop and _of(stop, chosen))
@@ -156,7 +156,7 @@ def _static(sampling: Sampling) -> Sampling:
 
 def _start(reader: Reader, rows: Sequence[_Row], steps: int, sampling: Sampling) -> _State:
   """The state after the first new token. Rows are added up to a power of two; they are done."""
-  longest = reader.config.max_length
+  longest = reader.longest
   batch = 1 << (len(rows) - 1).bit_length()
   reads = [row.read for row in rows]
   width = caches.bucket(max(map(len, reads)), longest)

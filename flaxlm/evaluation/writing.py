@@ -40,7 +40,7 @@ def write(
   rows = [examples[number] for number in numbers]
   prompts = experiment.objective.prompts(rows, how.max_new_tokens)
   writer = Writer(
-    Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh)),
+    Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh), experiment.objective),
     experiment.objective,
     experiment.tokenizer,
     config.max_length,

@@ -1,5 +1,7 @@
 """Decoding: the cache changes nothing, neighbours change nothing, tokens are drawn as promised."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from decoding_setup import (
 )
 
 from flaxlm.config.transformer import POSITIONS
+from flaxlm.data.packing import Stream
 from flaxlm.decoding import cache as caches
 from flaxlm.decoding import generate as generation
 from flaxlm.decoding.cache import Reader, Source
@@ -228,6 +231,22 @@ def test_rows_that_outgrow_the_model_go_on_from_their_last_half(family):
       expected.append(int(scores[0, len(context) - 1].argmax()))
       context.append(expected[-1])
     assert found[b].tokens.tolist() == expected
+
+
+def test_what_was_trained_on_longer_rows_reads_as_much(monkeypatch):
+  """Without a table of positions, rows may be longer than `model.max_length`."""
+  seen = []
+
+  def ended(reader, rows, steps, sampling, stop):
+    seen.append((len(rows[0].read), steps))
+    rows[0].finish = 'length'
+
+  monkeypatch.setattr(generation, '_run', ended)
+  rows = types.SimpleNamespace(streams={'inputs': Stream(LONGEST, ('inputs', 'targets'))})
+  for objective in (None, rows):
+    reader = Reader.of(*setup('decoder', max_length=16), objective)
+    generate(reader, prompts_of(draw([20])), GREEDY)
+  assert seen == [(8, 8), (20, 12)] and reader.longest == LONGEST
 
 
 def test_generated_text_is_drawn_from_the_model():
