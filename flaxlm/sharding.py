@@ -291,7 +291,8 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Mapping[str, tuple[str, .
       if size % parts:
         raise UserError(
           f'config.mesh: axis {logical!r} of {name} has size {size}, which does not divide over '
-          f'{parts} devices ({"+".join(axes)})'
+          f'{parts} devices ({"+".join(axes)}); it does over {math.gcd(size, parts)}, and '
+          f"'{logical}=' in config.sharding_rules leaves it whole"
         )
       used.update(axes)
       spec.append(axes or None)

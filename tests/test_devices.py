@@ -193,6 +193,7 @@ RULES = {'batch': ('data', 'fsdp'), 'embed': ('fsdp',), 'mlp': ('tensor',)}
     (('embed', 'mpl'), (8, 8), "no rule for axis 'mpl' of trunk/out/kernel (did you mean 'mlp'?)"),
     (('embed', 'mlp'), (8, 7), "axis 'mlp' of trunk/out/kernel has size 7"),
     (('embed', 'mlp'), (6, 8), "axis 'embed' of trunk/out/kernel has size 6"),
+    (('embed', 'mlp'), (6, 8), "4 devices (fsdp); it does over 2, and 'embed=' in config.sharding"),
   ],
 )
 def test_a_parameter_that_cannot_be_cut_is_named(names, shape, message):
