@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument('--hlo', default='', help='a file to write the compiled program to, to study')
   parser.add_argument('--json', action='store_true', help='a JSON object')
   args = parser.parse(argv)
+  if args.shapes and args.hlo:
+    raise UserError('--hlo: there is no program with --shapes, which compiles nothing')
   from flaxlm.plan import report, topology
 
   chip, devices = topology.devices(args.topology) if args.topology else (None, None)

@@ -59,6 +59,9 @@ class StandIn(Tokenizer):
 
   def __init__(self, sentinels: int, vocab_size: int | None):
     super().__init__({'name': 'bytes', 'sentinels': sentinels})
+    special = len(self.special_ids)
+    if vocab_size is not None and vocab_size <= special:
+      raise UserError(f'--vocab_size: {vocab_size} pieces, of which {special} are special tokens')
     self.vocab_size = vocab_size or self.vocab_size
 
   def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:

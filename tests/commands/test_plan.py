@@ -42,6 +42,8 @@ def test_shapes_alone_need_no_compiler(capsys, monkeypatch):
   assert one['model_flops_per_step'] > 0 and one['parameter_bytes_per_device'] > 0
   assert plan.main([*SMALL, '--shapes']) == 0
   assert 'memory of each device' not in capsys.readouterr().out
+  with pytest.raises(UserError, match='--hlo: there is no program with --shapes'):
+    plan.main([*SMALL, '--shapes', '--hlo=program.txt'])
 
 
 def test_recomputation_shows_in_the_compiled_products(capsys):

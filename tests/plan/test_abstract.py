@@ -81,6 +81,9 @@ def test_what_only_text_tells():
   with pytest.raises(UserError, match='--vocab_size=N'):
     abstract.experiment(config)
   assert abstract.experiment(config, 65).config.model.vocab_size == 65
+  for size in (-5, 0, 7):
+    with pytest.raises(UserError, match=f'--vocab_size: {size} pieces, of which 7 are special'):
+      abstract.tokenizer(config.tokenizer, size)
   assert (
     abstract.experiment(load('gpt2.py:mini', tokenizer__name='bytes')).tokenizer.vocab_size > 256
   )
