@@ -105,11 +105,13 @@ class Scorer:
   def _behind(self, context: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     """(tokens of the context, tokens of the text behind it), as of both in one.
 
-    A space at the seam belongs to the text: many vocabularies have it in a word's first token.
+    A space at the seam belongs to the text: many vocabularies have it in a word's first token. So
+    does a token that stands across the seam.
     """
-    kept = context.rstrip(' ')
-    tokens = self._tokenizer.encode(context + text)
-    cut = len(self._tokenizer.encode(kept)) if kept else 0
+    kept = len(context.rstrip(' '))
+    tokens, offsets = self._tokenizer.encode_with_offsets(context + text)
+    ends = (i for i, (_, end) in enumerate(offsets) if end > kept or not kept)
+    cut = next(ends, len(tokens))
     return tokens[:cut], tokens[cut:]
 
   def log_probabilities(self, texts: Sequence[Text]) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Log-probabilities of texts against sums by hand, over windows and behind contexts."""
 
+import json
 import types
 
 import numpy as np
@@ -141,6 +142,27 @@ def test_the_space_at_the_seam_belongs_to_the_text():
     assert found.tokens.tolist() == [*tokenizer.encode(' good'), 1]
   alone = scorer.text('good')
   assert alone.context.tolist() == [3] and alone.tokens.tolist() == [*tokenizer.encode('good')]
+
+
+def test_a_token_across_the_seam_belongs_to_the_text():
+  """`ab` by itself is two tokens, and `abc` one, or another two."""
+  pieces = ['a', 'b', 'c', 'bc', 'abc', 'Ġ']
+  merges = [('b', 'c'), ('a', 'bc')]
+  files = {
+    'vocab.json': json.dumps({piece: 7 + i for i, piece in enumerate(pieces)}).encode(),
+    'merges.txt': '\n'.join(map(' '.join, merges)).encode(),
+  }
+  spec = {'name': 'byte_bpe', 'sentinels': 0, 'lowercase': False}
+  tokenizer = Tokenizer(spec, files)
+  scorer = Scorer(None, None, Objective(tokenizer), tokenizer, 64, 64)
+  for context, text, given, scored in (
+    ('ab', 'ca', [], ['abc', 'a']),
+    ('bb', 'c', ['b'], ['bc']),
+    ('b ', 'bc', ['b'], ['▁', 'bc']),
+  ):
+    found = scorer.text(text, context)
+    assert [tokenizer.piece(id) for id in found.context[1:]] == given
+    assert [tokenizer.piece(id) for id in found.tokens] == scored
 
 
 def test_a_context_of_bare_text_is_all_that_is_given():
