@@ -65,7 +65,7 @@ class Data:
     self.seed, self.on_batch, self.count, self.missing = seed, on_batch, batches, missing
     self.poison = poison if isinstance(poison, dict) else {poison: np.nan}
     self.num_bytes, self.num_positions, self.batch_size = 1000, 8, 8
-    self.seen = []
+    self.seen, self.corpus = [], 'rows'
 
   def batch(self, step):
     for absent in sorted(self.missing):

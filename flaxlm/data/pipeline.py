@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import holdout, mixture, packing, packing_index, store, workers
+from flaxlm.data import cache, holdout, mixture, packing, packing_index, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
@@ -126,7 +126,8 @@ class Pipeline(_Rows):
 
   rows: len() and [row] -> items, of one source or a `mixture.Rows`; with `sampling='windows'`,
   `windows`, one for each source, draws them instead. augment: (item, rng) -> item, or None.
-  Public: rows, batch_size, steps_per_epoch, num_positions (of tokens, in a global batch).
+  corpus: a hash of all text or rows. Public: rows, corpus, batch_size, steps_per_epoch,
+  num_positions (of tokens, in a global batch).
   """
 
   def __init__(
@@ -137,8 +138,10 @@ class Pipeline(_Rows):
     windows: Sequence[packing.Windows] = (),
     parts: Parts = _ALL,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    corpus: str = '',
   ):
     super().__init__(config, objective, rows, parts)
+    self.corpus = corpus
     self._windows = windows
     self._augment = augment
     self.batch_size = config.global_batch_size
@@ -300,7 +303,8 @@ def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _
   windows = []
   if config.data.sampling == 'windows':
     windows = [packing.Windows(r.store, objective.span, objective.gap) for r in sources.values()]
-  return Pipeline(config, objective, rows, windows, parts)
+  corpus = cache.key([r.store.digest() for r in sources.values()])
+  return Pipeline(config, objective, rows, windows, parts, corpus=corpus)
 
 
 def eval_pipelines(

@@ -8,6 +8,7 @@ What is read was written: chunks have checksums, and files that are damaged or g
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -75,6 +76,13 @@ class TokenStore:
       parts.append(part.astype(np.int32))
       start += len(part)
     return np.concatenate(parts)
+
+  def digest(self) -> str:
+    """A hash of the lengths of all documents and, where they are in memory, of the tokens."""
+    found = hashlib.sha256(self.lengths.tobytes())
+    if self._tokens is not None:
+      found.update(self._tokens)
+    return found.hexdigest()
 
   def _read_chunk(self, shard: int, chunk: int) -> np.ndarray:
     tokens = self._shards[shard]

@@ -129,6 +129,11 @@ class Objective:
   ) -> tuple[np.ndarray, np.ndarray, bool]:
     """(A, B, whether B follows A), of the tokens of a piece; neither is less than a quarter."""
     n = len(tokens)
+    if self.config.pairs == 'next_sentence' and piece.store.num_documents < 2:
+      raise UserError(
+        'config.objective.pairs: negatives come from another document, but the corpus has '
+        'only one; set config.data.documents, or pairs to sentence_order or none'
+      )
     cut = int(rng.integers(n // 4, n - n // 4))
     first, second = tokens[:cut], tokens[cut:]
     follows = bool(rng.random() < 0.5)
@@ -267,11 +272,6 @@ def _span_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
 
 def _span_of_another_document(piece: Piece, length: int, rng: np.random.Generator) -> np.ndarray:
   store = piece.store
-  if store.num_documents < 2:
-    raise UserError(
-      'config.objective.pairs: negatives come from another document, but the corpus has '
-      'only one; set config.data.documents, or pairs to sentence_order or none'
-    )
   other = int(rng.integers(store.num_documents - 1))
   other += other >= piece.document
   room = max(int(store.lengths[other]) - length, 0)

@@ -71,10 +71,13 @@ def _clear(directory: epath.Path, damaged: list[int], workdir: epath.Path, step:
 
 
 def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
-  """Raises UserError if the next batch is not what it was when the checkpoint was written."""
+  """Raises UserError if text, rows or next batch are not what they were at the checkpoint."""
   if step >= experiment.total_steps:
     return
-  if meta['next_batch'] != data_hash(experiment, step + Detours.of(meta).data_offset):
+  now = experiment.train_data.corpus
+  if meta.get('corpus', now) != now or meta['next_batch'] != data_hash(
+    experiment, step + Detours.of(meta).data_offset
+  ):
     raise UserError(
       f'config.data.train: the training data are no longer those of the run in {workdir} (its '
       'files, or how the program reads them, have changed); start in another workdir'

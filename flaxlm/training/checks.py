@@ -70,6 +70,23 @@ def evaluation_devices(config: Config) -> list[jax.Device]:
   return devices[: math.gcd(config.evaluation_rows, len(devices))]
 
 
+def check_first_batches(experiment: Any) -> None:
+  """Makes the first batch of each set, so that what is wrong with one does not wait for its turn.
+
+  Raises:
+    UserError: from an evaluation set too, which would come after hours, and if training learns
+      nothing from its first batch.
+  """
+  for data in experiment.eval_data.values():
+    data.batch(0)
+  first = experiment.train_data.first_rows(0)  # Of the global batch, whoever makes it.
+  if not any(first[key].any() for key in first if key.endswith('segment_ids')):
+    raise UserError(
+      f'config.data.train: the first {experiment.config.global_batch_size} rows have nothing that '
+      f'{experiment.config.objective.name!r} learns from; their texts may be too short for it'
+    )
+
+
 def check_r_drop(config: Config, objective: Any) -> None:
   """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
   if not hasattr(objective, 'divergence'):

@@ -1,6 +1,8 @@
 """What a run reads: its tokenizer, the examples of labelled rows, batches for every set."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -132,6 +134,15 @@ def make_data(
   return train, evals
 
 
+def rows_digest(examples: Sequence[Mapping[str, Any]]) -> str:
+  """What all examples hash to; of a value that JSON does not know, its type."""
+  known = lambda value: value.tolist() if hasattr(value, 'tolist') else type(value).__name__
+  found = hashlib.sha256()
+  for example in examples:
+    found.update(json.dumps(example, sort_keys=True, skipkeys=True, default=known).encode())
+  return found.hexdigest()
+
+
 def _labelled(config: Config, objective: Any, examples: Examples, parts: pipeline.Parts) -> Data:
   """Training batches, where there are training examples, and evaluation sets."""
   train, evals = None, {}
@@ -143,7 +154,7 @@ def _labelled(config: Config, objective: Any, examples: Examples, parts: pipelin
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
       augment = Augmentation(config.data, objective, config.objective.name)
       train = pipeline.Pipeline(
-        config, objective, packed, (), parts, augment if augment.is_on else None
+        config, objective, packed, (), parts, augment if augment.is_on else None, rows_digest(rows)
       )
     else:
       packed = pipeline.PackedItems(objective, items, None, data=config.data)

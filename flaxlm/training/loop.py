@@ -9,7 +9,7 @@ from etils import epath
 from flaxlm import terminal
 from flaxlm.config.schema import Config
 from flaxlm.data import summary
-from flaxlm.training import footprint, restore
+from flaxlm.training import checks, footprint, restore
 from flaxlm.training.begin import describe, saved_config, start
 from flaxlm.training.detours import RollBack
 from flaxlm.training.interrupt import Interrupts
@@ -37,6 +37,7 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
       restore.check_resume(saved, config)  # before the data are prepared, which may take long
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
+    checks.check_first_batches(experiment)
     for line in summary.lines(experiment.train_data, experiment.total_steps):
       terminal.say(line)
     fit(experiment, workdir, overrides, interrupts)

@@ -62,6 +62,7 @@ class Run:
       'config': tree.to_dict(self.config),
       'tokenizer': experiment.tokenizer.fingerprint,
       'total_steps': self.total,
+      'corpus': experiment.train_data.corpus,
     }
 
   def goes_on(self, step: int) -> bool:

@@ -105,6 +105,17 @@ def test_a_changed_corpus_or_tokenizer_makes_another_store(corpus, letters, tmp_
   np.testing.assert_array_equal(second.read(0, 0, 5), first.read(0, 0, 5) - 95)
 
 
+def test_the_digest_is_of_the_tokens_and_not_of_their_files(corpus, letters, tmp_path, monkeypatch):
+  config, texts = corpus
+  opened = lambda: store.for_documents(config, holdout.everything(config), letters)
+  before = opened().digest()
+  (tmp_path / 'x.txt').write_text('\n\n'.join(texts) + '\n')
+  monkeypatch.setattr(store, 'SHARD_BYTES', 1000)
+  assert opened().digest() == before
+  (tmp_path / 'x.txt').write_text('\n\n'.join([*texts[:-1], 'z' + texts[-1][1:] + 'z']))
+  assert opened().digest() != before  # In one letter, of two bytes as before.
+
+
 def test_text_without_tokens_is_an_error(corpus):
   class Silent:
     vocab_size, fingerprint = 10, 'silent'

@@ -248,6 +248,11 @@ def test_a_resume_on_other_data_is_an_error(tmp_path):
     fit(tmp_path, stop_at(7))
   with pytest.raises(UserError, match='config.data.train: the training data are no longer'):
     fit(tmp_path, linear.Data(seed=5))
+  # A change that the next batch does not show.
+  data = linear.Data()
+  data.corpus = 'other rows'
+  with pytest.raises(UserError, match='config.data.train: the training data are no longer'):
+    fit(tmp_path, data)
 
 
 def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path, capsys):
