@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add('coordinator', help='HOST:PORT at which process 0 listens')
   add('num_processes', type=int, help='how many there are')
   add('process_id', type=int, help='which of them this is, from 0')
-  add('distributed', choices=('auto', 'off'), default='auto', help='off: do not look for a cluster')
+  add('distributed', choices=('auto', 'off'), default='auto', help='off: no cluster, no variables')
   defaults = Settings()
   for name, what in (
     ('start', 'for all processes to be there'),
@@ -90,8 +90,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
-  """Settings from the flags of `add_flags` or, where these are not given, from `VARIABLES`."""
+  """Settings from the flags of `add_flags` or, where these are not given, from `VARIABLES`.
+
+  With --distributed=off the variables, which a whole allocation may have, are not read either.
+  """
   found: dict[str, Any] = {}
+  environ = environ if args.distributed == 'auto' else {}
   for name, variable in VARIABLES.items():
     value, source = getattr(args, name), f'--{name}'
     if value is None and environ.get(variable):

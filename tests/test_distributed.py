@@ -26,7 +26,7 @@ def test_flags_come_before_the_environment():
   found = settings('--coordinator=b:2', '--num-processes=8', '--heartbeat_timeout=7', **environ)
   assert (found.coordinator, found.num_processes, found.process_id) == ('b:2', 8, 3)
   assert found.heartbeat_timeout == 7
-  assert not settings('--distributed=off').detect
+  assert settings('--distributed=off', **environ) == distributed.Settings(detect=False)
 
 
 @pytest.mark.parametrize(
