@@ -163,6 +163,11 @@ def _question(
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')
   texts = [scorer.text(choice, context, args.end) for choice in choices]
+  try:
+    for text in texts:
+      scorer.check(text)
+  except UserError as error:
+    raise UserError(f'{where}: {error}') from None
   if not all(len(text.tokens) for text in texts):
     raise UserError(f'{where}: a choice has no tokens')
   return context, choices, texts

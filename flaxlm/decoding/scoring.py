@@ -114,6 +114,15 @@ class Scorer:
     cut = next(ends, len(tokens))
     return tokens[:cut], tokens[cut:]
 
+  def check(self, text: Text) -> None:
+    """UserError for a source or a target of an encoder-decoder that is read in no one window."""
+    if text.encoder_inputs is None:
+      return
+    target = len(text.context) + len(text.tokens) - 1
+    for name, size in (('source', len(text.encoder_inputs)), ('target', target)):
+      if size > self.window:
+        raise UserError(f'a {name} of {size} tokens does not fit the {self.window} of a row')
+
   def log_probabilities(self, texts: Sequence[Text]) -> list[np.ndarray]:
     """Natural logarithms, float32 [n], of the tokens of each text."""
     found = [np.zeros(len(text.tokens), np.float32) for text in texts]
@@ -140,10 +149,7 @@ class Scorer:
           target = np.array([place - start + 1, whole[place]])
           yield _Unit(number, range(place - given, place - given + 1), inputs, target)
       return
-    if text.encoder_inputs is not None:
-      for name, size in (('source', len(text.encoder_inputs)), ('target', len(whole) - 1)):
-        if size > self.window:
-          raise UserError(f'a {name} of {size} tokens does not fit the {self.window} of a row')
+    self.check(text)
     # Target i is predicted at input i, which is the token before it.
     for start, stop, first in windows(len(whole) - 1, self.window, self.stride):
       first = max(first, given - 1)

@@ -273,6 +273,13 @@ def test_choices(runs, tmp_path, capsys):
   assert last['accuracy']['total'] == hits / 2
 
 
+def test_a_row_whose_source_is_too_long_is_named(runs, tmp_path):
+  file = tmp_path / 'rows.jsonl'
+  file.write_text(json.dumps({'text': 'a b ' * 50, 'choices': ['a', 'b']}) + '\n')
+  with pytest.raises(UserError, match=r'rows.jsonl:1: a source of \d+ tokens does not fit the 32'):
+    score.main(['--workdir=answers', f'--input={file}', '--choices-column=choices'])
+
+
 @pytest.mark.parametrize(
   'argv, message',
   [
