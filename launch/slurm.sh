@@ -24,8 +24,12 @@ fi
 # Three minutes before its time is up, every process gets SIGTERM: the run saves and ends with 143.
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" "$@"
 status=$?
-# 134: a process was lost; 137: killed. After these, and after 143, the same command goes on.
+# 134: a process was lost; 137: killed, often for memory, which may come again: RESTARTS times at
+# most (default 20). After these, and after 143, the same command goes on.
+again=
 case $status in
-  134 | 137 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+  134 | 137) ((${SLURM_RESTART_COUNT:-0} >= ${RESTARTS:-20})) || again=yes ;;
+  143) again=yes ;;
 esac
+[[ -z $again ]] || scontrol requeue "$SLURM_JOB_ID"
 exit "$status"

@@ -145,3 +145,11 @@ def test_slurm_starts_a_job_again_that_can_go_on(cloud, status, again):
   done = bash('slurm.sh', *argv, STATUS=str(status), SLURM_JOB_ID='7', **environ)
   assert done.returncode == status
   assert ('scontrol requeue 7' in called()) == again
+
+
+@pytest.mark.parametrize(('status', 'again'), [(137, False), (143, True)])
+def test_slurm_does_not_start_what_is_killed_again_for_ever(cloud, status, again):
+  environ, called, _ = cloud
+  environ = {'STATUS': str(status), 'SLURM_JOB_ID': '7', 'SLURM_RESTART_COUNT': '20', **environ}
+  assert bash('slurm.sh', 'train.py', '--workdir=w', **environ).returncode == status
+  assert ('scontrol requeue 7' in called()) == again
