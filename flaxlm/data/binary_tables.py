@@ -148,7 +148,7 @@ def json_row(line: str, where: str) -> dict[str, str]:
   """The row that a line of JSON is; UserError, naming the place, if it is no object."""
   try:
     row = json.loads(line)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:  # Numbers too long, lists too deep for Python.
     raise UserError(f'{where}: malformed json: {error}') from None
   if not isinstance(row, dict):
     raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')

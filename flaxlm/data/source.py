@@ -14,7 +14,7 @@ import itertools
 import lzma
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -165,9 +165,16 @@ def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:
 
 
 def kind(path: epath.Path) -> str:
-  """The ending that says how a file is read: '.jsonl' for 'a.jsonl.gz' and 'a.jsonl-00-of-10'."""
-  suffix = epath.Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-  return re.sub(r'-\d+-of-\d+$', '', suffix)
+  """The ending that says how a file is read: '.jsonl' for 'a.JSONL.gz' and 'a.jsonl-00-of-10'."""
+  packed = path.suffix.lower() in PACKED
+  suffix = epath.Path(path.stem).suffix if packed else path.suffix
+  return re.sub(r'-\d+-of-\d+$', '', suffix.lower())
+
+
+def _unpacked(path: epath.Path, raw: BinaryIO) -> BinaryIO:
+  """The bytes of a file that is open, without the packing its ending tells of."""
+  unpack = PACKED.get(path.suffix.lower())
+  return unpack(raw) if unpack else raw
 
 
 def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]:
@@ -177,7 +184,7 @@ def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]
   bytes are not UTF-8, unless `errors` ('surrogateescape') says otherwise.
   """
   with path.open('rb') as raw:
-    file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
+    file = _unpacked(path, raw)
     number = 0
     try:
       for number, line in enumerate(file, start=1):
@@ -239,7 +246,7 @@ def _paragraphs(path: epath.Path) -> Iterator[tuple[str, str]]:
 def whole(path: epath.Path) -> str:
   """The text of a file, plain, .gz or .xz; UserError as of `lines`."""
   with path.open('rb') as raw:
-    file = PACKED[path.suffix](raw) if path.suffix in PACKED else raw
+    file = _unpacked(path, raw)
     try:
       return file.read().decode('utf-8-sig').replace('\r\n', '\n')
     except UnicodeDecodeError:

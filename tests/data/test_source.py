@@ -51,6 +51,12 @@ def test_tables_give_one_document_a_row(tmp_path, packed):
   assert texts(write(tmp_path / 'x.csv', buffer.getvalue(), packed)) == TEXTS
 
 
+def test_endings_may_be_in_capitals(tmp_path):
+  assert texts(write(tmp_path / 'X.CSV', 'text,label\none,0\n')) == ['one']
+  (tmp_path / 'X.TSV.GZ').write_bytes(gzip.compress(b'text\tlabel\none\t0\n'))
+  assert texts(str(tmp_path / 'X.TSV.GZ')) == ['one']
+
+
 def test_parquet(tmp_path):
   import pyarrow
   import pyarrow.parquet
@@ -109,6 +115,8 @@ def test_identity_follows_content_and_reading(tmp_path):
   [
     ('x.txt', b'fine\nbr\xffken\n', 'x.txt:2: not UTF-8'),
     ('x.jsonl', b'{"text": "a"}\n{"text": \n', 'x.jsonl:2: malformed json'),
+    ('x.jsonl', b'{"text": ' + b'[' * 100_000 + b'\n', 'x.jsonl:1: malformed json'),
+    ('x.jsonl', b'{"text": ' + b'9' * 5000 + b'}\n', 'x.jsonl:1: malformed json'),
     ('x.jsonl', b'["text"]\n', 'x.jsonl:1: a row must be a json object'),
     ('x.jsonl', b'{"text": "\\ud800"}\n', 'x.jsonl:1: half a surrogate pair'),
     ('x.tsv', b'text\tlabel\na\t1\nb\n', 'x.tsv:3: 1 columns, but the first line has 2'),
