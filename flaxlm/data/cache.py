@@ -5,13 +5,17 @@ import hashlib
 import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from flaxlm import files
+from flaxlm.errors import UserError
 
+# Characters of what a library says about a file that it cannot read.
+_LONGEST = 200
 BIG = 1 << 28  # Bytes; hashing fewer takes less than a second.
 
 
@@ -56,6 +60,18 @@ def keep(path: epath.Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def intact(path: epath.Path) -> Iterator[None]:
+  """Within it, files of the cache that are not what was written are a UserError."""
+  try:
+    yield
+  except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
+    raise UserError(
+      f'{path}: damaged ({reason}); delete it, and the same command makes it again'
+    ) from error
+
+
+@contextlib.contextmanager
 def staged(target: epath.Path) -> Iterator[epath.Path]:
   """A directory that becomes `target` when the block ends without an error, as a whole.
 
@@ -69,8 +85,11 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
   temporary.mkdir(parents=True)
   try:
     yield temporary
-    if not target.exists():
+    try:
       temporary.rename(target)
+    except OSError:
+      if not target.exists():
+        raise
   finally:
     if temporary.exists():
       temporary.rmtree()

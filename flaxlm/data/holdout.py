@@ -227,7 +227,8 @@ def _count(config: Any, name: str, identity: Any, located: Callable[[], Iterator
   """The number of documents; counted once, then kept in the cache."""
   path = cache.directory(config) / 'counts' / f'{cache.key(identity)}.json'
   if path.exists():
-    return json.loads(path.read_text())['documents']
+    with cache.intact(path):
+      return json.loads(path.read_text())['documents']
   terminal.phase('data', f'counting the documents of {name}')
   number = sum(1 for _ in located())
   if not number:

@@ -41,7 +41,10 @@ def first_fit(
     _write(directory, packing.FirstFit(lengths, streams, seed, open_rows))
 
   distributed.prepare((directory / 'rows.npz').exists, make, f'pack {number:,} rows')
-  with np.load(io.BytesIO((directory / 'rows.npz').read_bytes())) as kept:
+  with (
+    cache.intact(directory),
+    np.load(io.BytesIO((directory / 'rows.npz').read_bytes())) as kept,
+  ):
     return packing.FirstFit(lengths, streams, seed, open_rows, (kept['items'], kept['starts']))
 
 

@@ -6,7 +6,6 @@ another store. A shard holds about 8 MB of text: `tokens` (zarr3, one object) an
 What is read was written: chunks have checksums, and files that are damaged or gone are an error.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -26,7 +25,6 @@ SHARD_BYTES = 8 << 20
 CHUNK = 1 << 14  # Tokens that are read at once from a store that is not in memory.
 BATCH_BYTES = 1 << 19  # Text given to the tokenizer at once.
 IN_MEMORY = 100_000_000  # Tokens up to which a store is read into memory.
-_LONGEST = 200  # Characters of what a library says about a file that it cannot read.
 
 
 class TokenStore:
@@ -39,7 +37,7 @@ class TokenStore:
   def __init__(self, directory: epath.Path, in_memory: int = IN_MEMORY):
     self.directory, self._in_memory = epath.Path(directory), in_memory
     self._chunk = functools.lru_cache(maxsize=2048)(self._read_chunk)
-    with _intact(self.directory):
+    with cache.intact(self.directory):
       self._open(in_memory)
 
   def _open(self, in_memory: int) -> None:
@@ -87,20 +85,8 @@ class TokenStore:
   def _read_chunk(self, shard: int, chunk: int) -> np.ndarray:
     tokens = self._shards[shard]
     stop = min((chunk + 1) * CHUNK, tokens.shape[0])
-    with _intact(self.directory):
+    with cache.intact(self.directory):
       return np.asarray(tokens[chunk * CHUNK : stop].read().result())
-
-
-@contextlib.contextmanager
-def _intact(directory: epath.Path) -> Iterator[None]:
-  """Says in one line that the files of a store are not what was written."""
-  try:
-    yield
-  except (ValueError, KeyError, OSError, EOFError) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
-    raise UserError(
-      f'{directory}: damaged ({reason}); delete this folder, and the same command makes it again'
-    ) from error
 
 
 def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
@@ -139,7 +125,7 @@ def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
       total = {name: total[name] + meta.get(name, 1) for name in total}
   if not total['tokens']:
     raise UserError(f'config.data: {documents.name} has not a single token')
-  files.write_text(directory / 'store.json', json.dumps(total))
+  cache.keep(directory / 'store.json', json.dumps(total))
 
 
 def _shards(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -222,6 +222,12 @@ def test_an_index_of_many_items_is_made_once(tmp_path, monkeypatch):
   found = packing_index.first_fit(config, longer, streams, 0, 8)
   assert rows(found) == rows(FirstFit(longer, streams, 0, 8))
   assert made() == 3
+  for file in (tmp_path / 'packing').glob('*/rows.npz'):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+  with pytest.raises(UserError, match='damaged .*delete it'):
+    packing_index.first_fit(config, lengths, streams, 0, 8)
   few = {name: values[:99] for name, values in lengths.items()}
   packing_index.first_fit(config, few, streams, 0, 8)
   assert made() == 3

@@ -157,7 +157,7 @@ def test_what_is_damaged_is_not_read(corpus, letters, small, name, harm, in_memo
   config, _ = corpus
   found = store.for_documents(config, holdout.everything(config), letters)
   harm(found.directory / 'shard-000000' / name)
-  with pytest.raises(UserError, match=f'{found.directory}: damaged .*delete this folder'):
+  with pytest.raises(UserError, match=f'{found.directory}: damaged .*delete it'):
     opened = store.TokenStore(found.directory, in_memory)
     for document in range(opened.num_documents):
       opened.read(document, 0, 999)
