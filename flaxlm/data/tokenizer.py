@@ -64,10 +64,7 @@ class Tokenizer:
     self._special_names = {id: name for name, id in ids.items()}
     self.special_ids = frozenset(ids.values())
     self.pieces_hold_spaces = self._codec.pieces_hold_spaces
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for name in sorted(self.files):
-      digest.update(name.encode() + b'\0' + self.files[name])
-    self.fingerprint = digest.hexdigest()
+    self.fingerprint = _fingerprint(spec, self.files)
 
   def __reduce__(self) -> tuple:
     return Tokenizer, (self.spec, self.files)
@@ -192,11 +189,12 @@ class Tokenizer:
       spec, files = tokenizer_published.read(path)
       return cls(tokenizer_published.grow(spec, add, sentinels), files)
     fingerprint = saved.pop('fingerprint')
-    del saved['vocab_size']
-    files = {name: (path / name).read_bytes() for name in FILES[saved['name']]}
-    tokenizer = cls(saved, files)
-    if tokenizer.fingerprint != fingerprint:
+    saved.pop('vocab_size', None)
+    there = [name for name in FILES.get(str(saved.get('name')), ()) if (path / name).exists()]
+    files = {name: (path / name).read_bytes() for name in there}
+    if _fingerprint(saved, files) != fingerprint:
       raise UserError(f'{path}: its files are not those that tokenizer.json was written with')
+    tokenizer = cls(saved, files)
     if not add:
       return tokenizer
     return cls(tokenizer_published.grow(tokenizer.published_spec(), add, sentinels), files)
@@ -228,6 +226,14 @@ class Tokenizer:
       'roles': self._roles,
       'sentinel_ids': list(self.sentinel_ids),
     }
+
+
+def _fingerprint(spec: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
+  """A hash of all that makes a tokenizer."""
+  digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+  for name in sorted(files):
+    digest.update(name.encode() + b'\0' + files[name])
+  return digest.hexdigest()
 
 
 def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]) -> Any:

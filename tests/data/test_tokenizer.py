@@ -285,3 +285,21 @@ def test_trained_once_and_kept(tmp_path, monkeypatch):
     config, tokenizer=dataclasses.replace(config.tokenizer, path=str(tmp_path / 'saved'))
   )
   assert tokenizer.for_corpus(path, holdout.training(config.data)).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+  ('name', 'content'),
+  [
+    ('characters.json', None),
+    ('characters.json', '['),
+    ('characters.json', '["a"]'),
+    ('tokenizer.json', '{"name": "letters", "fingerprint": ""}'),
+    ('tokenizer.json', '{"fingerprint": ""}'),
+    ('tokenizer.json', '{"name": "characters", "sentinels": "3", "fingerprint": ""}'),
+  ],
+)
+def test_a_folder_that_was_changed_is_named(tmp_path, name, content):
+  tokenizer.train(TokenizerConfig(name='characters'), ['abc']).save(tmp_path)
+  (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+  with pytest.raises(UserError, match=f'{tmp_path}: its files are not those'):
+    tokenizer.Tokenizer.load(tmp_path)
