@@ -52,7 +52,8 @@ def check(args: argparse.Namespace) -> None:
   args.length_penalty, args.num_best = given('length_penalty', 0.6), given('num_best', 1)
   for name, valid, wanted in (
     ('max-new-tokens', args.max_new_tokens is None or args.max_new_tokens >= 1, 'at least 1'),
-    ('temperature', args.temperature >= 0, 'at least 0'),
+    # What is less is 0 to the device, and scores over it are no numbers.
+    ('temperature', args.temperature == 0 or args.temperature >= 1e-30, '0, or at least 1e-30'),
     ('top-k', args.top_k >= 0, 'at least 0'),
     ('top-p', 0 < args.top_p <= 1, 'above 0 and at most 1'),
     ('min-p', 0 <= args.min_p <= 1, 'from 0 to 1'),

@@ -90,6 +90,8 @@ def test_beams(runs, capsys):
     (['--num-best=2'], '--num-best: of a beam search'),
     (['--num-beams=2', '--num-best=3'], '--num-best'),
     (['--min-p=2'], '--min-p'),
+    (['--temperature=1e-40'], '--temperature: must be 0, or at least 1e-30'),
+    (['--temperature=-1'], '--temperature'),
     (['--stop='], '--stop'),
     (['--num-beams=2', '--num-samples=2'], '--num-best'),
   ],
