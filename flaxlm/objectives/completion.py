@@ -32,6 +32,7 @@ class Objective(Supervised):
     self.config = config.objective
     self.tokenizer = tokenizer
     self.length = config.max_length
+    self._beyond = max(config.model.max_length - self.length, 0)
     keys = ('inputs', 'targets', 'target_weights', 'example_ids')
     self.streams = {'inputs': Stream(self.length, keys, prefix='')}
 
@@ -40,6 +41,16 @@ class Objective(Supervised):
     room = self.length - 1  # BOS; EOS is no input.
     source = source[max(len(source) - max(room - len(target), room - room // 2), 0) :]
     return source, target[: room - len(source)]
+
+  def fitted(self, source: np.ndarray, new_tokens: int) -> np.ndarray:
+    """A prompt that fits a row, or what stays of it beside a completion of `new_tokens`.
+
+    A decoder that is full would go on from half of what it has read, and without BOS. What it can
+    read beyond a row is room, too.
+    """
+    if len(source) + 1 < self.length:
+      return source
+    return self.cut(source, np.zeros(max(new_tokens - self._beyond, 0), np.int32))[0]
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
     return {'inputs': 1 + len(item['source']) + len(self.ended(item)) - 1}

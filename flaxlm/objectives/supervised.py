@@ -39,10 +39,14 @@ class Supervised(NextToken, abc.ABC):
     return self.prompt_of(self.tokenizer.encode(text))
 
   def prompts(self, examples: Sequence[Mapping[str, Any]], new_tokens: int) -> list[Prompt]:
-    """To write the targets of examples, whose sources are cut as beside targets of `new_tokens`."""
+    """To write the targets of examples, at most `new_tokens` each; see `fitted`."""
     sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
-    target = np.zeros(new_tokens, np.int32)
-    return [self.prompt_of(self.cut(source, target)[0]) for source in sources]
+    return [self.prompt_of(self.fitted(source, new_tokens)) for source in sources]
+
+  def fitted(self, source: np.ndarray, new_tokens: int) -> np.ndarray:
+    """What is read of a source to write so many tokens."""
+    del new_tokens
+    return self.cut(source, source[:0])[0]
 
   def items(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Tokenised examples: source and target, cut to fit a row, and the example's number."""

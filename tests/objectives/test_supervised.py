@@ -93,14 +93,17 @@ def test_of_a_long_prompt_the_end_stays(capsys):
   assert '3 of 4 rows' in capsys.readouterr().err
 
 
-def test_a_prompt_leaves_room_for_what_is_written():
+def test_a_prompt_that_fills_a_row_leaves_room_for_what_is_written():
   """As beside a target of that length: a decoder that is full would read on without BOS."""
-  (row,) = examples([('p' * 99 + 'q', '')])
-  for new_tokens, kept in ((10, 53), (99, 32)):
-    (prompt,) = completion().prompts([row], new_tokens)
+  (long,), (short,) = examples([('p' * 99 + 'q', '')]), examples([('p' * 60 + 'q', '')])
+  for new_tokens, beyond, kept in ((10, 0, 53), (99, 0, 32), (10, 8, 61), (10, 99, 63)):
+    objective = completion(model__max_length=64 + beyond, data__max_length=64)
+    (prompt,) = objective.prompts([long], new_tokens)
     assert len(prompt.inputs) == 1 + kept and prompt.inputs[0] == T.bos_id
     assert prompt.inputs[-1] == T.encode('q')[0]
-  (prompt,) = seq2seq().prompts([row], 99)
+    (prompt,) = objective.prompts([short], new_tokens)
+    assert len(prompt.inputs) == 1 + 61
+  (prompt,) = seq2seq().prompts([long], 99)
   assert len(prompt.encoder_inputs) == 64
 
 
