@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
   # Imported after the first line is out: these take seconds.
   from flaxlm.config import recipe
 
-  config = recipe.load(args.config, args.overrides)
+  config = recipe.load(args.config, args.overrides, args.workdir)
   distributed.start(processes)
   from flaxlm.training import loop
 

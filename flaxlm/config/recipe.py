@@ -19,7 +19,7 @@ from flaxlm.config import schema, tree
 from flaxlm.errors import UserError, nearest
 
 
-def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config:
+def load(place: str, overrides: Sequence[tuple[str, str]] = (), workdir: str = '') -> schema.Config:
   """The experiment that a recipe and the user's overrides describe.
 
   With `init_from`, the tokenizer is that of the checkpoint; so is the model where the recipe offers
@@ -28,6 +28,7 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config
   Args:
     place: path of a Python file, and ':variant' if wanted.
     overrides: (dotted key, text) pairs, as in `overrides.apply`.
+    workdir: of the run. Where it has begun, the workdir of `init_from` may be gone.
 
   Raises:
     UserError: for a file or variant that does not exist, a recipe that fails, and every mistake
@@ -40,7 +41,7 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = ()) -> schema.Config
   if start:
     module = _execute(path)
     free = getattr(module, 'ANY_MODEL', False) or (not variant and bool(_variants(module)))
-    adopt(config_dict, start, model=free)
+    adopt(config_dict, start, free, workdir)
   override_lib.apply(config_dict, overrides)
   return tree.from_config_dict(config_dict)
 
@@ -145,14 +146,26 @@ def saved(workdir: str) -> schema.Config:
     raise UserError(f'{file}: {error}') from error
 
 
+def _begun_from(workdir: str, own: str) -> schema.Config | None:
+  """The config of the run in `own` if it began from that in `workdir`, which is gone; else None."""
+  there, here = (epath.Path(folder) / 'config.json' for folder in (workdir, own))
+  if not own or there.is_file() or not here.is_file():
+    return None
+  config = saved(own)
+  return config if os.path.expanduser(config.init_from) == workdir else None
+
+
 # Fields of an objective that say what stands round a text, which the weights have learned.
 _MARKS = ('marks', 'decoder_marks', 'pair_separators')
 
 
-def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool) -> None:
-  """Takes the tokenizer, the marks, and the model if asked, of the run in `workdir`; says so."""
+def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool, own: str = '') -> None:
+  """Takes the tokenizer, the marks, and the model if asked, of the run in `workdir`; says so.
+
+  own: workdir of a run that may have begun there, and then has taken the same before.
+  """
   try:
-    config = tree.to_config_dict(saved(workdir))
+    config = tree.to_config_dict(_begun_from(workdir, own) or saved(workdir))
   except UserError as error:
     raise UserError(f'config.init_from: {error}') from error
   config.tokenizer.path = str(epath.Path(workdir) / 'tokenizer')

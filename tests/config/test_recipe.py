@@ -212,6 +212,22 @@ def test_what_the_run_added_to_a_vocabulary_is_not_added_again(workdir):
   assert recipe.load('configs/classify.py', pairs).tokenizer.add == ('sentinels',)
 
 
+def test_a_run_goes_on_although_what_it_began_from_is_gone(workdir, tmp_path):
+  pairs = [('init_from', workdir), ('model.dropout_rate', '0.3')]
+  begun = recipe.load('configs/classify.py', pairs)
+  own = tmp_path / 'own'
+  own.mkdir()
+  (own / 'config.json').write_text(json.dumps(tree.to_dict(begun)))
+  (pathlib.Path(workdir) / 'config.json').unlink()
+  assert recipe.load('configs/classify.py', pairs, str(own)) == begun
+  for other in ('', str(tmp_path / 'new')):
+    with pytest.raises(UserError, match='config.init_from: .* is not the workdir of a run'):
+      recipe.load('configs/classify.py', pairs, other)
+  (own / 'config.json').write_text(json.dumps(tree.to_dict(begun) | {'init_from': 'another'}))
+  with pytest.raises(UserError, match='config.init_from: .* is not the workdir of a run'):
+    recipe.load('configs/classify.py', pairs, str(own))
+
+
 def test_what_is_taken_can_be_overridden(workdir):
   pairs = [('model.dropout_rate', '0.3'), ('init_from', workdir)]
   assert recipe.load('configs/classify.py', pairs).model.dropout_rate == 0.3
