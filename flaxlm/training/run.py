@@ -45,7 +45,7 @@ class Run:
   ):
     self.experiment, self.config = experiment, experiment.config
     self.total = experiment.total_steps
-    self.profile = Profile(self.config.profile, workdir, self.total)
+    self.profile = Profile(self.config.profile, workdir, step, self.total)
     self._workdir, self._interrupts = workdir, interrupts
     self.asked_to_stop = Vote(experiment.mesh, lambda: interrupts.signum)
     self._step = self._first = step

@@ -339,6 +339,14 @@ def test_a_profile_is_left(tmp_path):
   assert list((tmp_path / 'profile').rglob('*.pb'))
 
 
+def test_a_profile_after_a_resume(tmp_path, capsys):
+  fit(tmp_path, total_steps=5)
+  fit(tmp_path, total_steps=6, profile__steps=(2, 3))
+  assert 'there will be no trace of steps 2 to 3' in capsys.readouterr().err
+  fit(tmp_path, total_steps=8, profile__steps=(5, 8))  # The run goes on with step 7.
+  assert list((tmp_path / 'profile').rglob('*.pb'))
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch, capsys):
   """The write of step 5 ends only after four more steps were begun."""
   reached, waited, rename = threading.Event(), [], os.rename
