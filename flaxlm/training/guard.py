@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.safety import GuardConfig
-from flaxlm.types import GUARD, Array, TrainState
+from flaxlm.types import GUARD, MEMORY, Array, TrainState
 
 FINE, SPIKE, NOT_FINITE = 0, 1, 2
 
@@ -38,13 +38,22 @@ def fresh(skipped: int = 0) -> Guard:
   return Guard(numbers(), numbers(), count(0), count(skipped), count(0))
 
 
+def without_memory(state: TrainState) -> TrainState:
+  """The state with an empty memory, where it has one: the next rows do not follow those before."""
+  if MEMORY not in state.extras:
+    return state
+  empty = jax.tree.map(jnp.zeros_like, state.extras[MEMORY])
+  return state.replace(extras={**state.extras, MEMORY: empty})
+
+
 def settle(
   config: GuardConfig, old: TrainState, new: TrainState, loss: Array, grad_norm: Array
 ) -> tuple[TrainState, dict[str, Array]]:
   """The state after a step: `new`, or `old` in all but the number of the step if it was bad.
 
-  A bad step leaves parameters, the whole of the optimizer's state, averages and memory bit for bit.
-  So it does not count for the optimizer: bias corrections and the schedule wait.
+  A bad step leaves parameters, the whole of the optimizer's state and averages bit for bit. So it
+  does not count for the optimizer: bias corrections and the schedule wait. A memory is emptied: the
+  rows of the step that it lacks may have ended its texts.
 
   Args:
     config: of a guard that is on.
@@ -72,7 +81,8 @@ def settle(
   )
   bad = before.replace(skipped=before.skipped + 1, in_a_row=before.in_a_row + 1)
   taken = new.replace(extras={**new.extras, GUARD: good})
-  left = old.replace(step=new.step, extras={**old.extras, GUARD: bad})
+  kept = without_memory(old)
+  left = kept.replace(step=new.step, extras={**kept.extras, GUARD: bad})
   state = jax.tree.map(lambda x, y: jnp.where(fine, x, y), taken, left)
   after = state.extras[GUARD]
   return state, {'verdict': verdict, 'skipped': after.skipped, 'in_a_row': after.in_a_row}

@@ -12,6 +12,7 @@ from flaxlm.data import summary
 from flaxlm.training import checks, footprint, restore
 from flaxlm.training.begin import describe, saved_config, start
 from flaxlm.training.detours import RollBack
+from flaxlm.training.guard import without_memory
 from flaxlm.training.interrupt import Interrupts
 from flaxlm.training.run import Run
 from flaxlm.types import TrainState
@@ -68,6 +69,7 @@ def fit(
       describe(experiment, workdir, overrides)
     else:
       detours = back.back_at(step)
+      state = without_memory(state)
     run = Run(experiment, workdir, step, detours, interrupts)
     try:
       return _train(run, state, step, step + detours.data_offset)

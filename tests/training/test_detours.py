@@ -7,7 +7,7 @@ import pytest
 from test_loop import assert_same_state, fit, stop_at
 
 from flaxlm.errors import UserError
-from flaxlm.training import checkpoint
+from flaxlm.training import checkpoint, guard, loop
 from flaxlm.training.detours import BadStep, Detours, RollBack
 from flaxlm.training.interrupt import Interrupted
 from flaxlm.training.writers import read_metrics
@@ -54,6 +54,15 @@ def test_skipped_is_as_if_the_batches_had_not_been_there(tmp_path, capsys):
   rates = [line['learning_rate'] for line in train_lines(tmp_path / 'without')]
   kept = [line['learning_rate'] for line in lines if line['step'] not in (9, 13)]
   assert kept == rates
+
+
+def test_a_run_that_goes_back_forgets_the_rows_before(tmp_path, monkeypatch):
+  """Those that it passes over are between them and the next."""
+  steps = []
+  forget = lambda state: steps.append(int(state.step)) or guard.without_memory(state)
+  monkeypatch.setattr(loop, 'without_memory', forget)
+  fit(tmp_path, linear.Data(poison={8: np.nan}), guard__policy='rollback', **SHORT)
+  assert steps == [5]
 
 
 def test_the_schedule_waits_for_a_skipped_step(tmp_path):

@@ -49,6 +49,19 @@ def held(state):
   return state.params, state.opt_state
 
 
+@pytest.mark.parametrize('loss', [2.0, np.nan])
+def test_a_bad_step_empties_the_memory(loss):
+  """That of the rows before it: the texts that go on after it may have begun in its own."""
+  memory = {'hidden': jnp.ones((2, 3)), 'is_open': jnp.ones((2, 1), bool)}
+  extras = {GUARD: guard.fresh(), MEMORY: memory}
+  old = TrainState(jnp.int32(0), {'a': jnp.ones(2)}, (), extras)
+  new = old.replace(step=jnp.int32(1), extras=extras | {MEMORY: jax.tree.map(jnp.copy, memory)})
+  found, _ = guard.settle(CONFIG, old, new, jnp.float32(loss), jnp.float32(1.0))
+  kept = [bool(leaf.any()) for leaf in jax.tree.leaves(found.extras[MEMORY])]
+  assert kept == [np.isfinite(loss)] * 2
+  assert [leaf.dtype for leaf in jax.tree.leaves(found.extras[MEMORY])] == [jnp.float32, bool]
+
+
 LOSSES = [2.0, 2.2, 1.9, 2.1, 2.0, 1.8]
 
 
@@ -130,7 +143,7 @@ def test_how_far_a_spike_is_away():
   'place', ['nanogpt_char.py', pytest.param('xlnet.py:mini', marks=pytest.mark.full)]
 )
 def test_one_bad_row_of_one_micro_batch(place, tmp_path):
-  """Averages and the memory of the rows before stay, too."""
+  """Averages stay, too; the memory, of rows before those that are passed over, is emptied."""
   changes = ('num_microbatches', '2'), ('guard.policy', 'skip'), ('optimizer.ema_decay', '0.9')
   experiment = tiny.experiment(place, tiny.write_corpus(tmp_path), changes)
   state = tiny.random_state(experiment)
@@ -144,7 +157,9 @@ def test_one_bad_row_of_one_micro_batch(place, tmp_path):
   assert [found[:2] for found in seen] == [(0, 0), (guard.NOT_FINITE, 1), (0, 1)]
   before, bad, after = (leaf_paths(found[2]) for found in seen)
   counts = {'step', 'extras/guard/skipped', 'extras/guard/in_a_row'}
-  assert {path for path in bad if not np.array_equal(bad[path], before[path])} == counts
+  memory = {path for path in bad if path.startswith(f'extras/{MEMORY}/')}
+  assert {path for path in bad if not np.array_equal(bad[path], before[path])} == counts | memory
+  assert not any(bad[path].any() for path in memory)
   assert all(np.isfinite(leaf).all() for leaf in after.values())
   path = next(path for path in after if path.startswith('params/'))
   assert not np.array_equal(after[path], bad[path])
