@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxlm.errors import UserError, nearest
@@ -40,7 +41,21 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
       f'config.mesh: {"x".join(map(str, sizes))} is {math.prod(sizes)} devices, but there are '
       f'{len(devices)}; -1 for one axis takes what is left'
     )
-  return Mesh(np.array(devices).reshape(sizes), AXES)
+  return Mesh(_arranged(devices, sizes), AXES)
+
+
+def _arranged(devices: Sequence[jax.Device], sizes: Sequence[int]) -> np.ndarray:
+  """The devices in the shape of the mesh, so that neighbours on an axis are linked.
+
+  JAX has such an order for the chips of a whole TPU slice, whose own goes from host to host. All
+  others keep theirs: that of the processes, so that the first axis spans several slices.
+  """
+  slices = {getattr(device, 'slice_index', None) for device in devices}
+  if devices[0].platform == 'tpu' and len(slices) == 1:
+    grid = np.max([device.coords for device in devices], axis=0) + 1
+    if grid.prod() == len(devices):
+      return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return np.array(devices).reshape(sizes)
 
 
 def parse_rules(rules: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -202,6 +202,34 @@ def test_a_parameter_that_cannot_be_cut_is_named(names, shape, message):
   assert message in str(error.value)
 
 
+class Chip:
+  """What a mesh asks of a device: here of the first to the last of a v5e slice, 2 x 2 on a host."""
+
+  device_kind = 'TPU v5 lite'
+  core_on_chip = 0
+
+  def __init__(self, platform, number=0, width=1):
+    self.platform, self.id, self.process_index = platform, number, number // 4
+    host_y, host_x = divmod(self.process_index, max(width // 2, 1))
+    self.coords = (2 * host_x + number % 2, 2 * host_y + number // 2 % 2, 0)
+
+
+@pytest.mark.parametrize('sizes', [(1, 16, 1), (16, 1, 1), (4, 4, 1), (1, 4, 4)])
+def test_neighbours_on_an_axis_are_linked_on_a_slice(sizes):
+  """4 x 4 chips, whose links go round in both directions."""
+  mesh = sharding.make_mesh(sizes, [Chip('tpu', number, 4) for number in range(16)])
+  places = np.array([chip.coords for chip in mesh.devices.flat]).reshape(*sizes, 3)
+  assert len(set(map(tuple, places.reshape(-1, 3)))) == 16
+  for axis in np.flatnonzero(np.array(sizes) > 1):
+    apart = np.abs(np.roll(places, 1, axis) - places)
+    assert np.minimum(apart, 4 - apart).sum(-1).max() == 1
+
+
+def test_part_of_a_slice_keeps_its_order():
+  chips = [Chip('tpu', number, 4) for number in range(12)]
+  assert list(sharding.make_mesh((12, 1, 1), chips).devices.flat) == chips
+
+
 @pytest.mark.parametrize(
   ('mesh', 'message'),
   [
@@ -212,7 +240,7 @@ def test_a_parameter_that_cannot_be_cut_is_named(names, shape, message):
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_an_error(mesh, message):
   with pytest.raises(UserError) as error:
-    sharding.make_mesh(mesh, [object()] * 8)
+    sharding.make_mesh(mesh, [Chip('cpu')] * 8)
   assert message in str(error.value)
 
 
@@ -247,7 +275,7 @@ def test_rows_may_lie_along_any_axes_or_none(rule):
 
 @pytest.mark.parametrize('sizes', [(1, 2, 1), (2, 1, 4)])
 def test_a_mapped_step_does_not_divide_parameters(sizes):
-  mesh = sharding.make_mesh(sizes, [object()] * math.prod(sizes))
+  mesh = sharding.make_mesh(sizes, [Chip('cpu')] * math.prod(sizes))
   with pytest.raises(UserError, match=r"config.parallelism: 'pmap' .* set config.mesh=-1,1,1 or"):
     execution.check_mesh('pmap', mesh)
   execution.check_mesh('jit', mesh)
