@@ -8,9 +8,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from flaxlm import distributed, sharding
+from flaxlm import distributed, sharding, terminal
 from flaxlm.config import tree
-from flaxlm.config.schema import Config
+from flaxlm.config.schema import Config, OptimizerConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 
@@ -84,6 +84,15 @@ def check_first_batches(experiment: Any) -> None:
     raise UserError(
       f'config.data.train: the first {experiment.config.global_batch_size} rows have nothing that '
       f'{experiment.config.objective.name!r} learns from; their texts may be too short for it'
+    )
+
+
+def warn_of_warmup(config: OptimizerConfig, total_steps: int) -> None:
+  """Says where a run ends before the rate has risen to what was asked for."""
+  if config.warmup_steps > total_steps:
+    terminal.warn(
+      f'config.optimizer.warmup_steps: {config.warmup_steps} steps of warm-up in a run of '
+      f'{total_steps}, whose rate never gets to optimizer.learning_rate'
     )
 
 

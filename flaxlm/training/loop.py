@@ -39,6 +39,7 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
     checks.check_first_batches(experiment)
+    checks.warn_of_warmup(config.optimizer, experiment.total_steps)
     for line in summary.lines(experiment.train_data, experiment.total_steps):
       terminal.say(line)
     fit(experiment, workdir, overrides, interrupts)

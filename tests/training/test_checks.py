@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from flaxlm.config import recipe
+from flaxlm.config.schema import OptimizerConfig
 from flaxlm.data import pipeline, tokenizer
 from flaxlm.errors import UserError
 from flaxlm.training import checks
@@ -46,3 +47,9 @@ def test_texts_that_are_too_short_to_learn_from_are_an_error(tmp_path):
   (tmp_path / 'x.txt').write_text('\n\n'.join('abcdefg'))
   with pytest.raises(UserError, match="nothing that 'span_corruption' learns from"):
     check('t5.py:mini', train=str(tmp_path / 'x.txt'), cache_dir=str(tmp_path / 'cache'))
+
+
+@pytest.mark.parametrize(('warmup', 'said'), [(41, True), (40, False)])
+def test_a_run_that_ends_in_its_warmup_is_told(capsys, warmup, said):
+  checks.warn_of_warmup(OptimizerConfig(warmup_steps=warmup), 40)
+  assert ('warmup_steps: 41 steps of warm-up in a run of 40' in capsys.readouterr().err) == said
