@@ -14,6 +14,7 @@ from etils import epath
 from flaxlm.errors import UserError
 from flaxlm.files import read_json
 
+MOST_EXTRA = 10_000  # Sentinels; the published vocabularies have 100.
 ROLES = ('pad', 'eos', 'unk', 'bos', 'cls', 'sep', 'mask')
 NAMES = {
   'pad': ('[PAD]', '<pad>'),
@@ -205,8 +206,9 @@ def _settings(file: epath.Path) -> dict[str, Any]:
     more = list(more.values()) if isinstance(more, dict) else more
     if not isinstance(more, list) or not all(isinstance(_content(token), str) for token in more):
       found[key] = 'tokens'
-  if type(settings.get('extra_ids') or 0) is not int:
-    found['extra_ids'] = 'a whole number'
+  extra = settings.get('extra_ids') or 0
+  if type(extra) is not int or not 0 <= extra <= MOST_EXTRA:
+    found['extra_ids'] = f'a whole number up to {MOST_EXTRA}'
   for key in FLAGS:
     if not isinstance(settings.get(key), bool | None):
       found[key] = 'true or false'

@@ -307,7 +307,8 @@ EMPTY_BPE = b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}'
     ('tokenizer_config.json', b'{"pad_token": 3}', 'pad_token: expected a token, got 3'),
     ('special_tokens_map.json', b'{"eos_token": {}}', 'eos_token: expected a token, got {}'),
     ('tokenizer_config.json', b'{"additional_special_tokens": [3]}', 'expected tokens, got [3]'),
-    ('tokenizer_config.json', b'{"extra_ids": "many"}', "expected a whole number, got 'many'"),
+    ('tokenizer_config.json', b'{"extra_ids": "many"}', "whole number up to 10000, got 'many'"),
+    ('tokenizer_config.json', b'{"extra_ids": 1000000000000}', 'number up to 10000, got 1000000'),
     ('tokenizer_config.json', b'{"do_lower_case": "no"}', "expected true or false, got 'no'"),
   ],
 )
