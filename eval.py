@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from os.path import expanduser
 
-from flaxlm import commandline, distributed, terminal
+from flaxlm import commandline, distributed, host, terminal
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,4 +38,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  host.prepare()
   sys.exit(commandline.run(main, sys.argv[1:]))

@@ -34,10 +34,10 @@ from flaxlm import host
 from flaxlm.decoding.cache import Reader, bucket
 from flaxlm.decoding.generate import generate
 from flaxlm.decoding.sampling import Sampling
-from flaxlm.decoding.scores import logits
 from flaxlm.interop import convert
 from flaxlm.models import decoder
 from flaxlm.models.model import Model
+from flaxlm.models.scores import logits
 from flaxlm.objectives import next_token
 from flaxlm.objectives.next_token import Prompt
 from flaxlm.training.paths import leaf_paths, nested
@@ -47,7 +47,7 @@ PARTS = ('cached', 'uncached', 'transformers')
 
 def main() -> None:
   args = _parse()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   torch_model, model, params = models(args)
   prompts = np.random.default_rng(0).integers(1, 50000, (args.batch, args.prompt)).astype(np.int32)
   parts = {

@@ -49,7 +49,7 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=4, help='of the mini variant; 0: none')
   parser.add_argument('--tflops', type=float, default=400.0)
   args = parser.parse_args()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   lines = [measure(name, args) for name in args.recipes]
   print(f'tokens per second; jax {jax.__version__}, {jax.devices()[0].device_kind}')
   print(HEADER.format(args.workers, f'{args.tflops:.0f}') + '\n|---|---|---|---|---|---|---|')

@@ -145,7 +145,7 @@ def main() -> None:
   parser.add_argument('--from', dest='weights', type=pathlib.Path, help='folder of the weights')
   parser.add_argument('--arm', choices=ARMS, help='this one only, without a table')
   args = parser.parse_args()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   weights = args.weights or package_weights()
   imported = args.workdir / 'imported'
   if not imported.exists():

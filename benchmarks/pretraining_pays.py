@@ -92,7 +92,7 @@ def main() -> None:
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--family', choices=FAMILIES, action='append', help='all if left out')
   args = parser.parse_args()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   task = TASKS[args.task]
   for family in args.family or task.recipes:
     if family not in task.recipes:

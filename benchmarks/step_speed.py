@@ -40,7 +40,7 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=20)
   parser.add_argument('--precision', default='float32')
   args = parser.parse_args()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   lines = [measure(name, args) for name in args.recipes]
   device = jax.devices()[0]
   print(f'{device.device_kind}, {jax.device_count()} device(s), jax {jax.__version__}')

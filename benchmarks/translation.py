@@ -62,7 +62,7 @@ def main() -> None:
   parser.add_argument('--arm', choices=ARMS, help='this one only')
   parser.add_argument('--set', nargs='*', default=[], help='KEY=VALUE of the config, in both arms')
   args = parser.parse_args()
-  host.keep_freed_memory()  # as the commands do
+  host.prepare()  # as the commands do
   changes = FIELDS | files(args.data) | dict(pair.split('=', 1) for pair in args.set)
   overrides = [(key, str(value)) for key, value in changes.items()]
   config = recipe.load(str(ROOT / 'configs' / 'translate.py:transformer'), overrides)

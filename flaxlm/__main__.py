@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from flaxlm import commandline
+from flaxlm import commandline, host
 from flaxlm.errors import UserError, nearest
 
 
@@ -46,4 +46,5 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 if __name__ == '__main__':
+  host.prepare()
   sys.exit(commandline.run(main, sys.argv[1:]))

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from flaxlm import distributed, host, terminal
+from flaxlm import distributed, terminal
 from flaxlm.errors import UserError, nearest
 
 PREFIX = '--config.'
@@ -103,7 +103,6 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
   several processes, one that fails ends at once, so that the others do not wait for it, unless the
   error's attribute `everywhere` says that all of them have it.
   """
-  host.keep_freed_memory()
   debug = '--debug' in argv
   if not debug:
     # Libraries that log through absl tell users about their internals, and of errors they raise.

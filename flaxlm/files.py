@@ -9,13 +9,22 @@ import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from flaxlm.errors import UserError
+
+try:
+  import fcntl
+except ImportError:  # not a Unix
+  fcntl = None
+
+_LOCK = '.lock'
 
 
 def is_object_store(path: epath.PathLike) -> bool:
@@ -24,15 +33,48 @@ def is_object_store(path: epath.PathLike) -> bool:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-  """Writes a file as a whole or not at all."""
+  """Writes a file as a whole or not at all, also where several processes write the same."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   if is_object_store(path):
     path.write_text(text)
     return
-  temporary = path.parent / f'.{path.name}.tmp'
+  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex[:8]}'
   temporary.write_text(text)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def held(folder: epath.PathLike) -> Iterator[None]:
+  """Within it, the folder is this process's: others that ask for it end in a UserError.
+
+  However the process ends, the kernel gives the folder free. Where files cannot be locked (object
+  stores, some network file systems) nobody is kept out.
+  """
+  if fcntl is None or is_object_store(folder):
+    yield
+    return
+  with contextlib.ExitStack() as stack:
+    with storing(folder):
+      epath.Path(folder).mkdir(parents=True, exist_ok=True)
+      # Left there: who waits for a file that is then removed would hold another one.
+      file = stack.enter_context(open(os.path.join(folder, _LOCK), 'a+'))
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      file.seek(0)
+      raise UserError(
+        f'{folder}: {file.read() or "another process"} is at work there; wait for its end, or name '
+        'another folder'
+      ) from None
+    except OSError:  # no locks here
+      pass
+    else:
+      with storing(folder):
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+    yield
 
 
 @contextlib.contextmanager

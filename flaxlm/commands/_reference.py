@@ -8,10 +8,10 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
-from flaxlm.decoding.scores import logits
 from flaxlm.errors import UserError
 from flaxlm.interop import files
 from flaxlm.models.family import family_of
+from flaxlm.models.scores import logits
 from flaxlm.types import VocabOutput
 
 FILE = 'reference.safetensors'

@@ -35,9 +35,7 @@ class Lines:
     if self._progress is not None:
       os.fsync(self._file.fileno())
       state = {'identity': self._identity, 'done': done, 'bytes': self._file.tell()}
-      temporary = self._progress.with_suffix('.tmp')
-      temporary.write_text(json.dumps(state))
-      temporary.replace(self._progress)
+      files.write_text(self._progress, json.dumps(state))
 
 
 @contextlib.contextmanager

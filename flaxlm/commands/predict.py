@@ -113,7 +113,7 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
 
 def _written(experiment: Any, params: Any, args: Any) -> Predictor:
   writer = _writing.writer(experiment, params, args.workdir)
-  longest = args.max_new_tokens or experiment.config.data.max_target_length or 128
+  longest = args.max_new_tokens or experiment.config.max_new_tokens
   how = _writing.how(args, longest)
 
   def predict(

@@ -421,3 +421,8 @@ class Config:
   def evaluation_rows(self) -> int:
     """Rows in a batch of an evaluation, over all devices."""
     return self.evaluation.batch_size or self.global_batch_size
+
+  @property
+  def max_new_tokens(self) -> int:
+    """Of a text that the run writes, where no other length is asked for."""
+    return self.evaluation.max_new_tokens or self.data.max_target_length or 128

@@ -44,19 +44,8 @@ def digest(config: Any, path: epath.Path) -> list[Any]:
     while block := file.read(1 << 22):
       sha.update(block)
   if stat.length >= BIG:
-    keep(kept, sha.hexdigest())
+    files.write_text(kept, sha.hexdigest())
   return [path.name, stat.length, sha.hexdigest()]
-
-
-def keep(path: epath.Path, text: str) -> None:
-  """Writes a file as a whole or not at all, also where several processes write the same."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if files.is_object_store(path):
-    path.write_text(text)
-    return
-  temporary = path.parent / f'{path.name}.{uuid.uuid4().hex[:8]}'
-  temporary.write_text(text)
-  temporary.replace(path)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm import terminal
+from flaxlm import files, terminal
 from flaxlm.data import cache, source
 from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
@@ -233,5 +233,5 @@ def _count(config: Any, name: str, identity: Any, located: Callable[[], Iterator
   number = sum(1 for _ in located())
   if not number:
     raise UserError(f'config.data: {name} has no documents that are not empty')
-  cache.keep(path, json.dumps({'documents': number}))
+  files.write_text(path, json.dumps({'documents': number}))
   return number

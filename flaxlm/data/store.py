@@ -125,7 +125,7 @@ def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
       total = {name: total[name] + meta.get(name, 1) for name in total}
   if not total['tokens']:
     raise UserError(f'config.data: {documents.name} has not a single token')
-  cache.keep(directory / 'store.json', json.dumps(total))
+  files.write_text(directory / 'store.json', json.dumps(total))
 
 
 def _shards(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from flaxlm.decoding import cache as caches
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling, choose, without_repeats
-from flaxlm.decoding.scores import logits
+from flaxlm.models.scores import logits
 from flaxlm.objectives.next_token import Prompt
 from flaxlm.types import Array
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.decoding import cache as caches
-from flaxlm.decoding.scores import log_probabilities
 from flaxlm.decoding.scoring import masked_batch
+from flaxlm.models.scores import log_probabilities
 
 # The masks of a text are counted up to a multiple of this, so that few shapes are compiled.
 SLOTS = 4

@@ -72,7 +72,6 @@ def _length(prompt: Any) -> int:
 def _how(config: Config) -> Sampling | Beam:
   """How tokens are chosen: the likeliest one at each step, or by beam search."""
   evaluation = config.evaluation
-  longest = evaluation.max_new_tokens or config.data.max_target_length or 128
   if evaluation.num_beams:
-    return Beam(evaluation.num_beams, longest, evaluation.length_penalty)
-  return Sampling(longest, temperature=0.0)
+    return Beam(evaluation.num_beams, config.max_new_tokens, evaluation.length_penalty)
+  return Sampling(config.max_new_tokens, temperature=0.0)

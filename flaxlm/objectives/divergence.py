@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from flaxlm.models.scores import logits
 from flaxlm.objectives.losses import CHUNK_LOGITS
 from flaxlm.types import Array, VocabOutput
 
@@ -27,19 +28,9 @@ def over_vocabulary(first: VocabOutput, second: VocabOutput, weights: Array) -> 
 
   @jax.checkpoint
   def chunk(a: Array, b: Array, w: Array) -> Array:
-    return over_classes(_logits(first, a), _logits(second, b), w)
+    p, q = logits(first.replace(hidden=a)), logits(second.replace(hidden=b))
+    return over_classes(p, q, w)
 
   xs = split(first.hidden), split(second.hidden), split(weights)
   total, _ = jax.lax.scan(lambda total, x: (total + chunk(*x), None), jnp.zeros(()), xs)
   return total
-
-
-def _logits(output: VocabOutput, hidden: Array) -> Array:
-  """float32 [..., table_size]; those of padding rows are far below all others."""
-  table = output.table.astype(hidden.dtype)
-  logits = jnp.dot(hidden, table.T, preferred_element_type=jnp.float32)
-  if output.bias is not None:
-    logits = logits + output.bias.astype(jnp.float32)
-  if output.softcap:
-    logits = output.softcap * jnp.tanh(logits / output.softcap)
-  return jnp.where(jnp.arange(table.shape[0]) < output.vocab_size, logits, -1e30)

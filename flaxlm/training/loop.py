@@ -1,12 +1,13 @@
 """The training loop: what happens, step by step, between a run's start and its end."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, files, terminal
 from flaxlm.config.schema import Config
 from flaxlm.data import summary
 from flaxlm.training import checks, footprint, restore
@@ -27,12 +28,14 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
     overrides: what the user set, for the record.
 
   Raises:
-    UserError: for mistakes in config, data or checkpoints, and for a loss that is not finite.
+    UserError: for mistakes in config, data or checkpoints, for a loss that is not finite, and while
+      another process trains in the same workdir.
     Interrupted: after SIGTERM or Ctrl-C; what there was to save is saved.
   """
   from flaxlm.training.experiment import build  # after the first line: it imports every family
 
-  with Interrupts() as interrupts:
+  held = files.held(workdir) if distributed.is_first() else contextlib.nullcontext()
+  with held, Interrupts() as interrupts:
     saved = saved_config(epath.Path(workdir) / 'checkpoints')
     if saved is not None:
       restore.check_resume(saved, config)  # before the data are prepared, which may take long

@@ -3,6 +3,7 @@
 import pytest
 from etils import epath
 
+from flaxlm import files
 from flaxlm.data import cache
 from flaxlm.errors import UserError
 
@@ -34,18 +35,18 @@ def test_it_stays_too_if_it_appears_at_the_last_moment(tmp_path, monkeypatch):
   assert (target / 'file').read_text() == 'theirs'
 
 
-def test_two_processes_may_keep_the_same_file(tmp_path, monkeypatch):
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
   path = epath.Path(tmp_path / 'file')
   kind = type(path)
   replace = kind.replace
 
   def late(self, to):
     monkeypatch.setattr(kind, 'replace', replace)
-    cache.keep(path, 'text')
+    files.write_text(path, 'text')
     return replace(self, to)
 
   monkeypatch.setattr(kind, 'replace', late)
-  cache.keep(path, 'text')
+  files.write_text(path, 'text')
   assert path.read_text() == 'text'
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 

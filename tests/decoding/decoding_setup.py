@@ -13,8 +13,8 @@ from flaxlm.data.packing import Stream
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.generate import generate
 from flaxlm.decoding.sampling import Sampling
-from flaxlm.decoding.scores import logits
 from flaxlm.models.model import Model
+from flaxlm.models.scores import logits
 from flaxlm.objectives import masked_lm, next_token
 from flaxlm.objectives.next_token import Prompt
 

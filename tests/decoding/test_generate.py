@@ -26,7 +26,7 @@ from flaxlm.decoding import generate as generation
 from flaxlm.decoding.cache import Reader, Source
 from flaxlm.decoding.generate import generate
 from flaxlm.decoding.sampling import Sampling
-from flaxlm.decoding.scores import logits
+from flaxlm.models.scores import logits
 
 LEVEL = 1e-4  # Seeds are fixed: a test of a statistic fails at this level or never.
 

@@ -13,8 +13,8 @@ import public_models as public
 
 from flaxlm.commands import _reference
 from flaxlm.decoding import cache as caches
-from flaxlm.decoding.scores import logits
 from flaxlm.interop import convert
+from flaxlm.models.scores import logits
 from flaxlm.objectives import losses
 
 pytestmark = pytest.mark.full

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import public_cases as cases
 import public_models as public
 
-from flaxlm.decoding.scores import logits
+from flaxlm.models.scores import logits
 from flaxlm.models.xlnet import Memory
 from flaxlm.objectives import losses
 

@@ -12,10 +12,10 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.generate import generate
 from flaxlm.decoding.sampling import Sampling
-from flaxlm.decoding.scores import logits
 from flaxlm.errors import UserError
 from flaxlm.models import decoder
 from flaxlm.models.model import Model
+from flaxlm.models.scores import logits
 from flaxlm.objectives import next_token
 from flaxlm.objectives.next_token import Prompt
 

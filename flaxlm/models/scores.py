@@ -1,4 +1,4 @@
-"""What a vocabulary head says of tokens, in full: for the few positions that decoding reads."""
+"""What a vocabulary head says of tokens, in full; losses take `losses.token_scores`."""
 
 import jax
 import jax.numpy as jnp
