@@ -100,7 +100,7 @@ def test_all_start_from_the_same_weights_and_go_back_together(alone, corpus, tmp
 def test_only_the_first_process_writes_and_reports(several):
   count, folder = several
   assert sorted(path.name for path in (folder / 'run').iterdir()) == [
-    *('checkpoints', 'config.json', 'metrics.jsonl', 'overrides.json', 'tokenizer')
+    *('.lock', 'checkpoints', 'config.json', 'metrics.jsonl', 'overrides.json', 'tokenizer')
   ]
   lines = (folder / 'run' / 'metrics.jsonl').read_text().splitlines()
   assert len(lines) == STEPS + 2
