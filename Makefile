@@ -13,7 +13,7 @@ MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])
 CONSTRAINTS ?= $(wildcard requirements-lock-$(MINOR).txt)
 # Two test files at a time; each worker takes up to 3 GiB of memory.
 JOBS ?= 2
-PYTEST := $(RUN) -m pytest --timeout=600 -n $(JOBS) --dist loadfile
+PYTEST := $(RUN) -m pytest --timeout=600 --durations=20 -n $(JOBS) --dist loadfile
 
 .PHONY: quickstart test test-full lint clean
 

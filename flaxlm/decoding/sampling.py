@@ -64,7 +64,8 @@ def candidates(scores: Array, sampling: Sampling) -> tuple[Array, Array | None]:
 def without_repeats(scores: Array, sequences: Array, lengths: Array, size: int) -> Array:
   """Scores [B, V] with -inf for tokens that would complete an n-gram a second time.
 
-  sequences: int32 [B, S], of which the first lengths [B] tokens count; size: n >= 1.
+  sequences: int32 [B, S], of which the first lengths [B] tokens count; size: n >= 1. A row in which
+  every token would keeps its scores: a small vocabulary runs out of n-grams.
   """
   rows = jnp.arange(sequences.shape[0])[:, None]
   starts = jnp.arange(sequences.shape[1])
@@ -76,4 +77,5 @@ def without_repeats(scores: Array, sequences: Array, lengths: Array, size: int) 
     matches &= (jnp.roll(sequences, -offset, 1) == given) & (place >= 0)
   last = jnp.roll(sequences, -(size - 1), 1)
   banned = jnp.zeros(scores.shape, bool).at[rows, last].max(matches)
-  return jnp.where(banned, -jnp.inf, scores)
+  allowed = jnp.where(banned, -jnp.inf, scores)
+  return jnp.where(jnp.isfinite(allowed).any(-1, keepdims=True), allowed, scores)
