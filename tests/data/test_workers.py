@@ -155,6 +155,10 @@ def test_a_run_that_is_told_to_stop_saves_and_leaves_no_process(tmp_path):
   _, said = process.communicate(timeout=120)
   assert process.returncode == 128 + signal.SIGTERM, said
   assert 'Traceback' not in said and 'the same command goes on' in said
+  # Workers were waited for; multiprocessing's resource tracker ends when it sees that the run has.
+  end = time.monotonic() + 30
+  while group(process.pid) and time.monotonic() < end:
+    time.sleep(0.1)
   assert not group(process.pid)
   (step,) = [int(path.name) for path in (tmp_path / 'run' / 'checkpoints').glob('[0-9]*')]
   going_on = [*command, f'--config.total_steps={step + 2}']
