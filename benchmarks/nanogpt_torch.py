@@ -7,7 +7,7 @@ backward pass, clipping, AdamW, and the loss read back. PyTorch runs as nanoGPT 
 in float32, with its fused attention, on as many threads as there are cores, and as
 `torch.optim.AdamW(fused=True)` would, too. Each arm is a process of its own, in turn with the
 others; a pair's number is the median of its steps, and the ratio's interval is that of a t-test
-over pairs. Both losses after the last step are printed: they start from other draws of the weights.
+over pairs. Losses are means of the last 20 steps; the arms start from other draws of the weights.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Arm = Callable[[argparse.Namespace], list[tuple[float, float]]]
 
 
 def flaxlm(args: argparse.Namespace) -> list[tuple[float, float]]:
-  """(seconds, loss) of each step, as train.py takes them."""
+  """(seconds, loss) of each step, its batch made within it; train.py makes it ahead."""
   from flaxlm.config import recipe
   from flaxlm.training.experiment import build
 
@@ -153,9 +153,8 @@ def print_table(found: dict[str, list[dict[str, float]]]) -> None:
     ms, ratio = 1e3 * seconds, ''
     if name != 'flaxlm':
       logs = np.log(times['flaxlm'] / seconds)
-      half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
-      middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
-      ratio = f'{middle:.2f} ({low:.2f}, {high:.2f})'
+      low, high = np.exp(stats.ttest_1samp(logs, 0).confidence_interval(0.95))
+      ratio = f'{np.exp(logs.mean()):.2f} ({low:.2f}, {high:.2f})'
     loss = np.mean([run['loss'] for run in found[name]])
     print(
       f'| {name} | {np.median(ms):.1f} ({ms.min():.1f}, {ms.max():.1f}) | {ratio} | {loss:.3f} |'
