@@ -249,19 +249,35 @@ def test_a_batch_that_does_not_divide_is_named():
     sharding.check_batch(Mesh8(2, 4, 1), RULES, 12, 'config.x')
 
 
-@pytest.mark.parametrize(('rows', 'count'), [(4, 4), (6, 2), (64, 8), (5, 1)])
-def test_any_machine_evaluates_what_another_has_trained(monkeypatch, root, rows, count):
-  """With as many devices as divide the rows of a batch, whatever the micro-batches were."""
-  devices = list(range(8))
-  monkeypatch.setattr(jax, 'devices', lambda: devices)
+@pytest.mark.parametrize(
+  ('mesh', 'rows', 'found', 'said'),
+  [
+    ('1,4,2', 8, (1, 4, 2), False),
+    ('1,-1,1', 16, (1, 8, 1), False),
+    ('-1,1,1', 64, (8, 1, 1), False),
+    ('-1,1,1', 6, (2, 1, 1), False),
+    ('4,1,1', 8, (8, 1, 1), False),
+    ('-1,4,2', 6, (2, 1, 1), True),  # rows that do not divide,
+    ('1,16,1', 16, (8, 1, 1), True),  # devices that are not here,
+    ('1,2,4', 4, (4, 1, 1), True),  # and heads that four devices cannot share.
+    ('1,16,1', 5, (1, 1, 1), False),  # One device has everything anyhow.
+  ],
+)
+def test_any_machine_evaluates_what_another_has_trained(
+  monkeypatch, capsys, root, mesh, rows, found, said
+):
+  """On the mesh of the run or, where that does not fit, with all parameters on as many devices as
+  divide the rows of a batch, whatever the micro-batches were."""
+  monkeypatch.setattr(jax, 'devices', lambda: [Chip('cpu')] * 8)
   for changes in (
     {'global_batch_size': rows, 'num_microbatches': rows},
     {'evaluation.batch_size': rows},
   ):
-    pairs = [(key, str(value)) for key, value in changes.items()]
+    pairs = [(key, str(value)) for key, value in (changes | {'mesh': mesh}).items()]
     config = recipe.load(str(root / 'configs/quickstart.py'), pairs)
-    assert checks.evaluation_devices(config) == devices[:count]
-    checks.check_batches(config, Mesh8(count, 1, 1), RULES, training=False)
+    where = checks.evaluation_mesh(config, boxed(('embed', 'heads'), (16, 2)))
+    assert where.devices.shape == found
+    assert ('every device has all parameters' in capsys.readouterr().err) == said
   with pytest.raises(UserError, match='config.evaluation.batch_size: .* do not divide over 128'):
     checks.check_batches(config, Mesh8(128, 1, 1), RULES, training=False)
 

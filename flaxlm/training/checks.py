@@ -58,16 +58,32 @@ def check_batches(
   sharding.check_batch(mesh, rules, config.evaluation_rows, 'config.evaluation.batch_size')
 
 
-def evaluation_devices(config: Config) -> list[jax.Device]:
-  """Those that take part where nothing is trained: as many as divide the rows of a batch.
+def evaluation_mesh(config: Config, boxed: Any) -> Mesh:
+  """The mesh where nothing is trained: that of the run, where this machine can have it.
 
-  A run is evaluated and decoded on other machines than it was trained on. Of several processes all
-  devices take part.
+  A run is evaluated and decoded on other machines than it was trained on. Where its mesh does not
+  fit the devices, or rows or parameters do not divide over it, each device has all parameters: as
+  many devices take part as divide the rows of a batch, of several processes all.
+
+  Args:
+    config: of the run.
+    boxed: abstract parameters, boxed with their logical axes.
   """
+  rules = sharding.parse_rules(config.sharding_rules)
+  try:
+    mesh = sharding.make_mesh(config.mesh)
+    check_batches(config, mesh, rules, training=False)
+    sharding.parameter_shardings(boxed, mesh, rules)
+    return mesh
+  except UserError:
+    pass  # The training run says what is wrong with a mesh; here there is another.
   devices = jax.devices()
-  if distributed.count() > 1:
-    return devices
-  return devices[: math.gcd(config.evaluation_rows, len(devices))]
+  if distributed.count() == 1:
+    devices = devices[: math.gcd(config.evaluation_rows, len(devices))]
+  if len(devices) > 1 and config.mesh[1:] != (1, 1):
+    shape = 'x'.join(map(str, config.mesh))
+    terminal.say(f"the run's mesh {shape} does not fit here: every device has all parameters")
+  return sharding.make_mesh((-1, 1, 1), devices)
 
 
 def check_first_batches(experiment: Any) -> None:

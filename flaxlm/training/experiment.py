@@ -172,10 +172,10 @@ def build(
     config: resolved, but for what only the data tell (vocabulary, labels): the experiment's own
       config has these filled in.
     workdir: a run that has checkpoints gives its tokenizer; otherwise it is made from the config.
-    training: with training batches; without, `data.test` is among the evaluation sets, and as many
-      devices take part as divide the rows of a batch, whatever the mesh of the run was.
+    training: with training batches; without, `data.test` is among the evaluation sets, and the mesh
+      is that of the run or what this machine can have instead (`checks.evaluation_mesh`).
     with_data: False makes neither training batches nor evaluation sets, for decoding.
-    devices: to run on; all that can take part by default.
+    devices: to run on, whole; by default all, or those of the mesh of an evaluation.
     tokenizer: to take instead of the run's, where nothing may be read (a plan).
 
   Raises:
@@ -191,9 +191,12 @@ def build(
   objective = _objective(config, tokenizer)
   if with_data and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
-  if not training and devices is None:
-    devices = checks.evaluation_devices(config)
-  mesh = sharding.make_mesh(config.mesh if training else (-1, 1, 1), devices)
+  model = make_model(config.model, objective.head(config.model))
+  boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
+  if training or devices:
+    mesh = sharding.make_mesh(config.mesh, devices)
+  else:
+    mesh = checks.evaluation_mesh(config, boxed)
   execution.check_mesh(config.parallelism, mesh)
   rules = sharding.parse_rules(config.sharding_rules)
   checks.check_batches(config, mesh, rules, training)
@@ -204,10 +207,8 @@ def build(
       config, tokenizer, objective, examples, parts, training
     )
   total_steps = _total_steps(config, train_data)
-  model = make_model(config.model, objective.head(config.model))
   if config.tuning.r_drop:
     checks.check_r_drop(config, objective)
-  boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
   partition = make_partition(config.tuning, nn.unbox(boxed))
   optimizer, schedule = make_optimizer(
     config.optimizer,
