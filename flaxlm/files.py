@@ -13,7 +13,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from etils import epath
 
@@ -24,7 +24,8 @@ try:
 except ImportError:  # not a Unix
   fcntl = None
 
-_LOCK = '.lock'
+# What lies in a folder that a process holds or has held.
+LOCK = '.lock'
 
 
 def is_object_store(path: epath.PathLike) -> bool:
@@ -51,30 +52,51 @@ def held(folder: epath.PathLike) -> Iterator[None]:
   However the process ends, the kernel gives the folder free. Where files cannot be locked (object
   stores, some network file systems) nobody is kept out.
   """
-  if fcntl is None or is_object_store(folder):
+  if is_object_store(folder):
     yield
     return
   with contextlib.ExitStack() as stack:
     with storing(folder):
       epath.Path(folder).mkdir(parents=True, exist_ok=True)
       # Left there: who waits for a file that is then removed would hold another one.
-      file = stack.enter_context(open(os.path.join(folder, _LOCK), 'a+'))
+      file = stack.enter_context(open(os.path.join(folder, LOCK), 'a+'))
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      locked = _lock(file)
     except BlockingIOError:
       file.seek(0)
-      raise UserError(
-        f'{folder}: {file.read() or "another process"} is at work there; wait for its end, or name '
-        'another folder'
-      ) from None
-    except OSError:  # no locks here
-      pass
-    else:
+      raise _at_work(folder, file.read()) from None
+    if locked:
       with storing(folder):
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}')
         file.flush()
     yield
+
+
+def hold(file: TextIO, name: epath.PathLike) -> None:
+  """Holds an open file until it is closed, as `held` does a folder; `name`: for the message."""
+  try:
+    _lock(file)
+  except BlockingIOError:
+    raise _at_work(name) from None
+
+
+def _lock(file: TextIO) -> bool:
+  """Whether it is locked now, until it is closed; BlockingIOError if another process has it."""
+  if fcntl is None:
+    return False
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise
+  except OSError:  # no locks here
+    return False
+  return True
+
+
+def _at_work(place: epath.PathLike, who: str = '') -> UserError:
+  who = who or 'another process'
+  return UserError(f'{place}: {who} is at work there; wait for its end, or name another')
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A folder that a process works in: others are kept out for as long as it lives."""
+"""A folder or file that a process works in: others are kept out for as long as it lives."""
 
 import pathlib
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from flaxlm import files
+from flaxlm.commands import _folder
 from flaxlm.config import tree
 from flaxlm.errors import UserError
 from flaxlm.training import loop
@@ -44,6 +45,20 @@ def test_two_do_not_train_in_one_workdir(tmp_path):
   with files.held(tmp_path), pytest.raises(UserError, match='is at work there'):
     loop.train(config, str(tmp_path))
   assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+
+
+def test_a_folder_with_nothing_but_a_lock_is_a_new_one(tmp_path):
+  target = tmp_path / 'run'
+  with files.held(target):
+    taken = _folder.staged(_folder.new('--workdir', str(target)))
+    with pytest.raises(UserError, match='is at work there'), taken:
+      raise AssertionError('a folder was taken from the process that is at work there')
+  assert (target / files.LOCK).exists()
+  with _folder.staged(_folder.new('--workdir', str(target))) as temporary:
+    (temporary / 'config.json').write_text('{}')
+  assert [path.name for path in target.iterdir()] == ['config.json']
+  with pytest.raises(UserError, match='--workdir: .*run is there already'):
+    _folder.new('--workdir', str(target))
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):

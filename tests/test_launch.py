@@ -83,16 +83,17 @@ def test_processes_of_one_machine_know_their_numbers():
 
 @pytest.fixture
 def cloud(tmp_path):
-  """Stand-ins for gcloud, xpk, srun and scontrol: they note their arguments, a line a call."""
+  """Stand-ins for gcloud, xpk and SLURM's commands: they note their arguments, a line a call."""
   notes = tmp_path / 'notes'
   notes.touch()
   states = tmp_path / 'states'
   states.write_text('WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n')
-  for name in ('gcloud', 'xpk', 'srun', 'scontrol'):
+  for name in ('gcloud', 'xpk', 'srun', 'scontrol', 'squeue'):
     (tmp_path / name).write_text(
       f'#!/usr/bin/env bash\necho {name} "$@" >> {notes}\n'
       f'case "$*" in *describe*) head -n1 {states}; sed -i 1d {states};; esac\n'
       f'[[ {name} != srun ]] || exit "$STATUS"\n'
+      f'[[ {name} != squeue ]] || echo "${{STATE:-RUNNING}}"\n'
     )
     (tmp_path / name).chmod(0o755)
   environ = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'NAME': 'n', 'ZONE': 'z', 'PAUSE': '0'}
@@ -145,6 +146,13 @@ def test_slurm_starts_a_job_again_that_can_go_on(cloud, status, again):
   done = bash('slurm.sh', *argv, STATUS=str(status), SLURM_JOB_ID='7', **environ)
   assert done.returncode == status
   assert ('scontrol requeue 7' in called()) == again
+
+
+def test_slurm_does_not_start_what_was_cancelled_again(cloud):
+  environ, called, _ = cloud
+  environ = {'STATUS': '143', 'STATE': 'COMPLETING', 'SLURM_JOB_ID': '7', **environ}
+  assert bash('slurm.sh', 'train.py', '--workdir=w', **environ).returncode == 143
+  assert not [line for line in called() if line.startswith('scontrol')]
 
 
 @pytest.mark.parametrize(('status', 'again'), [(137, False), (143, True)])

@@ -6,13 +6,19 @@ from typing import Any
 
 from etils import epath
 
+from flaxlm import files
 from flaxlm.errors import UserError
 
 
 def new(flag: str, folder: str) -> epath.Path:
-  """The folder's path; UserError, which names the flag, unless it is absent or empty."""
+  """The folder's path; UserError, which names the flag, unless it is absent or empty.
+
+  Empty is also one that only has the lock of a run that never began.
+  """
   target = epath.Path(folder)
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+  if target.exists() and (
+    not target.is_dir() or any(path.name != files.LOCK for path in target.iterdir())
+  ):
     raise UserError(f'{flag}: {target} is there already; name a new folder')
   return target
 
@@ -23,7 +29,9 @@ def staged(target: epath.Path) -> Iterator[epath.Path]:
   from flaxlm.data import cache
 
   if target.exists():
-    target.rmdir()
+    with files.held(target):
+      (target / files.LOCK).unlink(missing_ok=True)
+      target.rmdir()
   with cache.staged(target) as temporary:
     yield temporary
 

@@ -62,12 +62,13 @@ def lines(place: str, identity: Any) -> Iterator[Lines]:
   partial = target.with_name(target.name + '.partial')
   progress = target.with_name(target.name + '.partial.json')
   identity = json.loads(json.dumps(identity))
-  done, size = _begun(partial, progress, identity)
-  with partial.open('r+' if size else 'w', encoding='utf-8') as file:
+  with partial.open('a+', encoding='utf-8') as file:
+    files.hold(file, target)
+    done, size = _begun(partial, progress, identity)
     file.truncate(size)
     file.seek(size)
     yield Lines(file, progress, identity, done)
-  partial.replace(target)
+    partial.replace(target)
   progress.unlink(missing_ok=True)
 
 

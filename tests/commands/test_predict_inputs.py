@@ -204,3 +204,15 @@ def test_damaged_progress_begins_anew(tmp_path, state):
     assert output.done == 0
     output.write([{'n': 1}], 1)
   assert place.read_bytes() == b'{"n": 1}\n'
+
+
+def test_two_commands_do_not_write_one_output(tmp_path):
+  place = str(tmp_path / 'out.jsonl')
+  with _resumable.lines(place, 1) as output:
+    output.write([{'n': 0}], 1)
+    second = _resumable.lines(place, 1)
+    with pytest.raises(UserError, match='out.jsonl: another process is at work there'), second:
+      raise AssertionError('two write one file')
+    output.write([{'n': 1}], 2)
+  assert (tmp_path / 'out.jsonl').read_text() == '{"n": 0}\n{"n": 1}\n'
+  assert [path.name for path in tmp_path.iterdir()] == ['out.jsonl']
