@@ -35,10 +35,10 @@ from flaxlm.training import loop
 ROOT = pathlib.Path(__file__).parent.parent
 SPLITS = {'train': 'train', 'validation': 'dev', 'test': 'test'}
 FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
-# Half again as many steps as the recipes have, which two cores do in half an hour. That is short for
-# masked words: BERT's own schedule begins on short rows, too (Devlin et al. 2019, appendix A.2);
-# more masks are more to learn from (Wettig et al. 2023), and the second term is left out, as in
-# RoBERTa.
+# Half again as many steps as the recipes have, which two cores do in half an hour. That is short
+# for masked words: BERT's own schedule begins on short rows, too (Devlin et al. 2019, appendix
+# A.2); more masks are more to learn from (Wettig et al. 2023), and the second term is left out,
+# as in RoBERTa.
 PRETRAINING = {
   'gpt2': [('total_steps', '2400')],
   't5': [('total_steps', '2250')],
