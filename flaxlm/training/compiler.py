@@ -1,13 +1,15 @@
 """Compiler options of the steps and of the initialisation, by backend."""
 
 import functools
+import pathlib
 
 import jax
 from jax.sharding import Mesh
 
-# XLA's CPU compiler hands products to YNNPACK by default; on x86 with AVX2 that is two to three
-# times slower than its own Eigen kernels at the sizes of small models (docs/performance.md).
-_CPU_STEP = (('xla_cpu_experimental_ynn_fusion_type', ''),)
+# XLA's CPU compiler hands products to YNNPACK by default. At the sizes of small models that is two to
+# three times slower than its own Eigen kernels on x86 with AVX2, and a tenth faster with AVX-512
+# (docs/performance.md).
+_EIGEN = (('xla_cpu_experimental_ynn_fusion_type', ''),)
 # On TPUs, products of gathered matrices otherwise become loops that pass parts around; the compiler
 # itself takes them for twice the cycles.
 _TPU_STEP = (('xla_jf_spmd_threshold_for_windowed_einsum_mib', 1_000_000),)
@@ -22,12 +24,21 @@ def step_options(mesh: Mesh) -> dict[str, str | int | bool]:
   """Options for `jax.jit(compiler_options=...)` of what runs on the mesh at every step."""
   if mesh.devices.flat[0].platform == 'tpu':
     return dict(_TPU_STEP)
-  return _accepted(_CPU_STEP)
+  return {} if _has_avx512() else _accepted(_EIGEN)
 
 
 def once_options() -> dict[str, str | int | bool]:
   """Options for what runs once, such as the initialisation."""
   return _accepted(_CPU_ONCE)
+
+
+@functools.cache
+def _has_avx512() -> bool:
+  """Whether the processors are known to have AVX-512; Linux tells."""
+  try:
+    return 'avx512f' in pathlib.Path('/proc/cpuinfo').read_text().split()
+  except OSError:
+    return False
 
 
 @functools.cache
