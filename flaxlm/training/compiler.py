@@ -6,8 +6,8 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
-# XLA's CPU compiler hands products to YNNPACK by default. At the sizes of small models that is two to
-# three times slower than its own Eigen kernels on x86 with AVX2, and a tenth faster with AVX-512
+# XLA's CPU compiler hands products to YNNPACK by default. At the sizes of small models that is two
+# to three times slower than its own Eigen kernels on x86 with AVX2, and a tenth faster with AVX-512
 # (docs/performance.md).
 _EIGEN = (('xla_cpu_experimental_ynn_fusion_type', ''),)
 # On TPUs, products of gathered matrices otherwise become loops that pass parts around; the compiler
