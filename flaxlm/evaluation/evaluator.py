@@ -234,4 +234,6 @@ def _configured(saved: Config, overrides: Sequence[tuple[str, str]]) -> Config:
       )
   config_dict = tree.to_config_dict(saved)
   config_overrides.apply(config_dict, overrides)
-  return tree.from_config_dict(config_dict)
+  changed = tree.from_config_dict(config_dict)
+  # All else stays that of the run: a ConfigDict lacks what the training rows have decided.
+  return dataclasses.replace(saved, data=changed.data, evaluation=changed.evaluation)

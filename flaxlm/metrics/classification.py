@@ -59,9 +59,12 @@ def multi_label_scores(targets: np.ndarray, predicted: np.ndarray) -> dict[str, 
   if not len(targets):
     return {}
   found = {'subset_accuracy': float((targets == predicted).all(-1).mean())}
+  # A table of one column would be read as two classes, so it gets another, which does not count.
+  tables = [np.pad(table, ((0, 0), (0, 1))) for table in (targets, predicted)]
+  labels = np.arange(targets.shape[1])
   for average in ('micro', 'macro', 'samples'):
     precision, recall, f1, _ = precision_recall_fscore_support(
-      targets, predicted, average=average, zero_division=0.0
+      *tables, labels=labels, average=average, zero_division=0.0
     )
     values = {'precision': precision, 'recall': recall, 'f1': f1}
     found |= {f'{name}_{average}': float(value) for name, value in values.items()}

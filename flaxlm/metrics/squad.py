@@ -42,6 +42,11 @@ def score(measure: Callable[[str, str], float], prediction: str, answers: Sequen
   return max(measure(prediction, answer) for answer in answers or [''])
 
 
+def with_words(answers: Sequence[str]) -> list[str]:
+  """The true answers that SQuAD 2.0 compares with: not those that are but an article or a dash."""
+  return [answer for answer in answers if normalised(answer)]
+
+
 def scores(
   predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], version_2: bool
 ) -> dict[str, float]:
@@ -55,9 +60,7 @@ def scores(
   """
   whole, words = {}, {}
   for question, prediction in predictions.items():
-    true = list(answers[question])
-    if version_2:
-      true = [answer for answer in true if normalised(answer)]
+    true = with_words(answers[question]) if version_2 else answers[question]
     whole[question] = score(exact, prediction, true)
     words[question] = score(lambda p, a: f1(p, a, version_2), prediction, true)
   found = {'exact_match': _percent(whole.values()), 'f1': _percent(words.values())}

@@ -112,9 +112,10 @@ class Task:
     found = squad.scores(predicted, true, bool(self._config.unanswerable))
     if self._config.unanswerable:
       odds = {n: answer.odds for n, answer in answers.items()}
+      worded = {n: squad.with_words(texts) for n, texts in true.items()}
       for name, measure in (('exact_match', squad.exact), ('f1', _f1_of_2)):
         best = {
-          n: squad.score(measure, a.candidates[0][1] if a.candidates else '', true[n])
+          n: squad.score(measure, a.candidates[0][1] if a.candidates else '', worded[n])
           for n, a in answers.items()
         }
         value, threshold = squad.best_threshold(best, odds, true)

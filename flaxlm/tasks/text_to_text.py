@@ -67,7 +67,7 @@ class Task:
 
   def texts(self, example: Example) -> list[str]:
     """What a tokenizer learns from."""
-    return [example['text'], example['target']]
+    return [example[key] for key in ('text', 'target') if key in example]
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Nothing is left to the training examples."""

@@ -235,16 +235,19 @@ def find(directory: epath.PathLike, which: str | int) -> list[int]:
   steps = steps_in(directory)
   if not steps:
     raise UserError(f'{directory}: no checkpoint there')
+  shown = ', '.join(str(step) for step in steps)
   if which == 'latest':
     return steps[-1:]
   if which == 'best':
     scores = _scores_in(directory, steps)
     if not scores:
-      raise UserError(f'--checkpoint=best: no checkpoint in {directory} was evaluated')
+      raise UserError(
+        f'--checkpoint=best: no checkpoint in {directory} was evaluated; valid are latest, '
+        f'{AVERAGE}:N, {shown}'
+      )
     return [max(scores, key=lambda step: (scores[step], step))]
   if str(which).isdigit() and int(which) in steps:
     return [int(which)]
-  shown = ', '.join(str(step) for step in steps)
   kind, _, count = str(which).partition(':')
   if kind == AVERAGE and count.isdigit() and int(count):
     if int(count) > len(steps):

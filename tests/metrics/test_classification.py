@@ -76,10 +76,12 @@ def test_what_is_none_of_the_labels_is_wrong():
   assert matrix == {'a': {'a': 1, 'b': 0, '(other)': 1}, 'b': {'a': 0, 'b': 1, '(other)': 1}}
 
 
-def test_multi_label_scores_against_counts():
+@pytest.mark.parametrize('num_labels', [1, 2, 5])
+def test_multi_label_scores_against_counts(num_labels):
   rng = np.random.default_rng(0)
-  targets, predicted = rng.random((40, 5)) < 0.3, rng.random((40, 5)) < 0.4
-  predicted[:, 4] = False  # A label that is never predicted.
+  shape = (40, num_labels)
+  targets, predicted = rng.random(shape) < 0.3, rng.random(shape) < 0.4
+  predicted[:, 4:] = False  # A label that is never predicted.
   targets[3] = predicted[3] = False  # A text without labels.
 
   def quotient(a, b):

@@ -201,6 +201,22 @@ def test_no_answer_where_its_lowest_score_beats_the_best_answer():
   assert strict.metrics(PREDICTIONS, EXAMPLES)['exact_match'] == 50.0
 
 
+def test_a_true_answer_without_words_counts_nowhere_in_2_0():
+  context = 'the end'
+  answers = [{'text': 'the', 'start': 0}, {'text': 'end', 'start': 4}]
+  examples = [{'id': 'a', 'question': 'What?', 'text': context, 'answers': answers}]
+  predictions = {  # 'the', which is no text, normalised.
+    'example_ids': np.array([0]),
+    'scores': np.array([[1.0]]),
+    'starts': np.array([[0]]),
+    'ends': np.array([[3]]),
+    'null_scores': np.array([0.0]),
+  }
+  metrics = make(unanswerable=True).metrics(predictions, examples)
+  assert metrics['exact_match'] == metrics['f1'] == 0.0
+  assert metrics['best_exact_match'] == metrics['best_f1'] == 0.0
+
+
 def test_without_any_candidate_the_answer_is_empty():
   nothing = PREDICTIONS | {'scores': np.full((3, 3), -1e30)}
   records = list(make().records(nothing, EXAMPLES))

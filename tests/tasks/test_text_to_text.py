@@ -39,6 +39,7 @@ def test_mistakes_name_the_place(row, message):
 def test_a_row_whose_target_is_to_be_written_needs_none():
   read = lambda row: task(prefix='to: ').parse(row, 'x.tsv:2', labelled=False)
   assert read({'text': 'a'}) == {'text': 'to: a'}
+  assert task().texts(read({'text': 'a'})) == ['to: a']
   assert read({'text': 'a', 'target': 'b'}) == {'text': 'to: a', 'target': 'b'}
   with pytest.raises(UserError, match='x.tsv:2: no column'):
     read({'target': 'b'})

@@ -245,6 +245,12 @@ def test_find_lists_what_there_is(tmp_path):
     checkpoint.find(tmp_path, '7')
 
 
+def test_without_an_evaluation_the_best_is_not_known(tmp_path):
+  write(tmp_path, [3])
+  with pytest.raises(UserError, match='was evaluated; valid are latest, average:N, 3'):
+    checkpoint.find(tmp_path, 'best')
+
+
 def test_saving_leaves_donated_buffers_alone(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path, CheckpointConfig())
   state = make_state(1)
