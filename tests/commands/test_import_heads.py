@@ -98,12 +98,29 @@ def test_a_run_goes_on_with_the_head(imported, tmp_path, root):
   assert not report['fresh'] + report['dropped'] + report['reshaped'] + report['renamed']
 
 
+@pytest.mark.parametrize('name, head', [('tag', 'head/classes/'), ('squad', 'head/')])
+def test_a_transform_of_masked_words_is_gone_on_with(name, head, root):
+  """What begins the head of a ModernBERT begins the head of a task."""
+  from flaxlm.config import recipe
+  from flaxlm.training import matching
+
+  rules = recipe.read(str(root / 'configs' / f'{name}.py'), 'encoder').restore
+  stored = dict.fromkeys(('head/mlm/dense/kernel', 'head/mlm/norm/scale'), np.zeros(3))
+  wanted = {path.replace('head/mlm/', head): leaf for path, leaf in stored.items()}
+  parts = matching.parts(stored), matching.parts(wanted)
+  plan = matching.match(*parts, rules, set())
+  assert {new: part.path for new, part in plan.items()} == {
+    path.replace('head/mlm/', head): path for path in stored
+  }
+
+
 @pytest.mark.parametrize('imported', ['tags', 'choices'], indirect=True)
 def test_an_import_predicts(imported, tmp_path):
   name, _, workdir = imported
   rows = {
     'tags': {'tokens': ['a', 'b', 'c']},
-    'choices': {'text': 'a', 'choices': ['b', 'c', 'a b', 'c .']},
+    # More than two, and more than a row holds.
+    'choices': {'text': 'a', 'choices': ['b ' * 60, 'c', 'a b ' * 50, 'c .']},
   }
   (tmp_path / 'rows.jsonl').write_text(json.dumps(rows[name]) + '\n')
   flags = f'--input={tmp_path / "rows.jsonl"}', f'--output={tmp_path / "found.jsonl"}'
