@@ -49,10 +49,11 @@ class Objective:
     self.tokenizer = tokenizer
     self.max_length = config.max_length
     self.config = config.objective.resolved(config.model.name)
-    self.choices = choices = max(config.task.num_choices, 2)
+    choices = max(config.task.num_choices, 2)
     # A segment's positions begin at 0: only the longest choice counts for a table of them.
-    learned = config.model.position == 'learned'
-    self.longest = config.model.max_length if learned else self.max_length
+    self.longest = self.max_length // choices
+    if config.model.position == 'learned':
+      self.longest = min(self.longest, config.model.max_length)
     self._room(choices)
     keys = ('targets', 'target_positions', 'target_weights', 'example_weights', 'example_ids')
     self.streams = {
@@ -73,7 +74,7 @@ class Objective:
     for number, (text, example) in enumerate(zip(texts, examples, strict=True)):
       pairs = []
       # An imported run knows no number of choices.
-      room = self._room(max(self.choices, len(example['choices'])))
+      room = self._room(len(example['choices']))
       for _ in example['choices']:
         ending = next(endings)
         a, b = cut_pair(len(text), len(ending), room)
