@@ -27,8 +27,8 @@ VARIANTS = {
   'encoder_decoder': (t5, 'encoder_decoder', 'classification'),
   'text_to_text': (t5, 'encoder_decoder', 'seq2seq'),
 }
-# Objectives whose heads are those of public classifiers.
-POOLED = ('classification', 'regression', 'multi_label', 'multiple_choice')
+# Objectives whose heads are those of public classifiers and taggers.
+CLASSES = ('classification', 'regression', 'multi_label', 'multiple_choice', 'tagging')
 
 
 def get_config(variant):
@@ -47,7 +47,7 @@ def fine_tuned(config, recipe):
   if config.objective.name not in ('seq2seq', 'completion'):
     # The trunk is what init_from is for; the head of pretraining predicts tokens.
     config.restore.skip = ('^head/',)
-  if config.objective.name in POOLED:
+  if config.objective.name in CLASSES:
     # But a pooler of sentence pairs or of other classes, or what a masked LM head begins with, is
     # what the head begins with, where it has the like.
     config.restore.reuse = (

@@ -23,6 +23,8 @@ VARIANTS = {'encoder': bert, 'decoder': gpt2}
 def get_config(variant):
   config = tree.new(model=variant, objective='span_qa', task='question_answering')
   config = classify.fine_tuned(config, VARIANTS[variant])
+  # What a masked LM head begins with, as in configs/classify.py, with objective.pooler=transform.
+  config.restore.reuse = (r'^head/mlm/(dense|norm)/=head/\1/',)
   config.optimizer.warmup_steps = 100
   config.evaluation.every_steps = 500
   config.checkpoint.every_steps = 500

@@ -49,6 +49,7 @@ PLACES = (
   'multi_label.py:decoder',
   'multi_label.py:encoder_decoder',
   'tag.py:encoder',
+  'tag.py:decoder',
   'squad.py:encoder',
   'multiple_choice.py:encoder',
   'multiple_choice.py:decoder',

@@ -34,7 +34,7 @@ def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
   reference = {}
   if (folder / FILE).exists():
     tensors = files.Tensors(folder, FILE)
-    reference = {name: tensors.read(name) for name in tensors.shapes}
+    reference = _rows({name: tensors.read(name) for name in tensors.shapes})
     if 'input_ids' not in reference:
       raise UserError(f'{folder / FILE}: it has no input_ids')
     _check_padding(public, reference, folder / FILE)
@@ -65,9 +65,23 @@ def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
   terminal.say(f'{name} agree with {FILE} to {difference:.1e} of the largest')
 
 
+def _rows(reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """With a row for each choice [B, choices, L], and what begins and ends at a token as one."""
+  found = dict(reference)
+  ids = found.get('input_ids')
+  if ids is not None and ids.ndim == 3:
+    found = {n: a.reshape(-1, *a.shape[2:]) if a.ndim == 3 else a for n, a in found.items()}
+    if 'logits' in found:
+      found['logits'] = found['logits'].reshape(-1, 1)
+  ends = 'start_logits', 'end_logits'
+  if all(name in found for name in ends):
+    found['logits'] = np.stack([found[name] for name in ends], -1)
+  return found
+
+
 def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
   """UserError if the original's classifier reads a place that is padding, and so no text."""
-  if public.head.objective != 'classification' or 'attention_mask' not in reference:
+  if not public.head.is_pooled or 'attention_mask' not in reference:
     return
   mask = reference['attention_mask']
   if public.head.options['pooling'] == 'first' and not mask[:, 0].all():
@@ -86,7 +100,7 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
   segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
   last = ids.shape[1] - 1 - np.argmax(segments[:, ::-1], -1, keepdims=True).astype(np.int32)
   if public.model.name == 'encoder_decoder':
-    if public.head.objective == 'classification':
+    if public.head.is_pooled:
       # As the original does by itself: the decoder reads the text one place later.
       shifted = np.insert(ids, 0, public.start, axis=1)[:, :-1]
       streams = _stream('encoder_', ids, segments)
@@ -99,7 +113,7 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
   if not getattr(public.family, 'COUNTS_PADDING', True):
     batch['positions'] = np.maximum(np.cumsum(segments, -1, dtype=np.int32) - 1, 0)
   first = np.zeros((len(ids), 1), np.int32)
-  if public.head.objective == 'classification':
+  if public.head.is_pooled:
     batch['target_positions'] = first if public.head.options['pooling'] == 'first' else last
   if family_of(public.model.name) == 'encoder':
     batch['nsp_positions'] = first
@@ -119,7 +133,7 @@ def _stream(prefix: str, ids: np.ndarray, segments: np.ndarray) -> dict[str, np.
 
 
 def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Logits [B, L, V] or [B, classes]; hidden states [B, L, D] of a trunk alone."""
+  """Logits [B, L, V or classes] or [B, classes]; hidden states [B, L, D] of a trunk alone."""
   if public.head.trunk_only:
     run = jax.jit(lambda params: model.trunk.apply({'params': params['trunk']}, batch).hidden)
     return np.asarray(run(params))
@@ -127,4 +141,4 @@ def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray
   result = result['mlm'] if isinstance(result, dict) else result
   if isinstance(result, VocabOutput):
     return np.asarray(logits(result))
-  return np.asarray(result[:, 0])
+  return np.asarray(result[:, 0] if public.head.is_pooled else result)

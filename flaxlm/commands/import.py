@@ -28,6 +28,15 @@ TOKENIZER_FILES = (
   *('vocab.txt', 'vocab.json', 'merges.txt', 'spiece.model', 'tokenizer.model'),
   'generation_config.json',
 )
+# How rows for a head are read: the task, and the columns of its recipe where they are others.
+TASKS = {
+  'classification': ('text_classification', {}),
+  'regression': ('text_regression', {}),
+  'multi_label': ('multi_label', {'label_column': 'labels'}),
+  'multiple_choice': ('multiple_choice', {}),
+  'tagging': ('tagging', {'text_column': 'tokens', 'label_column': 'tags'}),
+  'span_qa': ('question_answering', {}),
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -121,7 +130,7 @@ def _config(public: Any, tokenizer: epath.Path) -> Any:
   """The run's config: the defaults, but for model, objective, labels and tokenizer."""
   from flaxlm.config import tree
 
-  task = 'text_classification' if public.labels else ''
+  task, columns = TASKS.get(public.head.objective, ('', {}))
   config = tree.new(public.model.name, public.head.objective, task)
   for name in config.model:
     config.model[name] = getattr(public.model, name)
@@ -129,8 +138,9 @@ def _config(public: Any, tokenizer: epath.Path) -> Any:
     config.objective[name] = value
   if config.model.get('memory_length') and public.head.objective == 'permutation_lm':
     config.data.sampling = 'streams'  # Which is what a memory remembers.
-  if task:
+  if public.labels:
     config.task.labels = public.labels
+  config.data.update(columns)
   config.tokenizer.path = str(tokenizer)
   config.total_steps = 1
   return tree.from_config_dict(config)

@@ -100,21 +100,38 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   model = mapping.model_config(family, config_json, vocab_size)
   prefix = mapping.prefix_of(family, head)
   prefix = prefix if any(name.startswith(prefix) for name in names) else ''
-  labels = _labels(config_json) if head.objective == 'classification' else ()
+  head, labels = _labelled(head, config_json)
   return Public(family, architecture, head, model, config_json, prefix, labels)
 
 
-def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
-  problem = config_json.get('problem_type')
-  if problem not in (None, 'single_label_classification'):
+def _labelled(head: Head, config_json: Mapping[str, Any]) -> tuple[Head, tuple[str, ...]]:
+  """(the head, names of its labels); a number is learned without any."""
+  if head.objective not in ('classification', 'regression', 'multi_label', 'tagging'):
+    return head, ()
+  labels = _labels(config_json)
+  one = len(labels) == 1
+  if one and head.objective == 'classification' and config_json.get('problem_type') is None:
+    head = dataclasses.replace(head, objective='regression')
+  if head.objective == 'regression':
+    if not one:
+      raise UserError(
+        f"config.json: problem_type='regression' of {len(labels)} numbers is not supported, only 1"
+      )
+    return head, ()
+  if one and head.objective != 'multi_label':
     raise UserError(
-      f'config.json: problem_type={problem!r} is not supported, only one label a text'
+      f'config.json: its label is {labels[0]!r} alone; a classifier needs two labels or more'
     )
+  return head, labels
+
+
+def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of one label or more, in their order."""
   names = mapping.value_of(config_json, 'id2label', dict, None)
   if not names:
     count = mapping.value_of(config_json, 'num_labels', int, 2)
-    if count < 2:
-      raise UserError(f'config.json: num_labels={count}: a classifier needs two labels or more')
+    if count < 1:
+      raise UserError(f'config.json: num_labels={count} is no number of labels')
     return tuple(f'LABEL_{i}' for i in range(count))
   wrong = f'config.json: id2label={names!r}'
   if set(names) != {str(i) for i in range(len(names))}:
@@ -124,8 +141,6 @@ def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
     raise UserError(f'{wrong}: a label is a text')
   if len(set(labels)) < len(labels):
     raise UserError(f'{wrong} gives two labels one name')
-  if len(labels) < 2:
-    raise UserError(f'{wrong}: a classifier needs two labels or more')
   return labels
 
 
@@ -179,14 +194,18 @@ def for_export(
         continue
       try:
         config_json = mapping.to_theirs(family, model)
-        head, theirs = (head, {}) if head.trunk_only else mapping.with_head(head, options)
+        theirs = {}
+        if not head.trunk_only:
+          head, theirs = mapping.with_head(head, objective, options)
       except UserError as error:
         reasons.append(f'{name}: {error}')
         continue
       config_json |= {**theirs, 'architectures': [name]}
-      if labels:
-        config_json['id2label'] = {str(i): label for i, label in enumerate(labels)}
-        config_json['label2id'] = {label: i for i, label in enumerate(labels)}
+      # Their number is that of outputs, of which a regression has one.
+      names = ('LABEL_0',) if head.objective == 'regression' else labels
+      if names:
+        config_json['id2label'] = {str(i): label for i, label in enumerate(names)}
+        config_json['label2id'] = {label: i for i, label in enumerate(names)}
       # A class that is a trunk and no more has no prefix.
       prefix = '' if head.trunk_only else mapping.prefix_of(family, head)
       return Public(family, name, head, model, config_json, prefix, labels)

@@ -10,6 +10,7 @@ A family is a file of `interop/families`, named as its `model_type`, with
   REQUIRED        config.json field -> the only values supported, the first being the default
   UNSAID          model fields that change no result and that its files do not hold (optional)
   COUNTS_PADDING  whether padding before a text has positions of its own (optional; it has)
+  REFUSED         public classes that compute something else -> what that is (optional)
   special(config_json), unspecial(model)  what is not one field for one (optional)
   table(model, head, prefix)  the entries (`interop/rules.py`)
 """
@@ -39,7 +40,10 @@ _ALIKE = (
   frozenset({'causal_lm', 'completion'}),
   frozenset({'span_corruption', 'seq2seq'}),
   frozenset({'denoising', 'seq2seq'}),
+  frozenset({'classification', 'regression', 'multi_label'}),
 )
+# Objectives whose head reads a text at one place, or as the mean of its tokens.
+POOLED = ('classification', 'regression', 'multi_label', 'multiple_choice')
 _NONE = object()
 
 
@@ -77,10 +81,29 @@ class Head:
   fields: tuple[Field, ...] = ()
   prefix: str | None = None
 
+  @property
+  def is_pooled(self) -> bool:
+    """Whether it gives numbers of a text, and not of each token."""
+    return self.objective in POOLED
 
+
+# A sequence classifier's objective. One that says none and has one label learns a number.
+PROBLEM = Field(
+  'problem_type',
+  'objective',
+  None,
+  {
+    'single_label_classification': 'classification',
+    None: 'classification',
+    'regression': 'regression',
+    'multi_label_classification': 'multi_label',
+  },
+)
 # How public classifiers of each kind read a text.
 ENCODER_CLASSES = {'pooling': 'first', 'pooler': 'tanh'}
 DECODER_CLASSES = {'pooling': 'last', 'pooler': 'none'}
+# A linear map of each token, and nothing before it.
+EACH_TOKEN = {'pooler': 'none'}
 
 
 GELU = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh'}
@@ -107,10 +130,14 @@ def head_of(family: types.ModuleType, config_json: Mapping[str, Any]) -> tuple[s
   names = value_of(config_json, 'architectures', list, None)
   found = names[0] if names else None
   if not isinstance(found, str) or found not in family.ARCHITECTURES:
+    if isinstance(found, str) and found in getattr(family, 'REFUSED', {}):
+      raise UserError(f'config.json: {found} is not supported: {family.REFUSED[found]}')
     near = nearest(str(found), family.ARCHITECTURES)
     raise UserError(f'config.json: architectures={found!r} is not supported{near}')
   head = family.ARCHITECTURES[found]
   options = {**head.options, **_read(head.fields, config_json, {})}
+  if head.objective == 'classification':
+    head = dataclasses.replace(head, **_read((PROBLEM,), config_json, {}))
   return found, dataclasses.replace(head, options=options)
 
 
@@ -124,8 +151,10 @@ def prefix_of(family: types.ModuleType, head: Head) -> str:
   return family.PREFIX if head.prefix is None else head.prefix
 
 
-def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, Any]]:
-  """(the head with an objective's options, fields of config.json that tell them).
+def with_head(
+  head: Head, objective: str, options: Mapping[str, Any]
+) -> tuple[Head, dict[str, Any]]:
+  """(the head with an objective and its options, fields of config.json that tell them).
 
   Raises:
     UserError: names the option with which the class would compute something else.
@@ -138,7 +167,11 @@ def with_head(head: Head, options: Mapping[str, Any]) -> tuple[Head, dict[str, A
     if theirs[field.theirs] is _NONE:
       raise UserError(f'config.objective.{field.ours} cannot be {options.get(field.ours)!r}')
   own = {field.ours: options.get(field.ours) for field in head.fields}
-  return dataclasses.replace(head, options={**head.options, **own}), theirs
+  head = dataclasses.replace(head, options={**head.options, **own})
+  if head.objective == 'classification':
+    head = dataclasses.replace(head, objective=objective)
+    theirs[PROBLEM.theirs] = _written(PROBLEM, objective)
+  return head, theirs
 
 
 def _written(field: Field, value: Any) -> Any:

@@ -9,12 +9,30 @@ classifiers have nothing round it, or BOS. Encoder-decoder: text EOS, or first E
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.models.family import at_end, family_of, has_cls_last
+
+
+def separators_field() -> Any:
+  """The field `pair_separators` of an objective that reads pairs."""
+  return field(1, 'separators between the texts of a pair: RoBERTa and BART have 2', low=1, high=2)
+
+
+def decoder_field() -> Any:
+  """The field `decoder_marks` of an objective whose texts a decoder may read."""
+  return field(
+    'bos_eos',
+    'tokens round a text that a decoder reads; public classifiers and taggers were trained with '
+    '`none` (GPT-2) or `bos` (Llama), and classifiers are read at the last token of the text',
+    choices=('bos_eos', 'bos', 'none'),
+    when={'config.model.name': ('decoder',)},
+  )
 
 
 class Marks:

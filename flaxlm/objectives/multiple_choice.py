@@ -54,11 +54,7 @@ class Objective:
     self.longest = self.max_length // choices
     if config.model.position == 'learned':
       self.longest = min(self.longest, config.model.max_length)
-    if self.longest <= self.marks.count(pair=True) + 1:
-      raise UserError(
-        f'config.data.max_length: rows of {self.max_length} tokens have no room for {choices} '
-        'choices, which lie in one row'
-      )
+    self._room(choices)
     keys = ('targets', 'target_positions', 'target_weights', 'example_weights', 'example_ids')
     self.streams = {
       'inputs': Stream(self.max_length, self.marks.keys, prefix=''),
@@ -74,10 +70,11 @@ class Objective:
     texts = self.tokenizer.encode_batch([example['text'] for example in examples])
     flat = [choice for example in examples for choice in example['choices']]
     endings = iter(self.tokenizer.encode_batch(flat))
-    room = self.longest - self.marks.count(pair=True)
     items, cut = [], 0
     for number, (text, example) in enumerate(zip(texts, examples, strict=True)):
       pairs = []
+      # An imported run knows no number of choices.
+      room = self._room(len(example['choices']))
       for _ in example['choices']:
         ending = next(endings)
         a, b = cut_pair(len(text), len(ending), room)
@@ -88,6 +85,17 @@ class Objective:
     if cut:
       terminal.warn(f'{cut} choices do not fit config.data.max_length, and are cut')
     return items
+
+  def _room(self, choices: int) -> int:
+    """Tokens of a text and a choice, where so many choices lie in a row; UserError for too many."""
+    marks = self.marks.count(pair=True)
+    longest = min(self.longest, self.max_length // choices)
+    if longest <= marks + 1:
+      raise UserError(
+        f'config.data.max_length: rows of {self.max_length} tokens have no room for {choices} '
+        'choices, which lie in one row'
+      )
+    return longest - marks
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
     tokens = sum(len(a) + len(b) + self.marks.count(pair=True) for a, b in item['pairs'])

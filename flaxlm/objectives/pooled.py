@@ -24,10 +24,22 @@ from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.models.family import at_end, family_of
 from flaxlm.models.heads import ClassHead, gather
-from flaxlm.objectives.marks import Marks, cut_pair
+from flaxlm.objectives.marks import Marks, cut_pair, decoder_field, separators_field
 
 # Shortest text that is worth packing, in tokens: it bounds how many labels a row can hold.
 MIN_ITEM = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EachTokenConfig(Named):
+  """Fields of objectives that pool nothing, and read something off each token."""
+
+  pooler: str = field(
+    'none',
+    'what comes before the output layer: `none`, or the `transform` of a masked LM head '
+    '(ModernBERT)',
+    choices=('none', 'transform'),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +60,7 @@ class PooledConfig(Named):
     'with pooling=last',
     choices=('auto', 'none', 'tanh', 'transform'),
   )
-  pair_separators: int = field(
-    1, 'separators between the texts of a pair: RoBERTa and BART have 2', low=1, high=2
-  )
+  pair_separators: int = separators_field()
 
   def resolved(self, model: str) -> 'PooledConfig':
     """With what `auto` stands for under the trunk of this name; UserError for what it has not."""
@@ -76,13 +86,7 @@ class TextConfig(PooledConfig):
     choices=('t5', 'bart'),
     when={'config.model.name': ('encoder_decoder',)},
   )
-  decoder_marks: str = field(
-    'bos_eos',
-    'tokens round a text that a decoder reads; public classifiers were trained with `none` (GPT-2) '
-    'or `bos` (Llama), and are read at the last token of the text',
-    choices=('bos_eos', 'bos', 'none'),
-    when={'config.model.name': ('decoder',)},
-  )
+  decoder_marks: str = decoder_field()
 
 
 class Pooled(abc.ABC):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm import terminal
-from flaxlm.config.field import Named, field
+from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
@@ -24,7 +24,9 @@ from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense
-from flaxlm.objectives.marks import Marks
+from flaxlm.models.heads import transform
+from flaxlm.objectives.marks import Marks, separators_field
+from flaxlm.objectives.pooled import EachTokenConfig
 from flaxlm.types import Array, Batch, Mean
 
 # Shortest window that is worth packing, in tokens: it bounds how many a row can hold.
@@ -34,7 +36,7 @@ NO_CHARACTER = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Named):
+class Config(EachTokenConfig):
   """Extractive question answering."""
 
   doc_stride: int = field(
@@ -43,6 +45,7 @@ class Config(Named):
   max_question_length: int = field(64, 'tokens of a question; longer ones are cut', low=1)
   max_answer_length: int = field(30, 'tokens of a predicted answer', low=1)
   n_best: int = field(20, 'answers kept of each window', low=1)
+  pair_separators: int = separators_field()
 
 
 class Objective:
@@ -58,7 +61,7 @@ class Objective:
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
     self.tokenizer = tokenizer
-    self.marks = Marks(config, tokenizer)
+    self.marks = Marks(config, tokenizer, self.config.pair_separators)
     self.max_length = config.max_length
     longest = self.max_length - self.marks.count(pair=True) - 1
     if self.config.max_question_length > longest:
@@ -133,7 +136,7 @@ class Objective:
     }
 
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model)
+    return Head(model, self.config.pooler)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
     return {'loss': batch['target_weights'].sum()}
@@ -182,13 +185,15 @@ class Head(nn.Module):
   """Two numbers for each token, of beginning and end: float32 [B, L, 2]."""
 
   config: TransformerConfig
+  pooler: str
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
     c = self.config
+    x = transform(c, output.hidden) if self.pooler == 'transform' else output.hidden
     init = initializers.kernel(c, c.emb_dim)
     out = Dense((c.emb_dim,), (2,), ('embed',), ('classes',), init, True, name='span')
-    return out(output.hidden).astype(jnp.float32)
+    return out(x).astype(jnp.float32)
 
 
 def _members(batch: Batch) -> Array:

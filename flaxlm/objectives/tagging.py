@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm import terminal
-from flaxlm.config.field import Named, field
+from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.models.heads import ClassHead, gather
 from flaxlm.objectives import losses
-from flaxlm.objectives.marks import Marks
+from flaxlm.objectives.marks import Marks, decoder_field
+from flaxlm.objectives.pooled import EachTokenConfig
 from flaxlm.types import Array, Batch, Mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Named):
+class Config(EachTokenConfig):
   """Tagging."""
 
   piece: str = field(
@@ -33,6 +34,7 @@ class Config(Named):
     'piece of a word that is read; a decoder has seen the whole word only at its `last`',
     choices=('first', 'last'),
   )
+  decoder_marks: str = decoder_field()
 
 
 class Objective:
@@ -46,10 +48,10 @@ class Objective:
   likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
-    self.marks = Marks(config, tokenizer)
+    self.config = config.objective
+    self.marks = Marks(config, tokenizer, ends=self.config.decoder_marks)
     self.tokenizer = tokenizer
     self.labels = tuple(config.task.labels)
-    self.piece = config.objective.piece
     self.room = config.max_length - self.marks.count(pair=False)
     keys = ('targets', 'target_positions', 'target_weights', 'example_weights', 'example_ids')
     self.streams = {
@@ -73,7 +75,7 @@ class Objective:
         items.append(
           {
             'tokens': tokens,
-            'positions': np.array(firsts) if self.piece == 'first' else ends - 1,
+            'positions': np.array(firsts) if self.config.piece == 'first' else ends - 1,
             'labels': labels[start:stop] or [0] * (stop - start),
             'labelled': bool(labels),
             'words': np.arange(start, stop),
@@ -101,7 +103,7 @@ class Objective:
     }
 
   def head(self, model: TransformerConfig) -> nn.Module:
-    return Head(model, len(self.labels))
+    return Head(model, len(self.labels), self.config.pooler)
 
   def weights(self, batch: Batch) -> dict[str, Array]:
     return {'loss': batch['target_weights'].sum()}
@@ -122,17 +124,17 @@ class Objective:
 
 
 class Head(nn.Module):
-  """A linear map at each word's piece: float32 [B, T, classes]."""
+  """A linear map at each word's piece, behind `pooler`: float32 [B, T, classes]."""
 
   config: TransformerConfig
   classes: int
+  pooler: str
 
   @nn.compact
   def __call__(self, output, batch, deterministic):
     hidden: jax.Array = gather(output.hidden, batch['target_positions'])
-    return ClassHead(self.config, self.classes, pooler='none', name='classes')(
-      hidden, deterministic
-    )
+    head = ClassHead(self.config, self.classes, self.pooler, name='classes')
+    return head(hidden, deterministic)
 
 
 def word_pieces(tokenizer: Tokenizer, words: Sequence[str]) -> list[tuple[list[int], int]]:

@@ -5,14 +5,13 @@ import json
 import flax.linen as nn
 import jax
 import numpy as np
+import public_heads
 
 from flaxlm import commandline
 from flaxlm.__main__ import main
 from flaxlm.commands import _reference
 from flaxlm.interop import convert, files, mapping
-from flaxlm.models.family import family_of
 from flaxlm.models.model import make_model
-from flaxlm.objectives import classification, masked_lm, next_token, pooled
 from flaxlm.training.paths import leaf_paths
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', 'c', '##d', '.']
@@ -30,15 +29,8 @@ def tensors_of(config, dtype):
   model = mapping.model_config(family, config, config['vocab_size'])
   labels = tuple(config.get('id2label', {}).values())
   public = convert.for_export(model, declared.objective, dict(declared.options), labels, name)
-  if declared.objective == 'masked_lm':
-    head = masked_lm.Head(model, 'nsp')
-  elif declared.objective == 'classification':
-    read = classification.Config('classification', **declared.options).resolved(model.name)
-    head = pooled.Head(model, len(labels), read.pooling, family_of(model.name), read.pooler)
-  else:
-    head = next_token.Head(model)
   batch = _reference.batch_of(public, {'input_ids': np.zeros((1, 4), np.int32)})
-  init = make_model(model, head).init
+  init = make_model(model, public_heads.head_of(public)).init
   shapes = leaf_paths(nn.unbox(jax.eval_shape(lambda: init(jax.random.key(0), batch)['params'])))
   rng = np.random.default_rng(0)
   leaves = {path: rng.normal(0, 0.5, leaf.shape) for path, leaf in shapes.items()}

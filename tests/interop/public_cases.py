@@ -46,6 +46,7 @@ LLAMA3 = {
 }  # fmt: skip
 
 
+MANY = 'multi_label_classification'
 YARN = {
   'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0, 'original_max_position_embeddings': 16,
 }  # fmt: skip
@@ -96,10 +97,22 @@ CASES = dict(
     case('bert-masked', 'BertForMaskedLM', BERT, True, num_attention_heads=1, hidden_act='relu'),
     case('bert-tanh', 'BertForMaskedLM', BERT, hidden_act='gelu_new', type_vocab_size=3),
     case('bert-classes', 'BertForSequenceClassification', BERT, num_labels=3, hidden_act='silu'),
+    case('bert-number', 'BertForSequenceClassification', BERT, num_labels=1),
+    case('bert-labels', 'BertForSequenceClassification', BERT, problem_type=MANY, num_labels=3),
+    case('bert-choices', 'BertForMultipleChoice', BERT),
+    case('bert-tags', 'BertForTokenClassification', BERT, num_labels=5),
+    case('bert-span', 'BertForQuestionAnswering', BERT),
     case('bert-trunk', 'BertModel', BERT, num_attention_heads=6),
     case('roberta', 'RobertaForMaskedLM', ROBERTA),
     case('roberta-untied', 'RobertaForMaskedLM', ROBERTA, True, type_vocab_size=2),
     case('roberta-classes', 'RobertaForSequenceClassification', ROBERTA, num_labels=3),
+    case(
+      'roberta-number', 'RobertaForSequenceClassification', ROBERTA,
+      problem_type='regression', num_labels=1,
+    ),
+    case('roberta-choices', 'RobertaForMultipleChoice', ROBERTA),
+    case('roberta-tags', 'RobertaForTokenClassification', ROBERTA, num_labels=5),
+    case('roberta-span', 'RobertaForQuestionAnswering', ROBERTA),
     case('roberta-trunk', 'RobertaModel', ROBERTA),
     case('gpt2', 'GPT2LMHeadModel', GPT2),
     case(
@@ -107,6 +120,10 @@ CASES = dict(
       n_inner=20, n_head=1, activation_function='relu', scale_attn_weights=False,
     ),
     case('gpt2-classes', 'GPT2ForSequenceClassification', GPT2, num_labels=3),
+    case(
+      'gpt2-labels', 'GPT2ForSequenceClassification', GPT2, problem_type=MANY, num_labels=3,
+    ),
+    case('gpt2-tags', 'GPT2ForTokenClassification', GPT2, num_labels=5),
     case('gpt2-trunk', 'GPT2Model', GPT2, activation_function='silu'),
     case('t5', 'T5ForConditionalGeneration', T5),
     case(
@@ -129,6 +146,7 @@ CASES = dict(
       scale_embedding=True, activation_function='relu', encoder_layers=1,
     ),
     case('bart-classes', 'BartForSequenceClassification', BART),
+    case('bart-number', 'BartForSequenceClassification', BART, num_labels=1),
     case('bart-trunk', 'BartModel', BART),
     case('llama', 'LlamaForCausalLM', LLAMA, True, num_key_value_heads=2),
     case(
@@ -148,6 +166,7 @@ CASES = dict(
       rope_parameters=YARN | {'beta_fast': 4.0, 'beta_slow': 0.2, 'attention_factor': 1.3},
     ),
     case('llama-classes', 'LlamaForSequenceClassification', LLAMA, num_labels=3),
+    case('llama-tags', 'LlamaForTokenClassification', LLAMA, num_labels=5),
     case('llama-trunk', 'LlamaModel', LLAMA, num_key_value_heads=4),
     case('modernbert', 'ModernBertForMaskedLM', MODERN),
     case(
@@ -162,6 +181,13 @@ CASES = dict(
       'modernbert-mean-classes', 'ModernBertForSequenceClassification', MODERN,
       num_labels=4, classifier_pooling='mean', num_hidden_layers=2,
     ),
+    case('modernbert-choices', 'ModernBertForMultipleChoice', MODERN),
+    case(
+      'modernbert-mean-choices', 'ModernBertForMultipleChoice', MODERN,
+      classifier_pooling='mean', num_hidden_layers=2,
+    ),
+    case('modernbert-tags', 'ModernBertForTokenClassification', MODERN, num_labels=5),
+    case('modernbert-span', 'ModernBertForQuestionAnswering', MODERN),
     case(
       'modernbert-trunk', 'ModernBertModel', MODERN,
       num_hidden_layers=4, layer_types=['full_attention', 'sliding_attention'] * 2,
@@ -169,9 +195,19 @@ CASES = dict(
     case('xlnet', 'XLNetLMHeadModel', XLNET),
     case('xlnet-untied', 'XLNetLMHeadModel', XLNET, True, n_head=1, ff_activation='relu'),
     case('xlnet-classes', 'XLNetForSequenceClassification', XLNET, num_labels=3),
+    case('xlnet-labels', 'XLNetForSequenceClassification', XLNET, problem_type=MANY),
+    case('xlnet-choices', 'XLNetForMultipleChoice', XLNET),
+    case('xlnet-tags', 'XLNetForTokenClassification', XLNET, num_labels=5),
+    case('xlnet-span', 'XLNetForQuestionAnsweringSimple', XLNET),
     case('xlnet-trunk', 'XLNetModel', XLNET, n_head=4, mem_len=7),
   ]
 )  # fmt: skip
+
+
+# Those whose loss is neither of tokens nor of classes of a text.
+TASKS = [
+  name for name in CASES if name.endswith(('-number', '-labels', '-choices', '-tags', '-span'))
+]
 
 
 def inputs(case, length=23, seed=0, left=False):
@@ -180,7 +216,7 @@ def inputs(case, length=23, seed=0, left=False):
   ids = rng.integers(5, V, (2, length))
   mask = np.ones((2, length), np.int64)
   # A classifier of XLNet's reads the last place, padding or not.
-  left = left or case.cls.startswith('XLNetForSequence')
+  left = left or case.cls.startswith(('XLNetForSequence', 'XLNetForMultiple'))
   mask[1, slice(length // 3) if left else slice(length - length // 3, None)] = 0
   arrays = {'input_ids': np.where(mask == 1, ids, case.pad), 'attention_mask': mask}
   if case.cls.endswith('SequenceClassification') and case.encoder_decoder:
@@ -196,12 +232,19 @@ def inputs(case, length=23, seed=0, left=False):
 
 
 def run(model, arrays):
-  """The original's output object."""
-  return model(**{name: torch.tensor(array) for name, array in arrays.items()})
+  """The original's output object; of choices, a row for each."""
+  tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+  if not type(model).__name__.endswith('MultipleChoice'):
+    return model(**tensors)
+  output = model(**{name: tensor[None] for name, tensor in tensors.items()})
+  output.logits = output.logits.T
+  return output
 
 
 def main_output(output):
   """Logits of a head, or the hidden states of a trunk."""
+  if getattr(output, 'start_logits', None) is not None:
+    return torch.stack([output.start_logits, output.end_logits], -1)
   for name in ('prediction_logits', 'logits', 'last_hidden_state'):
     if getattr(output, name, None) is not None:
       return getattr(output, name)

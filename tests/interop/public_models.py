@@ -4,13 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import public_heads
 import torch
 
 from flaxlm.config import tree
 from flaxlm.interop import convert
-from flaxlm.models.family import family_of
 from flaxlm.models.model import Model
-from flaxlm.objectives import classification, masked_lm, next_token, permutation_lm, pooled
 from flaxlm.training.paths import leaf_paths, nested
 
 LETTERS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'int64': 'I64'}
@@ -60,17 +59,7 @@ def described(torch_model):
 def model_of(public):
   """The flaxlm Model of a description."""
   trunk = tree.load_module('flaxlm.models', public.model.name).Trunk(public.model)
-  if public.head.objective == 'masked_lm':
-    head = masked_lm.Head(public.model, masked_lm.PREFIXES[public.head.options['pairs']])
-  elif public.head.objective == 'classification':
-    name = public.model.name
-    read = classification.Config('classification', **public.head.options).resolved(name)
-    head = pooled.Head(public.model, len(public.labels), read.pooling, family_of(name), read.pooler)
-  elif public.head.objective == 'permutation_lm':
-    head = permutation_lm.Head(public.model)
-  else:
-    head = next_token.Head(public.model)
-  return Model(trunk, head)
+  return Model(trunk, public_heads.head_of(public))
 
 
 def shapes(model, batch):
@@ -103,10 +92,14 @@ def assert_close(ours, theirs, weights=None, scale=1e-4):
   assert difference.max() <= scale * np.abs(theirs).max(), difference.max() / np.abs(theirs).max()
 
 
+ALIKE = ('key/bias', 'span/bias', 'out/bias')
+
+
 def assert_same_gradients(ours, theirs):
   """1e-3 of each leaf's maximum; leaves that are analytically zero against the global norm.
 
-  Those are biases of keys, which add the same to every score of a query where keys are not rotated.
+  Those are biases of keys, which add the same to every score of a query where keys are not rotated,
+  and of what is chosen among tokens or texts.
   """
   ours = {path: np.asarray(leaf) for path, leaf in leaf_paths(ours).items()}
   norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in theirs.values()))
@@ -114,6 +107,6 @@ def assert_same_gradients(ours, theirs):
   for path, leaf in theirs.items():
     largest = np.abs(leaf).max()
     # Rotated keys are not all moved alike by their bias.
-    dead = largest <= 1e-5 * norm if path.endswith('key/bias') else not largest
+    dead = largest <= 1e-5 * norm if path.endswith(ALIKE) else not largest
     difference = np.abs(ours[path] - leaf).max()
     assert difference <= (1e-6 * norm if dead else 1e-3 * largest), (path, difference, largest)

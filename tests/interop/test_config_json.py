@@ -13,6 +13,7 @@ SIZES = {
 }  # fmt: skip
 BERT = SIZES | {'model_type': 'bert', 'architectures': ['BertForMaskedLM']}
 CLASSES = BERT | {'architectures': ['BertForSequenceClassification']}
+TAGS = BERT | {'architectures': ['BertForTokenClassification']}
 ROBERTA = SIZES | {'model_type': 'roberta', 'architectures': ['RobertaForSequenceClassification']}
 LLAMA = SIZES | {'model_type': 'llama', 'architectures': ['LlamaForCausalLM']}
 MODERN = SIZES | {
@@ -80,8 +81,20 @@ def test_no_value_of_any_field_ends_in_a_traceback(config):
     (CLASSES, {'id2label': {'0': ['a'], '1': 'b'}}, 'a label is a text'),
     (CLASSES, {'id2label': {'0': 'a', '2': 'b'}}, 'does not number the labels from 0 on'),
     (CLASSES, {'id2label': {'0': 'a', '1': 'a', '2': 'b'}}, 'gives two labels one name'),
-    (CLASSES, {'id2label': {'0': 'a'}}, 'a classifier needs two labels or more'),
-    (CLASSES, {'num_labels': 1}, 'num_labels=1: a classifier needs two labels or more'),
+    (TAGS, {'id2label': {'0': 'a'}}, "its label is 'a' alone; a classifier needs two labels or"),
+    (
+      CLASSES,
+      {'num_labels': 1, 'problem_type': 'single_label_classification'},
+      "its label is 'LABEL_0' alone",
+    ),
+    (CLASSES, {'num_labels': 0}, 'num_labels=0 is no number of labels'),
+    (CLASSES, {'problem_type': 'x'}, "problem_type='x' is not supported; those that are: "),
+    (CLASSES, {'problem_type': 'regression'}, 'of 2 numbers is not supported, only 1'),
+    (
+      XLNET,
+      {'architectures': ['XLNetForQuestionAnswering']},
+      'XLNetForQuestionAnswering is not supported: the end of its answer depends on the beginning',
+    ),
     (LLAMA, {'rope_parameters': 'x'}, "rope_parameters: expected an object, got 'x'"),
     (LLAMA, {'rope_scaling': {'rope_type': ['x']}}, "rope_type: expected text, got ['x']"),
     (LLAMA, {'rope_parameters': {'full_attention': {}}}, 'of each kind of layer'),
@@ -96,6 +109,27 @@ def test_no_value_of_any_field_ends_in_a_traceback(config):
 def test_the_field_is_named(config, changes, message):
   with pytest.raises(UserError, match=re.escape(message)):
     convert.describe(config | changes, [])
+
+
+@pytest.mark.parametrize(
+  'changes, objective, labels',
+  [
+    ({}, 'classification', 2),
+    ({'num_labels': 1}, 'regression', 0),
+    ({'num_labels': 1, 'problem_type': 'regression'}, 'regression', 0),
+    ({'num_labels': 1, 'problem_type': 'multi_label_classification'}, 'multi_label', 1),
+    ({'id2label': {'0': 'a', '1': 'b'}, 'problem_type': 'single_label_classification'},
+     'classification', 2),
+  ],
+)  # fmt: skip
+def test_what_a_sequence_classifier_learns(changes, objective, labels):
+  public = convert.describe(CLASSES | changes, [])
+  assert (public.head.objective, len(public.labels)) == (objective, labels)
+
+
+def test_every_class_is_read_or_refused_and_not_both():
+  for family in mapping.families().values():
+    assert not set(family.ARCHITECTURES) & set(getattr(family, 'REFUSED', {}))
 
 
 def test_a_number_of_labels_names_them():

@@ -1,6 +1,7 @@
-"""From published weights to a classifier that transformers opens: same ids, same answers."""
+"""From published weights to a tuned run that transformers opens: same ids, same answers."""
 
 import contextlib
+import json
 
 import jax
 import numpy as np
@@ -99,3 +100,93 @@ def test_a_fine_tuned_classifier(family, tmp_path, root):
     with torch.no_grad():
       expected = theirs.eval()(**read).logits[0].numpy()
     np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------- heads of tasks
+
+CHOICES = ['jumps', 'sleeps', 'in the']
+# Family -> recipe, what transformers opens it as, what the run must be to go back as that.
+TASKS = {
+  'bert': ('tag', 'TokenClassification', {}),
+  'roberta': (
+    'squad', 'QuestionAnswering', {'pair_separators': '2', 'max_question_length': '16'},
+  ),
+  'modernbert': ('multiple_choice', 'MultipleChoice', {'pooler': 'transform'}),
+  'xlnet': ('multi_label', 'SequenceClassification', {}),
+  'gpt2': ('tag', 'TokenClassification', {}),
+  'llama': ('regress', 'SequenceClassification', {}),
+}  # fmt: skip
+
+
+def row(number, text):
+  """Columns of every task."""
+  words = text.split()
+  return {
+    'text': text, 'label': number % 2, 'tokens': words, 'labels': 'xyz'[: number % 4],
+    'tags': ['BI'[i % 2] for i in range(len(words))], 'choices': CHOICES, 'question': 'Which one?',
+    'context': text, 'answers': {'text': [words[1]], 'answer_start': [text.index(words[1])]},
+  }  # fmt: skip
+
+
+def outputs(experiment, params, segment):
+  """[L, 2] of a span's ends, [words, C] of tags, [C] of a text."""
+  streams = experiment.objective.streams
+  batch = packing.pack_rows([[segment]], streams)
+  found = experiment.model.apply({'params': params}, batch)[0][0]
+  name = experiment.config.objective.name
+  if name == 'span_qa':
+    return found[: len(segment['inputs'])]
+  return found[: len(segment['word_ids'])] if name == 'tagging' else found[0]
+
+
+def theirs_of(name, model, segment, read):
+  """The same of transformers; `read` holds a text's tensors."""
+  with torch.no_grad():
+    if name == 'multiple_choice':
+      return model(**{key: tensor[None] for key, tensor in read.items()}).logits[0]
+    found = model(**read)
+  if name == 'span_qa':
+    return torch.stack([found.start_logits[0], found.end_logits[0]], -1)
+  return found.logits[0][segment['target_positions']] if name == 'tagging' else found.logits[0]
+
+
+@pytest.mark.parametrize('family', TASKS)
+def test_a_run_of_a_task(family, tmp_path, root):
+  cls, fields, _ = CASES[family]
+  recipe_name, head, options = TASKS[family]
+  publish(tmp_path / 'published', cls, fields)
+  flags = f'--from={tmp_path / "published"}', f'--workdir={tmp_path / "imported"}'
+  assert commandline.run(main, ['import', *flags]) == 0
+  lines = [json.dumps(row(number, text)) for number, text in enumerate(TEXTS * 4)]
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(lines))
+  overrides = [
+    ('init_from', str(tmp_path / 'imported')), ('data.train', str(tmp_path / 'rows.jsonl')),
+    ('total_steps', '2'), ('num_epochs', 'None'), ('global_batch_size', '2'),
+    ('data.max_length', '60'), ('evaluation.every_steps', '0'),
+    *((f'objective.{key}', value) for key, value in options.items()),
+  ]  # fmt: skip
+  config = recipe.load(str(root / 'configs' / f'{recipe_name}.py'), overrides)
+  loop.train(config, str(tmp_path / 'run'), overrides)
+  flags = f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "public"}'
+  assert commandline.run(main, ['export', *flags]) == 0
+
+  experiment, params, _ = open_model(str(tmp_path / 'run'), 'latest')
+  objective, name = experiment.objective, experiment.config.objective.name
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'public')
+  auto = getattr(transformers, f'AutoModelFor{head}')
+  model = auto.from_pretrained(tmp_path / 'public').eval()
+  assert model.config.architectures[0].endswith(head)
+  if name in ('tagging', 'multi_label'):
+    assert tuple(model.config.id2label.values()) == objective.labels
+  for text in ('A lazy dog sleeps.', 'In the sun'):
+    example = {'text': text, 'words': text.split(), 'question': 'Which one?', 'choices': CHOICES}
+    texts = {'span_qa': [('Which one?', text)], 'multiple_choice': [(text, c) for c in CHOICES]}
+    read = tokenizer(texts.get(name, [text]), padding=True, return_tensors='pt')
+    (item,) = objective.items([example])
+    segments = objective.features(item, None)
+    segments = segments if isinstance(segments, list) else [segments]
+    for segment, ids, mask in zip(segments, read['input_ids'], read['attention_mask'], strict=True):
+      assert segment['inputs'].tolist() == ids[mask == 1].tolist()
+    found = np.squeeze([outputs(experiment, params, segment) for segment in segments])
+    expected = theirs_of(name, model, segments[0], read).numpy()
+    np.testing.assert_allclose(found, np.squeeze(expected), atol=2e-5)

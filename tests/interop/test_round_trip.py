@@ -271,6 +271,9 @@ def test_a_model_that_was_not_imported_is_read_by_transformers(name, tmp_path):
     )
   keep = arrays['attention_mask'] if expected.ndim == 3 and not case.encoder_decoder else None
   public.assert_close(written, expected, keep)
+  assert theirs.config.num_labels == torch_model.config.num_labels
+  back, _ = public.described(theirs)
+  assert (back.head, back.labels) == (described.head, described.labels)
 
 
 def test_what_was_fine_tuned_is_of_the_class_it_came_from():

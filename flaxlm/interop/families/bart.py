@@ -14,6 +14,7 @@ ARCHITECTURES = {
   ),
   'BartModel': Head('denoising', trunk_only=True),
 }
+REFUSED = {'BartForQuestionAnswering': 'span_qa has no encoder-decoder'}
 # What the decoder starts with: the role of the token, and its id where config.json does not say it.
 START_ROLE, START = 'eos', 2
 # What the public decoder writes first and, at the greatest length, last.

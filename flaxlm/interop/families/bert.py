@@ -1,9 +1,9 @@
-"""BERT (Devlin et al. 2019): post-norm encoder; heads for masked words, next sentence, classes."""
+"""BERT (Devlin et al. 2019): post-norm encoder; heads for masked words, next sentence, tasks."""
 
 import dataclasses
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, ENCODER_CLASSES, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, EACH_TOKEN, ENCODER_CLASSES, Field, Head
 
 MODEL = 'encoder'
 PREFIX = 'bert.'
@@ -13,6 +13,9 @@ ARCHITECTURES = {
   'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
   'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
   'BertForSequenceClassification': Head('classification', ENCODER_CLASSES),
+  'BertForMultipleChoice': Head('multiple_choice', ENCODER_CLASSES),
+  'BertForTokenClassification': Head('tagging', EACH_TOKEN),
+  'BertForQuestionAnswering': Head('span_qa', EACH_TOKEN),
   'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
 }
 FIXED = {
@@ -68,6 +71,7 @@ def table(model, head, prefix):
     entries.append(rules.Kept(rule.tensor))
   entries += rules.dense('cls.seq_relationship', 'head/nsp/out')
   entries += rules.dense('classifier', 'head/classes/out')
+  entries += rules.dense('qa_outputs', 'head/span')
   entries += rules.dense('cls.predictions.transform.dense', 'head/mlm/dense')
   entries += rules.norm('cls.predictions.transform.LayerNorm', 'head/mlm/norm')
   return entries + vocabulary_head('cls.predictions', model)

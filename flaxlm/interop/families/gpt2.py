@@ -3,7 +3,7 @@
 import functools
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head
+from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, EACH_TOKEN, Field, Head
 
 MODEL = 'decoder'
 PREFIX = 'transformer.'
@@ -12,7 +12,12 @@ ARCHITECTURES = {
   'GPT2ForSequenceClassification': Head(
     'classification', DECODER_CLASSES, reads={'decoder_marks': 'none'}
   ),
+  'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'none'}),
   'GPT2Model': Head('causal_lm', trunk_only=True),
+}
+REFUSED = {
+  'GPT2ForQuestionAnswering': 'it reads question and text with nothing behind them; here, what '
+  'stands behind the text stands for no answer',
 }
 FIXED = {
   'norm': 'layernorm',
@@ -45,8 +50,8 @@ REQUIRED = {
 
 def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
-  del head
   vocabulary = rules.Vocabulary(model.vocab_size)
+  out = 'classifier' if head.objective == 'tagging' else 'score'
   here, layer = 'trunk/stack/layers', f'{prefix}h.{{layer}}'
   tied = ('lm_head.weight',) if model.tie_embeddings else ()
   conv = functools.partial(rules.dense, transposed=False)
@@ -71,7 +76,7 @@ def table(model, head, prefix):
     *conv(f'{layer}.mlp.c_proj', f'{here}/mlp/down'),
     *rules.norm(f'{prefix}ln_f', 'trunk/final_norm'),
     rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
-    *rules.dense('score', 'head/classes/out', bias=False),
+    *rules.dense(out, 'head/classes/out'),
     rules.Buffer(f'{layer}.attn.bias', rules.causal),
     rules.Buffer(f'{layer}.attn.masked_bias', rules.masked_score),
   ]

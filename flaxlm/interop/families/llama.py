@@ -2,7 +2,7 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, Field, Head, value_of
+from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, EACH_TOKEN, Field, Head, value_of
 
 MODEL = 'decoder'
 PREFIX = 'model.'
@@ -11,7 +11,12 @@ ARCHITECTURES = {
   'LlamaForSequenceClassification': Head(
     'classification', DECODER_CLASSES, reads={'decoder_marks': 'bos'}
   ),
+  'LlamaForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'bos'}),
   'LlamaModel': Head('causal_lm', trunk_only=True),
+}
+REFUSED = {
+  'LlamaForQuestionAnswering': 'it reads question and text with nothing behind them; here, what '
+  'stands behind the text stands for no answer',
 }
 FIXED = {
   'norm': 'rmsnorm',
@@ -113,7 +118,7 @@ def table(model, head, prefix):
     *rules.norm(f'{layer}.post_attention_layernorm', f'{here}/mlp_norm', bias=False),
     *rules.norm(f'{prefix}norm', 'trunk/final_norm', bias=False),
     rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
-    *rules.dense('score', 'head/classes/out', bias=False),
+    *rules.dense('score', 'head/classes/out'),
     # Files of early releases hold the wavelengths, which follow from config.json.
     rules.Kept(f'{layer}.self_attn.rotary_emb.inv_freq'),
   ]

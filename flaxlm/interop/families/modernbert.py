@@ -6,13 +6,15 @@ from flaxlm.interop.mapping import ACTIVATIONS, Field, Head, value_of
 
 MODEL = 'encoder'
 PREFIX = 'model.'
+POOLING = (Field('classifier_pooling', 'pooling', 'cls', {'cls': 'first', 'mean': 'mean'}),)
+# What begins the head of masked words begins every other one, too.
+TRANSFORM = {'pooler': 'transform'}
 ARCHITECTURES = {
   'ModernBertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'ModernBertForSequenceClassification': Head(
-    'classification',
-    {'pooler': 'transform'},
-    fields=(Field('classifier_pooling', 'pooling', 'cls', {'cls': 'first', 'mean': 'mean'}),),
-  ),
+  'ModernBertForSequenceClassification': Head('classification', TRANSFORM, fields=POOLING),
+  'ModernBertForMultipleChoice': Head('multiple_choice', TRANSFORM, fields=POOLING),
+  'ModernBertForTokenClassification': Head('tagging', TRANSFORM),
+  'ModernBertForQuestionAnswering': Head('span_qa', TRANSFORM),
   'ModernBertModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 FIXED = {
@@ -114,7 +116,11 @@ def unspecial(model):
 
 def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
-  transform = 'head/classes' if head.objective == 'classification' else 'head/mlm'
+  transform, out = 'head/classes', 'head/classes/out'
+  if head.objective == 'span_qa':
+    transform, out = 'head', 'head/span'
+  elif head.objective == 'masked_lm':
+    transform = 'head/mlm'
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}layers.{{layer}}'
   decoder = 'decoder.weight'
@@ -138,7 +144,7 @@ def table(model, head, prefix):
     *rules.norm(f'{prefix}final_norm', 'trunk/final_norm', bias=False),
     *rules.dense('head.dense', f'{transform}/dense', bias=False),
     *rules.norm('head.norm', f'{transform}/norm', bias=False),
-    *rules.dense('classifier', 'head/classes/out'),
+    *rules.dense('classifier', out),
     rules.Rule('decoder.bias', ('head/mlm/bias',), vocabulary),
     rules.Rule(decoder, ('head/mlm/table',), vocabulary),
   ]

@@ -3,15 +3,17 @@
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.families import bert
-from flaxlm.interop.mapping import ENCODER_CLASSES, Field, Head, value_of
+from flaxlm.interop.mapping import EACH_TOKEN, ENCODER_CLASSES, Field, Head, value_of
 
 MODEL = bert.MODEL
 PREFIX = 'roberta.'
+PAIRS = {'pair_separators': 2}
 ARCHITECTURES = {
   'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'RobertaForSequenceClassification': Head(
-    'classification', {**ENCODER_CLASSES, 'pair_separators': 2}
-  ),
+  'RobertaForSequenceClassification': Head('classification', {**ENCODER_CLASSES, **PAIRS}),
+  'RobertaForMultipleChoice': Head('multiple_choice', {**ENCODER_CLASSES, **PAIRS}),
+  'RobertaForTokenClassification': Head('tagging', EACH_TOKEN),
+  'RobertaForQuestionAnswering': Head('span_qa', {**EACH_TOKEN, **PAIRS}),
   'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
 }
 # The rows of the position table before the first position: up to and including that of padding.
@@ -46,8 +48,12 @@ def table(model, head, prefix):
   entries += rules.dense('lm_head.dense', 'head/mlm/dense')
   entries += rules.norm('lm_head.layer_norm', 'head/mlm/norm')
   entries += bert.vocabulary_head('lm_head', model)
-  entries += rules.dense('classifier.dense', 'head/classes/pooler')
-  entries += rules.dense('classifier.out_proj', 'head/classes/out')
-  # No objective of flaxlm pools by it: the classifier has its own.
+  pooler, out = f'{prefix}pooler.dense', 'classifier'
+  if head.is_pooled and head.objective != 'multiple_choice':
+    pooler, out = 'classifier.dense', 'classifier.out_proj'
+  entries += rules.dense(pooler, 'head/classes/pooler')
+  entries += rules.dense(out, 'head/classes/out')
+  entries += rules.dense('qa_outputs', 'head/span')
+  # Only a choice is read by the trunk's pooler: a classifier has its own.
   entries += [rules.Kept(f'{prefix}pooler.dense.{kind}') for kind in ('weight', 'bias')]
   return entries

@@ -13,6 +13,10 @@ ARCHITECTURES = {
   ),
   'T5Model': Head('span_corruption', trunk_only=True),
 }
+REFUSED = {
+  'T5ForTokenClassification': 'it is an encoder alone; tagging has no encoder-decoder',
+  'T5ForQuestionAnswering': 'span_qa has no encoder-decoder',
+}
 # What the decoder starts with: the role of the token, and its id where config.json does not say it.
 START_ROLE, START = 'bos', 0
 FIXED = {

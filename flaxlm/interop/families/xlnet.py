@@ -1,14 +1,22 @@
-"""XLNet (Yang et al. 2019): two streams, relative positions; heads for tokens and for classes."""
+"""XLNet (Yang et al. 2019): two streams, relative positions; heads for tokens and for tasks."""
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head, value_of
+from flaxlm.interop.mapping import ACTIVATIONS, EACH_TOKEN, Field, Head, value_of
 
 MODEL = 'xlnet'
 PREFIX = 'transformer.'
+SUMMARY = {'pooling': 'last', 'pooler': 'tanh'}
 ARCHITECTURES = {
   'XLNetLMHeadModel': Head('permutation_lm'),
-  'XLNetForSequenceClassification': Head('classification', {'pooling': 'last', 'pooler': 'tanh'}),
+  'XLNetForSequenceClassification': Head('classification', SUMMARY),
+  'XLNetForMultipleChoice': Head('multiple_choice', SUMMARY),
+  'XLNetForTokenClassification': Head('tagging', EACH_TOKEN),
+  'XLNetForQuestionAnsweringSimple': Head('span_qa', EACH_TOKEN),
   'XLNetModel': Head('permutation_lm', trunk_only=True),
+}
+REFUSED = {
+  'XLNetForQuestionAnswering': 'the end of its answer depends on the beginning, by a beam search; '
+  'span_qa finds both alike, as XLNetForQuestionAnsweringSimple does',
 }
 FIXED = {
   'norm': 'layernorm',
@@ -69,6 +77,7 @@ def table(model, head, prefix):
     'seg_embed': 'segments',
   }
   tied = ('lm_loss.weight',) if model.tie_embeddings else ()
+  out = 'classifier' if head.objective == 'tagging' else 'logits_proj'
   return [
     rules.Rule(f'{prefix}word_embedding.weight', ('trunk/token/table',), vocabulary, copies=tied),
     rules.Rule(f'{prefix}mask_emb', ('trunk/query',), rules.Boxed()),
@@ -88,5 +97,6 @@ def table(model, head, prefix):
     rules.Rule('lm_loss.weight', ('head/vocab/table',), vocabulary),
     rules.Rule('lm_loss.bias', ('head/vocab/bias',), vocabulary),
     *rules.dense('sequence_summary.summary', 'head/classes/pooler'),
-    *rules.dense('logits_proj', 'head/classes/out'),
+    *rules.dense(out, 'head/classes/out'),
+    *rules.dense('qa_outputs', 'head/span'),
   ]
