@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from os.path import expanduser
 from typing import Any
 
+from etils import epath
+
 from flaxlm import commandline, terminal
 from flaxlm.commands import _resumable, _writing
 from flaxlm.errors import UserError
@@ -31,9 +33,13 @@ Predictor = Callable[[Sequence[int], Sequence[Mapping[str, Any]]], Iterator[dict
 
 def main(argv: Sequence[str]) -> None:
   args = _parse(argv)
-  terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  terminal.phase('init', args.workdir)
+  from flaxlm.training import checkpoint
   from flaxlm.training.experiment import open_model
 
+  if not args.checkpoint:
+    scored = checkpoint.are_scored(epath.Path(args.workdir) / 'checkpoints')
+    args.checkpoint = 'best' if scored else 'latest'
   experiment, params, step = open_model(args.workdir, args.checkpoint)
   if not experiment.config.task.name:
     raise UserError(
@@ -199,7 +205,10 @@ def _parse(argv: Sequence[str]) -> Any:
   parser.add_argument(
     '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
   )
-  parser.add_argument('--checkpoint', default='best', help='latest, best, average:N or a step')
+  parser.add_argument(
+    '--checkpoint',
+    help='latest, best, average:N or a step; best unless given, or latest if none was evaluated',
+  )
   parser.add_argument('--input', default='-', help='file or glob of rows; -: standard input')
   parser.add_argument('--output', default='', help='file to write')
   parser.add_argument(

@@ -124,7 +124,7 @@ def test_an_import_predicts(imported, tmp_path):
   }
   (tmp_path / 'rows.jsonl').write_text(json.dumps(rows[name]) + '\n')
   flags = f'--input={tmp_path / "rows.jsonl"}', f'--output={tmp_path / "found.jsonl"}'
-  assert run('predict', f'--workdir={workdir}', '--checkpoint=latest', *flags) == 0
+  assert run('predict', f'--workdir={workdir}', *flags) == 0
   found = json.loads((tmp_path / 'found.jsonl').read_text())
   assert len(found['prediction'] if name == 'tags' else found['probabilities']) == len(
     next(value for value in rows[name].values() if type(value) is list)
