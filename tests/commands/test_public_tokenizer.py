@@ -98,10 +98,7 @@ def test_the_roles_and_the_marks_of_the_objective(tmp_path):
   assert settings['padding_side'] == 'left'
   made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
   assert made.encode('fox').tokens[-2:] == ['[SEP]', '[CLS]']
-  write(tmp_path, trained('bytes'), 'gpt2', marks='t5', pair_separators=1)
-  made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
-  assert made.encode('x').tokens == ['<s>', 'x', '</s>']
-  for ends, expected in (('bos', ['<s>', 'x']), ('none', ['x'])):
+  for ends, expected in (('bos_eos', ['<s>', 'x', '</s>']), ('bos', ['<s>', 'x']), ('none', ['x'])):
     write(tmp_path, trained('bytes'), 'gpt2', marks='t5', decoder_marks=ends)
     made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
     assert made.encode('x').tokens == expected
