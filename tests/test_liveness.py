@@ -74,6 +74,7 @@ VALUES = {
   'model.attention_kernel': ['splash'],
   'model.mlp_dropout_rate': ['0.3'],
   'model.rope_beta_fast': ['8.0'],
+  'model.rope_original_length': ['100'],
   'model.rope_beta_slow': ['8.0'],
   'model.global_every': ['0', '2'],
   'optimizer.decay_exclude': [''],

@@ -98,4 +98,6 @@ def describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[str
     return
   writers.write_json(workdir / 'config.json', tree.to_dict(experiment.config))
   writers.write_json(workdir / 'overrides.json', [list(pair) for pair in overrides])
-  experiment.tokenizer.save(workdir / 'tokenizer')
+  # That of checkpoints stays untouched: cut short while it is written, it would open none of them.
+  if not checkpoint.steps_in(workdir / 'checkpoints'):
+    experiment.tokenizer.save(workdir / 'tokenizer')

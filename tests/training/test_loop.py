@@ -243,6 +243,16 @@ def test_another_tokenizer_cannot_go_on(whole):
     loop.fit(experiment, whole[0])
 
 
+def test_the_tokenizer_of_checkpoints_is_not_written_again(tmp_path):
+  """A kill in the middle of it would leave checkpoints that nothing opens."""
+  with pytest.raises(Interrupted):
+    fit(tmp_path, stop_at(7))
+  file = tmp_path / 'tokenizer' / 'tokenizer.json'
+  before = file.stat().st_mtime_ns
+  fit(tmp_path)
+  assert file.stat().st_mtime_ns == before
+
+
 def test_a_resume_on_other_data_is_an_error(tmp_path):
   with pytest.raises(Interrupted):
     fit(tmp_path, stop_at(7))
