@@ -38,8 +38,7 @@ def main(argv: Sequence[str]) -> None:
   from flaxlm.training.experiment import open_model
 
   if not args.checkpoint:
-    scored = checkpoint.are_scored(epath.Path(args.workdir) / 'checkpoints')
-    args.checkpoint = 'best' if scored else 'latest'
+    args.checkpoint = checkpoint.best_or_latest(epath.Path(args.workdir) / 'checkpoints')
   experiment, params, step = open_model(args.workdir, args.checkpoint)
   if not experiment.config.task.name:
     raise UserError(

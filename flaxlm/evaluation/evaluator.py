@@ -215,8 +215,7 @@ def _write_predictions(
 def _chosen(workdir: str, overrides: Sequence[tuple[str, str]]) -> str:
   """'best' if a test set will be evaluated and validation scored a checkpoint, else 'latest'."""
   test = dict(overrides).get('data.test', recipe.saved(workdir).data.test)
-  directory = epath.Path(workdir) / 'checkpoints'
-  return 'best' if test and checkpoint.are_scored(directory) else 'latest'
+  return checkpoint.best_or_latest(epath.Path(workdir) / 'checkpoints') if test else 'latest'
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -102,6 +102,11 @@ PROBLEM = Field(
 # How public classifiers of each kind read a text.
 ENCODER_CLASSES = {'pooling': 'first', 'pooler': 'tanh'}
 DECODER_CLASSES = {'pooling': 'last', 'pooler': 'none'}
+# Why public decoders that find spans are none of span_qa.
+DECODER_SPANS = (
+  'it reads question and text with nothing behind them; here, what stands behind the text stands '
+  'for no answer'
+)
 # A linear map of each token, and nothing before it.
 EACH_TOKEN = {'pooler': 'none'}
 

@@ -259,9 +259,9 @@ def find(directory: epath.PathLike, which: str | int) -> list[int]:
   raise UserError(f'--checkpoint={which}: valid are latest, best, {AVERAGE}:N, {shown}')
 
 
-def are_scored(directory: epath.PathLike) -> bool:
-  """Whether a checkpoint there has a score, so that there is a best one."""
-  return bool(_scores_in(directory, steps_in(directory)))
+def best_or_latest(directory: epath.PathLike) -> str:
+  """'best' if a checkpoint there has a score, so that there is a best one, else 'latest'."""
+  return 'best' if _scores_in(directory, steps_in(directory)) else 'latest'
 
 
 def _scores_in(

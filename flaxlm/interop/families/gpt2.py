@@ -3,7 +3,14 @@
 import functools
 
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, EACH_TOKEN, Field, Head
+from flaxlm.interop.mapping import (
+  ACTIVATIONS,
+  DECODER_CLASSES,
+  DECODER_SPANS,
+  EACH_TOKEN,
+  Field,
+  Head,
+)
 
 MODEL = 'decoder'
 PREFIX = 'transformer.'
@@ -15,10 +22,7 @@ ARCHITECTURES = {
   'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'none'}),
   'GPT2Model': Head('causal_lm', trunk_only=True),
 }
-REFUSED = {
-  'GPT2ForQuestionAnswering': 'it reads question and text with nothing behind them; here, what '
-  'stands behind the text stands for no answer',
-}
+REFUSED = {'GPT2ForQuestionAnswering': DECODER_SPANS}
 FIXED = {
   'norm': 'layernorm',
   'norm_placement': 'pre',

@@ -2,7 +2,15 @@
 
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, DECODER_CLASSES, EACH_TOKEN, Field, Head, value_of
+from flaxlm.interop.mapping import (
+  ACTIVATIONS,
+  DECODER_CLASSES,
+  DECODER_SPANS,
+  EACH_TOKEN,
+  Field,
+  Head,
+  value_of,
+)
 
 MODEL = 'decoder'
 PREFIX = 'model.'
@@ -14,10 +22,7 @@ ARCHITECTURES = {
   'LlamaForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'bos'}),
   'LlamaModel': Head('causal_lm', trunk_only=True),
 }
-REFUSED = {
-  'LlamaForQuestionAnswering': 'it reads question and text with nothing behind them; here, what '
-  'stands behind the text stands for no answer',
-}
+REFUSED = {'LlamaForQuestionAnswering': DECODER_SPANS}
 FIXED = {
   'norm': 'rmsnorm',
   'norm_placement': 'pre',
