@@ -43,9 +43,14 @@ FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
 ADAFACTOR = ('optimizer.name', 'adafactor')
 PRETRAINING = {
   'gpt2': [('total_steps', '2400')],
-  't5': [('total_steps', '5000'), ADAFACTOR, ('optimizer.learning_rate', '0.01')],
+  't5': [
+    ('total_steps', '3900'),
+    ('objective.noise_density', '0.3'),
+    ADAFACTOR,
+    ('optimizer.learning_rate', '0.01'),
+  ],
   'bert': [
-    ('total_steps', '8000'),
+    ('total_steps', '5600'),
     ('data.max_length', '64'),
     ('global_batch_size', '32'),
     ('objective.mask_rate', '0.4'),
