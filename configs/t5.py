@@ -6,9 +6,14 @@
 Variants: `mini` (4 + 4 layers, 256 wide) for two cores and a corpus of some 50 MB; `small` ...
 `11b` as published (Raffel et al. 2020, sections 2.1, 3.1 and 3.7); `v1_1_mini` ... `v1_1_xxl` are
 T5 1.1, with a gated GELU, an output table of its own and no dropout in pretraining
-(github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md). The
-published optimizer is Adafactor; here it is AdamW without decay, with T5's inverse square root
-schedule for the published sizes. Their tables have 32,128 rows, as released.
+(github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md). Their
+tables have 32,128 rows, as released.
+
+T5's embeddings begin with a standard deviation of 1, which AdamW hardly moves in a short run: rates
+have to be shares of a parameter's size. So they are in Adafactor, the published optimizer, which
+the published sizes have, with T5's schedule (section 3.1.2) but a linear warm-up to its first rate,
+0.01. The minis have AdamW with such rates (Nawrot 2023, nanoT5), which learns faster in small
+batches (docs/results.md).
 """
 
 from flaxlm.config import tree
@@ -55,8 +60,6 @@ def get_config(variant):
     config.model.activation = 'relu'
     config.model.scale_tied_logits = True
   config.tokenizer.sentinels = 100
-  config.optimizer.learning_rate = 1e-3
-  config.optimizer.b2 = 0.98
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip_norm = 1.0
   if variant.endswith('mini'):
@@ -64,6 +67,9 @@ def get_config(variant):
     config.global_batch_size = 16
     config.model.max_length = 128
     config.tokenizer.vocab_size = 8192
+    config.optimizer.name = 'adamwscale'
+    config.optimizer.learning_rate = 2e-2
+    config.optimizer.b2 = 0.98
     config.optimizer.schedule = 'cosine'
     config.optimizer.warmup_steps = 150
     config.evaluation.max_batches = 50
@@ -79,6 +85,8 @@ def get_config(variant):
       config.model.attention_dropout_rate = 0.1
     config.tokenizer.vocab_size = 32128
     config.tokenizer.train_megabytes = 100.0
+    config.optimizer.name = 'adafactor'
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule = 'rsqrt'
     config.optimizer.warmup_steps = 10_000
     config.evaluation.every_steps = 5000

@@ -234,7 +234,8 @@ def test_every_recipe_takes_a_step(place, folder):
 def test_every_parameter_gets_a_gradient(place, folder):
   """Of every layer for itself, read off Adam's first moment: (1 - b1) times the gradient."""
   config = tiny.load(place, folder)
-  experiment, _, state, _ = step(config, folder)
+  adam = dataclasses.replace(config.optimizer, name='adamw')
+  experiment, _, state, _ = step(dataclasses.replace(config, optimizer=adam), folder)
   moments = leaf_paths(optax.tree_utils.tree_get(state.opt_state, 'mu'))
   assert list(moments) == list(leaf_paths(state.params))
   norms = {}

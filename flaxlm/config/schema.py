@@ -24,7 +24,8 @@ LABEL_TASKS = (
 # Tasks that read a text from a column of the user's choice, and running text.
 TEXT_TASKS = ('', *LABEL_TASKS, 'text_to_text', 'translation', 'summarization')
 MUON = {'name': ('muon',)}
-DECAYED = {'name': ('adamw', 'adafactor', 'lion', 'muon')}
+DECAYED = {'name': ('adamw', 'adamwscale', 'adafactor', 'lion', 'muon')}
+WITH_ADAM = ('adamw', 'adamwscale', 'muon')
 # Where an evaluation writes texts.
 WRITTEN = {
   'config.objective.name': ('seq2seq', 'completion'),
@@ -182,7 +183,11 @@ class TokenizerConfig:
 class OptimizerConfig:
   """Gradient transformation and learning-rate schedule."""
 
-  name: str = field('adamw', 'update rule', choices=('adamw', 'adafactor', 'lion', 'muon', 'sgd'))
+  name: str = field(
+    'adamw',
+    'update rule',
+    choices=('adamw', 'adamwscale', 'adafactor', 'lion', 'muon', 'sgd'),
+  )
   learning_rate: float = field(
     1e-3, 'peak learning rate; with `noam` the factor of its peak', above=0.0
   )
@@ -208,17 +213,17 @@ class OptimizerConfig:
     when={'schedule': ('linear', 'cosine', 'wsd')},
   )
   b1: float = field(
-    0.9, 'decay of the first moment', low=0.0, below=1.0, when={'name': ('adamw', 'lion', 'muon')}
+    0.9, 'decay of the first moment', low=0.0, below=1.0, when={'name': (*WITH_ADAM, 'lion')}
   )
   b2: float = field(
     0.95,
     'decay of the second moment; of the momentum in lion',
     low=0.0,
     below=1.0,
-    when={'name': ('adamw', 'lion', 'muon')},
+    when={'name': (*WITH_ADAM, 'lion')},
   )
   eps: float = field(
-    1e-8, 'added to the root of the second moment', above=0.0, when={'name': ('adamw', 'muon')}
+    1e-8, 'added to the root of the second moment', above=0.0, when={'name': WITH_ADAM}
   )
   momentum: float = field(0.0, 'momentum of SGD', low=0.0, below=1.0, when={'name': ('sgd',)})
   muon_momentum: float = field(

@@ -24,7 +24,8 @@ _SMALLEST_SCALE = 1e-3
 def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.GradientTransformation]:
   """The transformations that `config.name` stands for, without clipping, decay and rate.
 
-  adamw: Adam (Kingma and Ba 2015). lion: the sign of an interpolated momentum (Chen et al. 2023).
+  adamw: Adam (Kingma and Ba 2015). adamwscale: its update multiplied by the RMS of the parameter,
+  as Adafactor's (Nawrot 2023). lion: the sign of an interpolated momentum (Chen et al. 2023).
   adafactor: Shazeer and Stern 2018, without momentum: factored second moments of matrices with 128
   rows and columns or more, updates clipped to an RMS of 1 and, with `parameter_scale`, multiplied
   by that of the parameter. muon: orthogonalised momentum (Jordan et al. 2024; Liu et al. 2025) for
@@ -34,6 +35,8 @@ def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.Grad
   match config.name:
     case 'adamw':
       return [adam]
+    case 'adamwscale':
+      return [adam, _scale_by_parameter()]
     case 'lion':
       return [optax.scale_by_lion(b1=config.b1, b2=config.b2)]
     case 'adafactor':

@@ -217,13 +217,26 @@ def test_muon_orthogonalises_each_layers_kernel_and_leaves_the_rest_to_adam():
   assert singular.max() / singular.min() < 3  # Those of the gradient span more than 20 to 1.
 
 
-@pytest.mark.parametrize('scale', [True, False])
-def test_adafactor_treats_each_layer_as_optax_treats_a_matrix(scale):
+@pytest.mark.parametrize(
+  'fields,reference',
+  [
+    ({'name': 'adafactor', 'parameter_scale': True}, optax.adafactor(0.1)),
+    (
+      {'name': 'adafactor', 'parameter_scale': False},
+      optax.adafactor(0.1, multiply_by_parameter_scale=False),
+    ),
+    (
+      {'name': 'adamwscale', 'b1': 0.8, 'b2': 0.9, 'eps': 1e-5},
+      optax.chain(
+        optax.scale_by_adam(0.8, 0.9, 1e-5), optax.scale_by_param_block_rms(), optax.scale(-0.1)
+      ),
+    ),
+  ],
+)
+def test_each_layer_is_treated_as_optax_treats_a_matrix(fields, reference):
   shapes = {'trunk/stack/layers/up/kernel': (2, 130, 140), 'trunk/token/table': (150, 140)}
   shapes['trunk/stack/layers/norm/scale'] = (2, 16)
-  cfg = config(name='adafactor', parameter_scale=scale, **PLAIN)
-  params, gradients, found = updates_of(cfg, shapes)
-  reference = optax.adafactor(0.1, multiply_by_parameter_scale=scale)
+  params, gradients, found = updates_of(config(**fields, **PLAIN), shapes)
   for path in shapes:
     split = (lambda leaf: list(leaf)) if 'layers' in path else (lambda leaf: [leaf])
     for layer, param in enumerate(split(params[path])):
