@@ -166,12 +166,15 @@ KEY_BIAS = r'attention/key/bias$'
 # The decoder reads a single start token: it attends to itself with probability 1, whatever the
 # scores are.
 SINGLE_TOKEN = r'decoder/layers/\d+/attention/(query|key)/|decoder_position/'
+# So does one bias for all the places or choices that a head's softmax runs over.
+HEAD_BIAS = {'span_qa': 'head/span/bias$', 'multiple_choice': 'head/classes/out/bias$'}
 
 
 def dead_pattern(config):
   pooled = config.objective.name in ('classification', 'regression', 'multi_label')
   single = pooled and config.model.name == 'encoder_decoder'
-  return f'{KEY_BIAS}|{SINGLE_TOKEN}' if single else KEY_BIAS
+  patterns = [KEY_BIAS, SINGLE_TOKEN if single else None, HEAD_BIAS.get(config.objective.name)]
+  return '|'.join(filter(None, patterns))
 
 
 # Besides the recipes for two cores and those of tasks: a published size with all that these add
