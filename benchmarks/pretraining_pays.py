@@ -41,7 +41,7 @@ FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
 # out, as in RoBERTa. T5's rates are shares of a parameter's size (configs/t5.py), in both arms.
 PRETRAINING = {
   'gpt2': [('total_steps', '2400')],
-  't5': [('total_steps', '3900'), ('objective.noise_density', '0.3')],
+  't5': [('total_steps', '3000'), ('objective.noise_density', '0.5')],
   'bert': [
     ('total_steps', '5600'),
     ('data.max_length', '64'),
@@ -51,7 +51,7 @@ PRETRAINING = {
   ],
 }
 FINETUNING = {'bert': [], 'gpt2': [], 't5': [('optimizer.name', 'adamwscale')]}
-# A post-norm encoder diverges at the highest of a decoder's; Adafactor's are shares of parameters.
+# A post-norm encoder diverges at the highest of a decoder's; T5's are shares of parameters.
 RATES = {'bert': (1e-4, 3e-4, 1e-3), 'gpt2': (3e-4, 1e-3, 3e-3), 't5': (3e-3, 1e-2, 3e-2)}
 SEEDS = range(5)
 
