@@ -125,11 +125,12 @@ def test_how_the_layers_are_run_changes_nothing(family, runs):
   top = max(np.abs(leaf).max() for leaf in jax.tree.leaves(grads))
 
   def close(a, b):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 0.01 * top))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(a).max(), 0.1 * top))
 
   for way in runs:
     other, other_grads = run(*way)
-    np.testing.assert_allclose(value, other, rtol=1e-5)
+    # The loss is a sum of both signs, and as small as it happens to be.
+    np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-4)
     jax.tree.map(close, grads, other_grads)
 
 
