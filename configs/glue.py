@@ -9,9 +9,10 @@ Variants: `cola`, `sst2`, `mrpc`, `qqp`, `stsb`, `mnli`, `qnli`, `rte`, and of a
 `cola-text_to_text` ..., in which the label is written, for inputs as T5 was trained on (`sst2
 sentence: ...`). The rows come from TFDS, or, with the overrides above, from GLUE's own tsv files
 (for mnli, the validation sets are
---config.data.validation=matched=MNLI/dev_matched.tsv,mismatched=MNLI/dev_mismatched.tsv). Model and
-tokenizer are those of `init_from`; without it, those of configs/bert.py:mini or, where the label is
-written, of configs/t5.py:mini.
+--config.data.validation=matched=MNLI/dev_matched.tsv,mismatched=MNLI/dev_mismatched.tsv; with an
+empty --config.data.validation= a part of the training rows is held out). Model and tokenizer are
+those of `init_from`; without it, those of configs/bert.py:mini or, where the label is written, of
+configs/t5.py:mini.
 
 Evaluation reports the official metric of each set among others: `mcc` (cola), `accuracy`, also
 `f1_binary` (mrpc, qqp), `pearson` and `spearman` (stsb). It is the one that the best checkpoint is
