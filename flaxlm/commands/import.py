@@ -28,6 +28,8 @@ TOKENIZER_FILES = (
   *('vocab.txt', 'vocab.json', 'merges.txt', 'spiece.model', 'tokenizer.model'),
   'generation_config.json',
 )
+# Share of a vocabulary's rows that may have no token: tables are padded, but not to twice the size.
+MOST_UNUSED = 0.5
 # How rows for a head are read: the task, and the columns of its recipe where they are others.
 TASKS = {
   'classification': ('text_classification', {}),
@@ -101,7 +103,7 @@ def _tokenizer(folder: epath.Path, vocab_size: int) -> Any:
   from flaxlm.data.tokenizer import Tokenizer
 
   tokenizer = Tokenizer.load(folder)
-  if tokenizer.vocab_size > vocab_size:
+  if not 0 <= vocab_size - tokenizer.vocab_size <= MOST_UNUSED * vocab_size:
     raise UserError(
       f'{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size} '
       '(config.json: vocab_size); they do not belong together'

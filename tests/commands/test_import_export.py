@@ -144,6 +144,11 @@ def more_words(folder):
   (folder / 'vocab.txt').write_text('\n'.join([*WORDS, 'e', 'f']) + '\n')
 
 
+def fewer_words(folder):
+  """As a download leaves it that was cut short."""
+  (folder / 'vocab.txt').write_text('\n'.join(WORDS[:4]) + '\n')
+
+
 def no_tokenizer(folder):
   (folder / 'vocab.txt').unlink()
 
@@ -158,6 +163,7 @@ def other_architecture(folder):
     (truncate, 'model.safetensors: not a whole safetensors file'),
     (other_shape, 'config.json implies [32, 16]'),
     (more_words, 'the tokenizer has 12 tokens, the model 10'),
+    (fewer_words, 'the tokenizer has 4 tokens, the model 10'),
     (no_tokenizer, 'none of tokenizer.json'),
     (other_architecture, "model_type='bertt' is not supported (did you mean 'bert'?)"),
   ],
