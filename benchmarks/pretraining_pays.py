@@ -43,14 +43,19 @@ PRETRAINING = {
   'gpt2': [('total_steps', '2400')],
   't5': [('total_steps', '3000'), ('objective.noise_density', '0.5')],
   'bert': [
-    ('total_steps', '5600'),
+    ('total_steps', '8000'),
+    ('model.position', 'rope'),
     ('data.max_length', '64'),
     ('global_batch_size', '32'),
     ('objective.mask_rate', '0.4'),
     ('objective.pairs', 'none'),
   ],
 }
-FINETUNING = {'bert': [], 'gpt2': [], 't5': [('optimizer.name', 'adamwscale')]}
+FINETUNING = {
+  'bert': [('model.position', 'rope')],
+  'gpt2': [],
+  't5': [('optimizer.name', 'adamwscale')],
+}
 # A post-norm encoder diverges at the highest of a decoder's; T5's are shares of parameters.
 RATES = {'bert': (1e-4, 3e-4, 1e-3), 'gpt2': (3e-4, 1e-3, 3e-3), 't5': (3e-3, 1e-2, 3e-2)}
 SEEDS = range(5)

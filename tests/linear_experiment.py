@@ -119,6 +119,7 @@ class Experiment:
     self.optimizer, self.schedule = make_optimizer(config.optimizer, self.total_steps)
     self.train_data = train_data or Data()
     self.eval_data = {'validation': Data(seed=1), 'other': Data(seed=2, batches=2)}
+    self.held_out = {'validation': 'text'}
     self.sharding = sharding.replicated(self.mesh)
     self.train_step = jax.jit(self._train_step, donate_argnums=0)
     self.eval_step = jax.jit(

@@ -11,7 +11,9 @@ class CheckpointConfig:
 
   every_steps: int = field(500, 'steps between checkpoints; the last step is always saved', low=1)
   keep_last: int = field(2, 'newest checkpoints to keep', low=1)
-  keep_every_steps: int = field(0, 'keep checkpoints at multiples of this for ever; 0: none', low=0)
+  keep_every_steps: int = field(
+    0, 'save at multiples of this, too, and keep these for ever; 0: none', low=0
+  )
   best_metric: str = field('', 'validation metric whose best checkpoint is kept; the loss if unset')
   best_mode: str = field('auto', 'which is better', choices=('auto', 'min', 'max'))
   grace_seconds: float = field(

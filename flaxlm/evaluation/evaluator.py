@@ -24,6 +24,10 @@ from flaxlm.types import Mean
 # Batches in flight: enough to keep the device busy, few enough not to fill its memory.
 _AHEAD = 2
 _OVERRIDABLE = ('evaluation.', 'data.validation', 'data.test')
+# Of evaluations in training alone: here, every set is read whole, once.
+_IN_TRAINING = tuple(
+  f'evaluation.{name}' for name in ('every_steps', 'patience', 'max_batches', 'max_written')
+)
 
 
 @dataclasses.dataclass
@@ -161,13 +165,15 @@ def evaluate_workdir(
     which: 'latest', 'best', a step, or 'average:N', of which the files are then average-N....;
       'auto': 'best' where there is a test set, which is for the checkpoint that validation chose,
       else 'latest'.
-    overrides: (dotted key, text) pairs of evaluation.*, data.validation and data.test.
+    overrides: (dotted key, text) pairs of data.validation, data.test, and evaluation.* but for what
+      is of training alone.
 
   Returns:
     JSON-able: checkpoint (step or average:N), workdir, and the metrics of each set under its name.
 
   Raises:
-    UserError: without such a checkpoint, or for an override that would change the run.
+    UserError: without such a checkpoint, for an override that would change the run or do nothing,
+      and where what is held out of data.train is no longer what was.
   """
   from flaxlm.training.experiment import build  # imports every family: only where needed
 
@@ -226,6 +232,8 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
 def _configured(saved: Config, overrides: Sequence[tuple[str, str]]) -> Config:
   """The run's config with overrides of what an evaluation may change."""
   for key, _ in overrides:
+    if key in _IN_TRAINING:
+      raise UserError(f'config.{key}: would do nothing: eval.py reads every set whole, once')
     if not key.startswith(_OVERRIDABLE):
       raise UserError(
         f'config.{key}: eval.py takes the config of the run, and only evaluation.*, '

@@ -82,6 +82,7 @@ def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath
       f'config.data.train: the training data are no longer those of the run in {workdir} (its '
       'files, or how the program reads them, have changed); start in another workdir'
     )
+  restore.check_held_out(meta, experiment.held_out, workdir)
 
 
 def data_hash(experiment: Any, number: int) -> str:

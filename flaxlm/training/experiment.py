@@ -53,6 +53,13 @@ class Experiment:
   skipped: Mapping[str, int]
 
   @property
+  def held_out(self) -> dict[str, str]:
+    """Evaluation set -> hash of its text or rows, of those that are a part of `data.train`."""
+    if self.config.data.validation:
+      return {}
+    return {name: data.corpus for name, data in self.eval_data.items() if name != 'test'}
+
+  @property
   def batch_sharding(self) -> NamedSharding:
     rules = sharding.parse_rules(self.config.sharding_rules)
     return sharding.batch_sharding(self.mesh, rules)

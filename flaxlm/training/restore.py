@@ -24,8 +24,9 @@ from flaxlm.training.writers import write_json
 # How layers are run never changes a checkpoint.
 _RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
 # What a resume may change: nothing here alters which numbers the run computes, up to the order of
-# floating-point sums over devices and micro-batches, and the draws of dropout under `pmap`; but for
-# the guard, whose business bad steps are, and the length of the run.
+# floating-point sums over devices and micro-batches, and the draws of dropout, of which each
+# micro-batch and under `pmap` each device has its own; but for the guard, whose business bad steps
+# are, and the length of the run.
 RESUMABLE = (
   'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
   'logging', 'profile', *_RUN_ONLY, 'data.prefetch', 'data.num_workers', 'data.cache_dir',
@@ -45,6 +46,19 @@ def check_resume(saved: Config, now: Config) -> None:
       f'config.{key}: the run in this workdir has {before!r}, not {after!r}, and a resume cannot '
       'change it; go on without the change, or start in another workdir'
     )
+
+
+def check_held_out(
+  meta: Mapping[str, Any], held_out: Mapping[str, str], workdir: epath.PathLike
+) -> None:
+  """Raises UserError if what is held out of `data.train` now is not what the run held out."""
+  for name, corpus in meta.get('held_out', held_out).items():
+    if held_out.get(name, corpus) != corpus:
+      raise UserError(
+        f'config.data.train: what is held out of it as {name!r} is not what it was when the run in '
+        f'{workdir} began, and may have been trained on (the text, or how the program reads it, '
+        'has changed); name a set with --config.data.validation'
+      )
 
 
 def check_resumed_steps(meta: Mapping[str, Any], config: Config, total_steps: int) -> None:
@@ -222,13 +236,14 @@ def open_run(
   Args:
     workdir: of the run.
     which: see `read_run`.
-    make: config of the run -> an object with `tokenizer`, `stored_parts` and `weights`.
+    make: config of the run -> an object with `tokenizer`, `held_out`, `stored_parts` and `weights`.
 
   Returns:
     (what `make` returned, {'trunk', 'head'}, step or `average:N`).
 
   Raises:
-    UserError: if there is no such checkpoint, it is damaged, or the tokenizer is not the run's.
+    UserError: if there is no such checkpoint, it is damaged, or the tokenizer or what was held out
+      is not the run's.
   """
   directory = epath.Path(workdir) / 'checkpoints'
   made = []
@@ -237,6 +252,7 @@ def open_run(
     if not made:
       made.append(make(tree.from_dict(meta['config'])))
     check_same_tokenizer(meta, made[0].tokenizer.fingerprint, workdir)
+    check_held_out(meta, made[0].held_out, workdir)
     terminal.phase('init', f'checkpoint {step}')
     return made[0].weights(**checkpoint.restore_tree(directory, step, made[0].stored_parts, meta))
 

@@ -63,6 +63,7 @@ class Run:
       'tokenizer': experiment.tokenizer.fingerprint,
       'total_steps': self.total,
       'corpus': experiment.train_data.corpus,
+      'held_out': experiment.held_out,
     }
 
   def goes_on(self, step: int) -> bool:
@@ -126,8 +127,9 @@ class Run:
   # Checkpoints
 
   def save_is_due(self, step: int) -> bool:
-    """At the interval, at the end, and after an evaluation that is the best so far."""
-    due = not self.goes_on(step) or step % self.config.checkpoint.every_steps == 0
+    """At the intervals, at the end, and after an evaluation that is the best so far."""
+    intervals = self.config.checkpoint.every_steps, self.config.checkpoint.keep_every_steps
+    due = not self.goes_on(step) or any(n and step % n == 0 for n in intervals)
     return due or self._checkpoints.is_best(self.validation.metrics_at(step))
 
   def save(self, state: TrainState) -> None:
@@ -180,6 +182,7 @@ class Run:
     """Ends what goes on, after the last step or an error."""
     self._interrupts.rescue = None
     try:
+      self.profile.stop(None)
       self._writers.close()
     finally:
       # A save needs every process; where one has failed, the others would wait for it in vain.

@@ -164,8 +164,23 @@ def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, bui
   for key in ('model.emb_dim', 'seed', 'data.train'):
     with pytest.raises(UserError, match=f'config.{key}: eval.py takes the config of the run'):
       evaluator.evaluate_workdir(str(run), 5, [(key, '1')])
+  for key in ('every_steps', 'patience', 'max_batches', 'max_written'):
+    with pytest.raises(UserError, match=f'config.evaluation.{key}: would do nothing'):
+      evaluator.evaluate_workdir(str(run), 5, [(f'evaluation.{key}', '1')])
   with pytest.raises(UserError, match='--checkpoint=7: valid are latest, best, average:N, 5, 10'):
     evaluator.evaluate_workdir(str(run), '7')
+
+
+def test_text_that_was_not_held_out_is_not_evaluated_as_if_it_had_been(run, monkeypatch):
+  def build(config, workdir, *, training):
+    experiment = linear.Experiment(config)
+    experiment.held_out = {} if config.data.validation else {'validation': 'text, changed'}
+    return experiment
+
+  monkeypatch.setattr(experiments, 'build', build)
+  with pytest.raises(UserError, match="config.data.train: what is held out of it as 'validation'"):
+    evaluator.evaluate_workdir(str(run))
+  evaluator.evaluate_workdir(str(run), 'latest', [('data.validation', 'x.txt')])
 
 
 class Reporting:

@@ -41,3 +41,18 @@ def test_evaluate_workdir_says_what_training_said(place, changes, tmp_path):
   assert len(expected) > 1
   for name, value in expected.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'place, file', [('gpt2.py:mini', 'text.txt'), ('summarize.py:encoder_decoder', 'rows.tsv')]
+)
+def test_what_is_held_out_is_known_by_its_content(place, file, tmp_path):
+  folder = tiny.write_corpus(tmp_path)
+  built = lambda *changes, **options: tiny.experiment(place, folder, changes, **options)
+  held_out = built().held_out
+  assert set(held_out) == {'validation'}
+  assert built(training=False).held_out == held_out
+  assert built(('data.validation', str(folder / file))).held_out == {}
+  first, *lines = (folder / file).read_text().splitlines()
+  (folder / file).write_text('\n'.join([first, *lines[::-1]]) + '\n')
+  assert built(training=False).held_out['validation'] != held_out['validation']

@@ -104,6 +104,11 @@ def stopped_and_gone_on(workdir, policy, step):
   return fit(workdir, poisoned(), **policy, **SHORT)
 
 
+def test_a_profile_that_a_rollback_cuts_short_begins_again(tmp_path):
+  fit(tmp_path, poisoned(), **BACK, **SHORT, profile__steps=(7, 14))
+  assert list((tmp_path / 'profile').rglob('*.pb'))
+
+
 def test_rolled_back_goes_on_past_the_batch(tmp_path, capsys):
   """Checkpoints are at 5 and 10. Batch 8 spoils step 9: from 5 on come batches 9, 10, 11; batch 12
   spoils step 9 again: from 5 on come batches 13 and later."""

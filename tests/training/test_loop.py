@@ -271,6 +271,15 @@ def test_a_resume_on_other_data_is_an_error(tmp_path):
     fit(tmp_path, data)
 
 
+def test_a_resume_on_another_held_out_part_is_an_error(tmp_path, monkeypatch):
+  with pytest.raises(Interrupted):
+    fit(tmp_path, stop_at(7))
+  experiment = linear.Experiment(linear.make_config())
+  experiment.held_out = {'validation': 'other text'}
+  with pytest.raises(UserError, match="what is held out of it as 'validation' is not what it was"):
+    loop.fit(experiment, tmp_path)
+
+
 def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path, capsys):
   fit(tmp_path)
   state = fit(
@@ -298,6 +307,14 @@ def test_the_best_checkpoint_is_kept_though_it_is_between_intervals(tmp_path):
   )  # fmt: skip
   # Losses fall, so that the worst, which was asked for, is the first.
   assert checkpoint.steps_in(tmp_path / 'checkpoints') == [1, 6]
+
+
+def test_the_checkpoints_kept_for_ever_are_made_though_they_are_between_intervals(tmp_path):
+  fit(
+    tmp_path, checkpoint__every_steps=4, checkpoint__keep_every_steps=6, checkpoint__keep_last=1,
+    evaluation__every_steps=0, total_steps=13,
+  )  # fmt: skip
+  assert checkpoint.steps_in(tmp_path / 'checkpoints') == [6, 12, 13]
 
 
 def early(data=None, **changes):
