@@ -85,6 +85,8 @@ def _templates(tokenizer: Any, config: Any, objective: Any, family: str) -> tupl
 
   try:
     if family_of(config.model.name) == 'decoder' and not hasattr(objective, 'decoder_marks'):
+      if not getattr(objective, 'boundaries', True):
+        return [], [], False
       # The code of GPT-2 puts none; the published file says what its family does.
       if not _trained_here(tokenizer) and (
         family == 'gpt2' or tokenizer.spec['name'] == 'tokenizer_json'

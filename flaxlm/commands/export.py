@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
   with _folder.staged(target) as temporary:
     metadata = manifest.get('metadata') or {'format': 'pt'}
     files.write_weights(temporary, tensors, metadata, args.max_shard_size)
-    text = json.dumps(public.config_json, indent=2, sort_keys=True)
+    text = json.dumps(_described(public.config_json, args.dtype), indent=2, sort_keys=True)
     (temporary / convert.CONFIG).write_text(text + '\n')
     if imported.exists():
       _public_tokenizer.copy(imported, temporary, bool(manifest))
@@ -67,6 +67,12 @@ def main(argv: Sequence[str]) -> None:
       _public_tokenizer.write(tokenizer, temporary, config, objective, public)
   terminal.close()
   print(f'{public.architecture}: {len(tensors)} tensors of step {step} -> {target}')
+
+
+def _described(config_json: dict[str, Any], dtype: str) -> dict[str, Any]:
+  """config.json with the dtype of the export, which transformers reads the weights as."""
+  names = {'dtype'} | ({'torch_dtype'} & config_json.keys()) if dtype else ()
+  return config_json | dict.fromkeys(names, dtype)
 
 
 def gigabytes(text: str) -> float:

@@ -22,6 +22,7 @@ from flaxlm.errors import UserError
 # takes one space to the word behind it, and keeps the others together.
 WORDS = {'wordpiece': re.compile(' '), 'byte_bpe': re.compile(r'(?<=\S)(?= \S)')}
 MAX_KNOWN = 1 << 19  # Words whose ids are kept, about 200 MB.
+UNSPACED_LEADS = bytes(range(0xE3, 0xEA))  # Of U+3000 to U+9FFF.
 CONTINUES = '##'  # How WordPiece writes a piece that does not begin a word.
 
 
@@ -29,13 +30,14 @@ class Library:
   """A tokenizer of the library.
 
   spec['special'] names the special tokens of a published vocabulary; one that was trained here
-  begins with `names`.
+  begins with `names`. Those in spec['rowless'] have no row in the model: they are not special, and
+  text does not yield them either.
   """
 
   special_ids = None
 
   def __init__(self, spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]):
-    hidden = set(spec.get('special', names))
+    hidden = set(spec.get('special', names)) | set(spec.get('rowless', ()))
     hidden -= {spec.get('unk', '<unk>')}
     try:
       if spec['name'] == 'wordpiece':
@@ -103,11 +105,17 @@ class Library:
     begins = not name.startswith(CONTINUES) if self._wordpiece else name.startswith(SPACE)
     return ' ' + text if begins else text
 
-  def piece(self, id: int) -> str:
+  def _bytes(self, id: int) -> bytes | None:
+    """What a piece of byte-level BPE holds; None for other pieces."""
     name = self._names.get(id, f'<{id}>')
     if not self._byte_level or any(c not in byte_names() for c in name):
-      return name
-    content = bytes(byte_names()[c] for c in name)
+      return None
+    return bytes(byte_names()[c] for c in name)
+
+  def piece(self, id: int) -> str:
+    content = self._bytes(id)
+    if content is None:
+      return self._names.get(id, f'<{id}>')
     try:
       text = content.decode()
     except UnicodeDecodeError:  # Part of a character.
@@ -118,8 +126,15 @@ class Library:
     if self._wordpiece:
       names = (self._names.get(id, '') for id in range(self.vocab_size))
       return np.array([not name.startswith(self._prefix) for name in names])
-    pieces = (self.piece(id).replace(SPACE, ' ') for id in range(self.vocab_size))
-    return np.array([begins_word(piece) for piece in pieces])
+    return np.array([self._begins_word(id) for id in range(self.vocab_size)])
+
+  def _begins_word(self, id: int) -> bool:
+    content = self._bytes(id)
+    if content is not None and content[:1].isspace():  # Perhaps before a part of a character.
+      return True
+    # UTF-8 begins characters of Chinese and Japanese with these; the rest may be another piece.
+    part = content is not None and content[:1] in UNSPACED_LEADS
+    return part or begins_word(self.piece(id).replace(SPACE, ' '))
 
 
 def vocabulary(content: bytes) -> dict[str, int]:

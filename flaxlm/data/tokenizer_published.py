@@ -275,11 +275,36 @@ def _byte_bpe(spec: dict, files: Mapping[str, bytes], settings: Mapping[str, Any
 
 def _tokenizer_json(spec: dict, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> tuple:
   state = json.loads(files['published.json'])
+  _check_flags(state, settings)
   vocab = state['model']['vocab']
   ids = dict(vocab) if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
   added = state.get('added_tokens', [])
   ids |= {token['content']: token['id'] for token in added}
   return ids, {token['content'] for token in added if token['special']}
+
+
+def _check_flags(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+  """UserError where tokenizer_config.json has text read otherwise than tokenizer.json.
+
+  Of the two, the classes of transformers that are made for one family obey the former.
+  """
+  if settings.get('tokenizer_class') in (None, 'PreTrainedTokenizerFast', 'TokenizersBackend'):
+    return
+  normalizer, cuts = state.get('normalizer') or {}, state.get('pre_tokenizer') or {}
+  said = {}
+  if normalizer.get('type') == 'BertNormalizer':
+    lower, accents = normalizer['lowercase'], normalizer['strip_accents']
+    said['do_lower_case'] = lower
+    said['strip_accents'] = lower if accents is None else accents
+    said['tokenize_chinese_chars'] = normalizer['handle_chinese_chars']
+  if cuts.get('type') == 'ByteLevel':
+    said['add_prefix_space'] = cuts['add_prefix_space']
+  for key, value in said.items():
+    if settings.get(key) not in (None, value):
+      raise UserError(
+        f'config.tokenizer.path: tokenizer_config.json has {key}={settings[key]}, tokenizer.json '
+        f'says {value}; make them agree'
+      )
 
 
 def _sentencepiece(spec: dict, files: Mapping[str, bytes], settings: Mapping[str, Any]) -> tuple:

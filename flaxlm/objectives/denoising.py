@@ -75,7 +75,8 @@ class Objective(NextToken):
   def prompt(self, text: str) -> Prompt:
     """To restore a text, in which [MASK] stands for a gap of any length."""
     t = self.tokenizer
-    source = t.encode_marked(text, {'[MASK]': t.mask_id})
+    # A published vocabulary may have no mask; only a text with a gap needs one.
+    source = t.encode_marked(text, {'[MASK]': t.mask_id} if '[MASK]' in text else {})
     source = np.concatenate([self._bos, source, self._eos])
     return Prompt(np.concatenate([self._eos, self._bos]), source, t.eos_id)
 

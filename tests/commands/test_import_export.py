@@ -47,7 +47,7 @@ def test_another_class_and_dtype(imported, tmp_path):
   assert 'embeddings.LayerNorm.weight' in tensors and 'pooler.dense.bias' in tensors
   assert not [name for name in tensors if name.startswith(('cls', 'bert'))]
   described, _ = convert.open_folder(tmp_path / 'trunk')
-  assert described.architecture == 'BertModel'
+  assert described.architecture == 'BertModel' and described.config_json['dtype'] == 'bfloat16'
   for name in ('vocab.txt', 'tokenizer_config.json'):
     assert (tmp_path / 'trunk' / name).read_bytes() == (folder / name).read_bytes()
 

@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 from public_folder import raw, run, write, write_bert
 
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.evaluation import evaluator
 from flaxlm.interop import files
 
@@ -263,3 +264,49 @@ def test_a_published_classifier_is_gone_on_from(tmp_path, root):
   report = json.loads((tmp_path / 'more' / 'restore_report.json').read_text())
   assert 'head/classes/pooler/kernel' in report['loaded']
   assert not report['fresh'] + report['dropped'] + report['reshaped'] + report['renamed']
+
+
+def write_bart(folder, tokens, rows, extra=()):
+  """A random BART whose last token is <mask>; `rows`: of its table."""
+  special = ['<s>', '<pad>', '</s>', '<unk>']
+  names = [*special, *(chr(c) for c in range(256, 256 + tokens - len(special) - 1)), '<mask>']
+  settings = {
+    f'{role}_token': name
+    for role, name in zip(('bos', 'pad', 'eos', 'unk', 'mask'), [*special, '<mask>'], strict=True)
+  }
+  config = {
+    'model_type': 'bart', 'architectures': ['BartForConditionalGeneration'], 'vocab_size': rows,
+    'd_model': 16, 'encoder_layers': 1, 'decoder_layers': 1, 'encoder_attention_heads': 2,
+    'decoder_attention_heads': 2, 'encoder_ffn_dim': 24, 'decoder_ffn_dim': 24,
+    'max_position_embeddings': 32,
+  }  # fmt: skip
+  tokenizer = {
+    'vocab.json': json.dumps({name: i for i, name in enumerate(names)}).encode(),
+    'merges.txt': b'#version: 0.2\n',
+    'tokenizer_config.json': json.dumps(settings).encode(),
+  }
+  return write(folder, config, tokenizer, 'F32', dict(extra))
+
+
+def test_a_bart_without_a_row_for_its_mask(tmp_path, capsys):
+  """As those fine-tuned to summarise; the version of fairseq is in them, too."""
+  extra = {
+    f'model.{stack}.version': np.array([3.0], np.float32) for stack in ('encoder', 'decoder')
+  }
+  folder = write_bart(tmp_path / 'bart', tokens=300, rows=299, extra=extra)
+  workdir = tmp_path / 'run'
+  assert run('import', f'--from={folder}', f'--workdir={workdir}') == 0
+  assert 'no row for them: <mask>' in capsys.readouterr().err
+  assert run('export', f'--workdir={workdir}', f'--to={tmp_path / "again"}') == 0
+  assert raw(tmp_path / 'again') == raw(folder)
+  made = Tokenizer.load(workdir / 'tokenizer')
+  assert made.vocab_size == 299 and made.encode('a <mask> b').max() < 299
+  assert run('generate', f'--workdir={workdir}', '--prompt=a b', '--max-new-tokens=2') == 0
+  assert run('generate', f'--workdir={workdir}', '--prompt=a [MASK]', '--max-new-tokens=2') == 1
+  assert 'has no mask token' in capsys.readouterr().err
+
+
+def test_a_word_without_a_row_is_an_error(tmp_path, capsys):
+  folder = write_bart(tmp_path / 'bart', tokens=300, rows=298)
+  assert run('import', f'--from={folder}', f'--workdir={tmp_path / "run"}') == 1
+  assert 'the tokenizer has 300 tokens, the model 298' in capsys.readouterr().err

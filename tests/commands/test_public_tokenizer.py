@@ -102,6 +102,10 @@ def test_the_roles_and_the_marks_of_the_objective(tmp_path):
     write(tmp_path, trained('bytes'), 'gpt2', marks='t5', decoder_marks=ends)
     made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
     assert made.encode('x').tokens == expected
+  write(tmp_path, trained('bytes'), 'gpt2', boundaries=False)
+  assert tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json')).encode('x').tokens == [
+    'x'
+  ]
 
 
 def test_a_published_vocabulary_keeps_what_it_lacks(tmp_path):

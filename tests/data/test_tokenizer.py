@@ -56,6 +56,17 @@ def test_words_begin_where_the_white_space_before_them_does(made):
   assert made.starts_word.shape == (made.vocab_size,) and made.starts_word[:17].all()
 
 
+def test_words_begin_before_a_part_of_a_character_too():
+  text = 'x \u2014 y \u201cz\u201d \u4e2d\u6587'
+  made = tokenizer.train(TokenizerConfig(name='byte_bpe', vocab_size=270, sentinels=0), [text] * 9)
+  ids = made.encode(text)
+  starts = np.flatnonzero(made.starts_word[ids][1:]) + 1
+  assert '<0x20><0xE2><0x80>' in map(made.piece, ids)
+  words = [made.decode(part) for part in np.split(ids, starts)]
+  assert words[:4] == ['x', ' \u2014', ' y', ' \u201cz\u201d']
+  assert words[-1] == '\u6587'
+
+
 def test_a_character_of_a_script_without_spaces_begins_a_word():
   made = tokenizer.train(TokenizerConfig(name='characters', sentinels=0), ['ab \u4e2d\u306e\n'])
   found = {made.piece(i) for i in np.flatnonzero(made.starts_word) if i not in made.special_ids}

@@ -124,6 +124,27 @@ def test_bert(tmp_path):
   assert single.fingerprint == made.fingerprint
 
 
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    ({'do_lower_case': False}, 'has do_lower_case=False, tokenizer.json says True'),
+    ({'do_lower_case': False, 'tokenizer_class': 'PreTrainedTokenizerFast'}, ''),
+    ({'strip_accents': False}, 'has strip_accents=False, tokenizer.json says True'),
+    ({'do_lower_case': True, 'strip_accents': None}, ''),
+  ],
+)
+def test_two_files_that_say_different_things_of_a_text(settings, message, tmp_path):
+  made = tokenizers.BertWordPieceTokenizer(str(write_bert(tmp_path) / 'vocab.txt'), lowercase=True)
+  made.save(str(tmp_path / 'tokenizer.json'))
+  settings = {'tokenizer_class': 'BertTokenizer'} | settings
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  if message:
+    with pytest.raises(UserError, match=message):
+      Tokenizer.load(tmp_path)
+  else:
+    assert Tokenizer.load(tmp_path).encode('THE').tolist() == [6]
+
+
 def test_case_is_that_of_the_vocabulary_unless_the_folder_says_otherwise(tmp_path):
   assert not Tokenizer.load(write_bert(tmp_path, [*WORDS, 'The'])).spec['lowercase']
   assert Tokenizer.load(write_bert(tmp_path)).encode('THE')[0] == 6

@@ -104,6 +104,17 @@ def test_no_value_of_any_field_ends_in_a_traceback(config):
     (MODERN, {'rope_parameters': {'full_attention': 3}}, 'full_attention: expected an object'),
     (MODERN, {'num_hidden_layers': 'x'}, 'num_hidden_layers: expected whole number'),
     (T5, {'feed_forward_proj': ['x']}, "feed_forward_proj: expected text, got ['x']"),
+    (T5, {'dense_act_fn': 'silu'}, "dense_act_fn='silu' is not supported beside"),
+    (T5, {'is_gated_act': True}, 'is_gated_act=True is not supported beside'),
+    (
+      LLAMA,
+      {
+        'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4},
+        'rope_scaling': {'rope_type': 'linear', 'factor': 4.0},
+      },
+      'rope_parameters and rope_scaling differ',
+    ),
+    (MODERN, {'rope_parameters': {'rope_theta': 70.0}}, 'rope_parameters.rope_theta is not supp'),
   ],
 )
 def test_the_field_is_named(config, changes, message):

@@ -102,6 +102,7 @@ def table(model, head, prefix):
         rules.Table(),
       )
     )
+    entries.append(rules.Kept(f'{prefix}{stack}.version'))  # fairseq's, in the published files
     entries += rules.norm(f'{prefix}{stack}.layernorm_embedding', f'trunk/{stack}_embedding/norm')
     entries += _attention(f'{layer}.self_attn', f'{here}/attention')
     if stack == 'decoder':

@@ -71,7 +71,10 @@ DEFAULTS = {'beta_fast': 32.0, 'beta_slow': 1.0, 'attention_factor': None}
 
 def special(config_json):
   rope = value_of(config_json, 'rope_parameters', dict, None)
-  rope = rope or value_of(config_json, 'rope_scaling', dict, None) or {}
+  older = value_of(config_json, 'rope_scaling', dict, None)
+  if rope and older and rope != older:
+    raise UserError('config.json: rope_parameters and rope_scaling differ; keep one of them')
+  rope = rope or older or {}
   kind = value_of(rope, 'rope_type', str, value_of(rope, 'type', str, 'default'))
   if kind not in SCALINGS:
     raise UserError(

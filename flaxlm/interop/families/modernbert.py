@@ -89,6 +89,11 @@ def _types(layers, every):
 
 def _theta(config_json, kind, name):
   rope = value_of(config_json, 'rope_parameters', dict, None) or {}
+  if wrong := [key for key in rope if key not in THETA]:
+    raise UserError(
+      f'config.json: rope_parameters.{wrong[0]} is not supported; they are those of '
+      f'{", ".join(THETA)}'
+    )
   rope = value_of(rope, kind, dict, None) or {}
   found = rope.get('rope_type', 'default')
   if found != 'default' or config_json.get('rope_scaling'):

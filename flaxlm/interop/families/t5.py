@@ -58,6 +58,8 @@ PROJECTIONS = {
   'gated-relu': ('relu', True),
   'gated-silu': ('silu', True),
 }
+# What `dense_act_fn`, which repeats it, calls these activations.
+DENSE = {'relu': 'relu', 'gelu': 'gelu', 'gelu_tanh': 'gelu_new', 'silu': 'silu'}
 
 
 def special(config_json):
@@ -68,6 +70,12 @@ def special(config_json):
       f'{", ".join(PROJECTIONS)}'
     )
   activation, gated = PROJECTIONS[name]
+  for key, expected in (('dense_act_fn', DENSE[activation]), ('is_gated_act', gated)):
+    if config_json.get(key, expected) not in (expected, None):
+      raise UserError(
+        f'config.json: {key}={config_json[key]!r} is not supported beside '
+        f'feed_forward_proj={name!r}, which means {expected!r}'
+      )
   # Files of old releases say by `tie_word_embeddings` both whether tables are tied and whether
   # logits are scaled; those of new ones always say that they are tied.
   tied = value_of(config_json, 'tie_word_embeddings', bool, True)
