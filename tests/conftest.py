@@ -1,8 +1,14 @@
-"""What surrounds every test: the CPU, a compile cache that is kept, a data cache that is not."""
+"""What surrounds every test: the CPU, a compile cache that is kept, a data cache that is not.
 
+There is no TensorFlow, whether it is installed or not, and no network.
+"""
+
+import importlib.machinery
 import importlib.metadata
 import os
 import pathlib
+import socket
+import sys
 
 # Set before anything imports jax; subprocesses inherit them.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -15,6 +21,25 @@ os.environ['XLA_FLAGS'] = ' '.join([*_QUICK, os.environ.get('XLA_FLAGS', '')]).s
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE / 'flaxlm-tests' / 'xla'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+
+class _WithoutTensorFlow(importlib.machinery.PathFinder):
+  """Finds every module but TensorFlow, as if it were not installed."""
+
+  @classmethod
+  def find_spec(cls, name, path=None, target=None):
+    return None if name.partition('.')[0] == 'tensorflow' else super().find_spec(name, path, target)
+
+
+def _connect(self, address, connect=socket.socket.connect):
+  if self.family != socket.AF_UNIX and address[0] not in ('127.0.0.1', '::1', 'localhost'):
+    raise OSError(f'tests have no network, and one of them asks for {address}')
+  return connect(self, address)
+
+
+_finders = {importlib.machinery.PathFinder: _WithoutTensorFlow}
+sys.meta_path[:] = [_finders.get(finder, finder) for finder in sys.meta_path]
+socket.socket.connect = _connect
 
 import hypothesis
 import jax

@@ -1,7 +1,9 @@
 """Imports point only downwards, never in a circle; mesh axes and TensorFlow are named where due."""
 
 import ast
+import importlib
 import pathlib
+import socket
 
 import pytest
 
@@ -213,3 +215,10 @@ def test_tensorflow_at_the_top_of_a_file_is_found():
   assert tensorflow_imports('import tensorflow as tf') == [(1, False)]
   assert tensorflow_imports('def f():\n  from tensorflow.io import gfile') == [(2, False)]
   assert tensorflow_imports('import tensorflow_datasets') == []
+
+
+def test_tests_have_no_network_and_no_tensorflow():
+  with pytest.raises(OSError, match='tests have no network'):
+    socket.create_connection(('192.0.2.1', 80), timeout=1)
+  with pytest.raises(ModuleNotFoundError):
+    importlib.import_module('tensorflow')

@@ -157,7 +157,7 @@ def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str
 
   if column:
     readers[source.ANY_OTHER] = read
-  return source.rows(place, experiment.config.data, 'test', readers, bad)
+  return source.rows(place, experiment.config.data, 'test', readers, bad, '--input')
 
 
 def _is_plain(path: Any, column: str) -> bool:
@@ -193,7 +193,7 @@ def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, An
   if place.startswith('tfds:'):
     content = tfds.identity(place, data, 'test')
   else:
-    paths = [path for part in source.parts(place) for path in source.files(part)]
+    paths = [path for part in source.parts(place) for path in source.files(part, '--input')]
     content = [cache.digest(data, path) for path in paths]
   flags = {k: v for k, v in vars(args).items() if k not in ('output', 'batch_size', 'debug')}
   return {'flags': flags, 'step': step, 'input': content}

@@ -75,7 +75,7 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
   texts = args.text
   if args.input:
     data = dataclasses.replace(experiment.config.data, documents=args.documents)
-    texts = source.documents(args.input, data).texts()
+    texts = source.documents(args.input, data, key='--input').texts()
   total, count = np.zeros(3), 0
   for chunk in _chunks(texts):
     scored = [_scored(scorer, text, args) for text in chunk]
@@ -126,7 +126,7 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
 
   data = experiment.config.data
   right, labelled = dict.fromkeys(NORMS, 0), 0
-  for chunk in _chunks(source.rows(args.input, data)):
+  for chunk in _chunks(source.rows(args.input, data, key='--input')):
     questions = [_question(scorer, row, where, data, args) for where, row in chunk]
     flat = [text for _, _, texts in questions for text in texts]
     log_p = iter(scorer.log_probabilities(flat))

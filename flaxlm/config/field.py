@@ -47,6 +47,12 @@ def met(value: Any, allowed: tuple[Any, ...]) -> bool:
   return value in allowed or (SET in allowed and bool(value))
 
 
+def nearest_divisor(number: int, wanted: int) -> int:
+  """Of the divisors of `number`, the one nearest to `wanted`."""
+  divisors = (d for d in range(1, number + 1) if number % d == 0)
+  return min(divisors, key=lambda divisor: abs(divisor - wanted))
+
+
 def rules_of(dataclass_field: dataclasses.Field) -> Rules:
   """The rules a field was declared with."""
   return dataclass_field.metadata[FLAG]

@@ -94,7 +94,7 @@ def _find(config_dict: cd.ConfigDict, key: str) -> tuple[tree.Kind, Rules]:
     )
   parent, _, leaf = key.rpartition('.')
   known = tree.fields(nodes[parent]) if parent in nodes else {}
-  if leaf not in known:
+  if leaf not in known or key.startswith('.'):
     raise UserError(f'config.{key}: there is no such field{_nearest_key(nodes, key)}')
   kind, rules, _ = known[leaf]
   return kind, rules

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxlm.config.field import SET, Named, field
+from flaxlm.config.field import SET, Named, field, nearest_divisor
 from flaxlm.config.safety import CheckpointConfig, GuardConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
@@ -257,6 +257,7 @@ class EvaluationConfig:
     0,
     'stop after so many evaluations in a row without a better checkpoint.best_metric; 0: never',
     low=0,
+    when={'every_steps': (SET,)},
   )
   max_batches: int | None = field(
     None, 'evaluate only so many batches during training; eval.py reads all', low=1
@@ -402,7 +403,8 @@ class Config:
     if self.global_batch_size % self.num_microbatches:
       raise UserError(
         f'config.num_microbatches: {self.num_microbatches} does not divide '
-        f'global_batch_size={self.global_batch_size}'
+        f'global_batch_size={self.global_batch_size}; the nearest number that does is '
+        f'{nearest_divisor(self.global_batch_size, self.num_microbatches)}'
       )
     if len(self.mesh) != 3 or self.mesh.count(-1) > 1 or any(n < 1 and n != -1 for n in self.mesh):
       raise UserError(

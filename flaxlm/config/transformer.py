@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from flaxlm.config.field import SET, Named, field
+from flaxlm.config.field import SET, Named, field, nearest_divisor
 from flaxlm.errors import UserError
 
 POSITIONS = ('none', 'learned', 'sinusoidal', 'rope', 't5_bias', 'alibi', 'transformer_xl')
@@ -235,14 +235,15 @@ class TransformerConfig(Named):
   def check(self) -> None:
     """Raises UserError, relative to this node, for values that cannot go together."""
     if self.head_dim is None and self.emb_dim % self.num_heads:
-      divisors = [h for h in range(1, self.emb_dim + 1) if self.emb_dim % h == 0]
-      best = min(divisors, key=lambda h: abs(h - self.num_heads))
       raise UserError(
         f'num_heads: {self.num_heads} heads do not divide emb_dim={self.emb_dim}; the nearest '
-        f'number that does is {best} (or set head_dim)'
+        f'number that does is {nearest_divisor(self.emb_dim, self.num_heads)} (or set head_dim)'
       )
     if self.num_heads % self.kv_heads:
-      raise UserError(f'num_kv_heads: {self.kv_heads} does not divide num_heads={self.num_heads}')
+      raise UserError(
+        f'num_kv_heads: {self.kv_heads} does not divide num_heads={self.num_heads}; the nearest '
+        f'number that does is {nearest_divisor(self.num_heads, self.kv_heads)}'
+      )
     if self.position == 'rope' and self.head_size % 2:
       raise UserError(f'head_dim: RoPE needs an even head size, got {self.head_size}')
     if self.position in ('sinusoidal', 'transformer_xl') and self.emb_dim % 2:

@@ -50,7 +50,7 @@ def validation(config: Any) -> dict[str, Documents]:
     found = places(config.validation)
     return {name: _whole(config, place, 'validation') for name, place in found.items()}
   return {
-    name or 'validation': _part(config, source.documents(place, config), False, True)
+    name or 'validation': _part(config, _training_documents(place, config), False, True)
     for name, place in training_places(config).items()
   }
 
@@ -58,7 +58,7 @@ def validation(config: Any) -> dict[str, Documents]:
 def against(config: Any, text: str) -> dict[str, Documents]:
   """The documents of PLACE or NAME=PLACE,NAME=PLACE, to be compared with those of `train`."""
   found = _named(text, '--against', ('train',)) or {'against': text}
-  return {name: _whole(config, place, 'test') for name, place in found.items()}
+  return {name: _whole(config, place, 'test', '--against') for name, place in found.items()}
 
 
 def everything(config: Any) -> Documents:
@@ -69,7 +69,7 @@ def everything(config: Any) -> Documents:
 def _joined(config: Any, split: bool) -> Documents:
   """The first part of each source of `config.train`, or all of it; of one place, its documents."""
   parts = {
-    name: _part(config, source.documents(place, config), True, split)
+    name: _part(config, _training_documents(place, config), True, split)
     for name, place in training_places(config).items()
   }
   if '' in parts:
@@ -151,7 +151,9 @@ def rows(
   bad = bad or BadRows('error')
   if '' not in training_places(config):
     raise UserError('config.data.train: only running text can be mixed; a task reads one place')
-  read = lambda place, split, name: source.rows(place, config, split, readers, bad.of(name))
+  read = lambda place, split, name: source.rows(
+    place, config, split, readers, bad.of(name), f'config.data.{split}'
+  )
   splits = {}
   if training or not config.validation:
     train = list(itertools.islice(read(config.train, 'train', 'train'), config.max_rows))
@@ -194,9 +196,14 @@ def _num_first(number: int, config: Any, what: str = 'the text') -> int:
   return min(max(int(number * (1 - config.holdout)), 1), number - 1)
 
 
-def _whole(config: Any, place: str, split: str) -> Documents:
+def _training_documents(place: str, config: Any) -> source.Source:
+  return source.documents(place, config, 'train', 'config.data.train')
+
+
+def _whole(config: Any, place: str, split: str, key: str = '') -> Documents:
   config = dataclasses.replace(config, max_rows=None)
-  return _part(config, source.documents(place, config, split), first=True, split=False)
+  found = source.documents(place, config, split, key or f'config.data.{split}')
+  return _part(config, found, first=True, split=False)
 
 
 def _part(config: Any, found: source.Source, first: bool, split: bool) -> Documents:

@@ -47,10 +47,10 @@ class Source:
     return (text for _, text in self.located())
 
 
-def documents(place: str, config: Any, split: str = 'train') -> Source:
+def documents(place: str, config: Any, split: str = 'train', key: str = 'config.data') -> Source:
   """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out.
 
-  split: of a TFDS set whose place names none.
+  split: of a TFDS set whose place names none; key: what names the place, for messages.
   """
   if place == 'embedded':
     read = lambda: ((f'embedded:{i}', text) for i, text in enumerate(embedded.documents()))
@@ -58,7 +58,7 @@ def documents(place: str, config: Any, split: str = 'train') -> Source:
   if place.startswith('tfds:'):
     read = lambda: _texts(rows(place, config, split), config)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
-  paths = files(place)
+  paths = files(place, key)
   identity = [[cache.digest(config, path) for path in paths], config.documents, config.text_column]
   return Source(place, identity, lambda: _file_documents(paths, config))
 
@@ -69,6 +69,7 @@ def rows(
   split: str = 'train',
   readers: Mapping[str, Reader] | None = None,
   bad: bad_rows.Handler = bad_rows.stop,
+  key: str = 'config.data',
 ) -> Rows:
   """Rows of a table for tasks: ('FILE:LINE', column -> text); without a header: '0', '1', ...
 
@@ -80,6 +81,7 @@ def rows(
     split: of a TFDS set whose place names none.
     readers: ending -> reader of a task's own file format; ANY_OTHER for all that are no tables.
     bad: gets the mistake of a row that cannot be read; such a row is left out if it returns.
+    key: what names the place, for messages.
   """
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
@@ -88,11 +90,11 @@ def rows(
     return
   first, *second = parts(place)
   if second:
-    for pair in _pairs(files(first), files(*second), place):
+    for pair in _pairs(files(first, key), files(*second, key), place):
       yield from _parallel(*pair, bad)
     return
   readers = readers or {}
-  for path in files(place):
+  for path in files(place, key):
     ending = kind(path)
     if ending in readers:
       yield from readers[ending](path, config, bad)
@@ -134,28 +136,42 @@ def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> R
 
 def parts(place: str) -> list[str]:
   """The two places of line-parallel files `A+B`; else the place itself."""
-  parallel = place.count('+') == 1 and not epath.Path(place).expanduser().exists()
-  return place.split('+') if parallel else [place]
+  return place.split('+') if place.count('+') == 1 and not _found(place) else [place]
 
 
-def files(place: str) -> list[epath.Path]:
-  """The files a place names, sorted; UserError where there are none."""
+def check(place: str, key: str) -> None:
+  """UserError, naming the key, where a place names local files that are not there."""
+  if place != 'embedded' and not place.startswith('tfds:'):
+    for part in parts(place):
+      files(part, key)
+
+
+def files(place: str, key: str = 'config.data') -> list[epath.Path]:
+  """The files a place names, sorted; UserError, naming the key, where there are none."""
+  found = _found(place)
+  if found:
+    return found
   path = epath.Path(place).expanduser()
   if '**' in place:  # epath reads none: of a bucket it would list every folder.
-    raise UserError(f"config.data: {place!r}: '**' is not read; write '*' for each folder")
-  if any(c in place for c in '*?['):
-    root, pattern = _split_glob(path)
-    found = sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
-    if not found:
-      raise UserError(f'config.data: no file matches {place!r}')
-    return found
+    raise UserError(f"{key}: {place!r}: '**' is not read; write '*' for each folder")
   if path.is_dir():
-    raise UserError(f'config.data: {place} is a directory; name its files, as in {place}/*.txt')
-  if not path.exists():
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    where = nearest(path.name, sorted(siblings)) or f' (nor does {path.parent})'
-    raise UserError(f'config.data: {place} does not exist{where}')
-  return [path]
+    raise UserError(f'{key}: {place} is a directory; name its files, as in {place}/*.txt')
+  if any(c in place for c in '*?['):
+    raise UserError(f'{key}: no file matches {place!r}')
+  siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+  where = nearest(path.name, sorted(siblings)) or f' (nor does {path.parent})'
+  raise UserError(f'{key}: {place} does not exist{where}')
+
+
+def _found(place: str) -> list[epath.Path]:
+  """The file of that name or, where there is none, those that match, sorted."""
+  path = epath.Path(place).expanduser()
+  if path.exists():
+    return [] if path.is_dir() else [path]
+  if '**' in place or not any(c in place for c in '*?['):
+    return []
+  root, pattern = _split_glob(path)
+  return sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
 
 
 def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:

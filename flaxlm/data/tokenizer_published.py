@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, nearest
 from flaxlm.files import read_json
 
 MOST_EXTRA = 10_000  # Sentinels; the published vocabularies have 100.
@@ -179,8 +179,12 @@ def _files(path: epath.Path) -> tuple[str, dict[str, bytes], epath.Path]:
   if path.is_file() and path.suffix == '.txt':
     return 'wordpiece', {'vocab.txt': path.read_bytes()}, path
   names = 'tokenizer.json, spiece.model, vocab.txt, vocab.json and merges.txt'
-  problem = f'none of {names}' if path.is_dir() else 'no vocabulary file' if path.exists() else None
-  raise UserError(f'config.tokenizer.path: {path}: {problem or "does not exist"}')
+  if path.exists():
+    problem = f'none of {names}' if path.is_dir() else 'no vocabulary file'
+  else:
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    problem = f'does not exist{nearest(path.name, sorted(siblings))}'
+  raise UserError(f'config.tokenizer.path: {path}: {problem}')
 
 
 def read_if_there(file: epath.Path) -> dict[str, Any]:

@@ -131,8 +131,9 @@ class Objective:
     n = len(tokens)
     if self.config.pairs == 'next_sentence' and piece.store.num_documents < 2:
       raise UserError(
-        'config.objective.pairs: negatives come from another document, but the corpus has '
-        'only one; set config.data.documents, or pairs to sentence_order or none'
+        'config.objective.pairs: negatives come from another document, but the training or a '
+        'validation text has only one; set config.data.documents or config.data.validation, or '
+        'pairs to sentence_order or none'
       )
     cut = int(rng.integers(n // 4, n - n // 4))
     first, second = tokens[:cut], tokens[cut:]

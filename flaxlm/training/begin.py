@@ -9,6 +9,7 @@ from etils import epath
 from flaxlm import distributed, terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
+from flaxlm.data import source
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint, restore, writers
 from flaxlm.training.detours import Detours, as_declared, as_stored
@@ -54,6 +55,8 @@ def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int, Detour
     distributed.by_first(lambda: _clear(directory, damaged, workdir, step))
     terminal.say(f'going on from step {step}')
     return state, step, Detours.of(meta)
+  if config.data.test:  # Only the evaluation after the run reads it.
+    source.check(config.data.test, 'config.data.test')
   terminal.phase('init', 'parameters')
   state = experiment.init_state()
   if config.init_from:

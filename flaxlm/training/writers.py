@@ -10,7 +10,7 @@ from etils import epath
 
 from flaxlm import distributed, files
 from flaxlm.config.schema import Config
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, nearest
 
 _PARTS = 'metrics*.jsonl'
 
@@ -169,6 +169,12 @@ def _user_class(name: str) -> type:
   if not module:
     raise UserError(f'config.logging.writers: {name!r} is not a dotted name, MODULE.CLASS')
   try:
-    return getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError) as error:
+    found = importlib.import_module(module)
+  except ImportError as error:
     raise UserError(f'config.logging.writers: {name!r} cannot be imported: {error}') from None
+  if not hasattr(found, attribute):
+    classes = [other for other, value in vars(found).items() if isinstance(value, type)]
+    raise UserError(
+      f'config.logging.writers: {module} has no {attribute!r}{nearest(attribute, classes)}'
+    )
+  return getattr(found, attribute)

@@ -95,6 +95,7 @@ def test_texts_are_parsed_by_the_type_of_the_field(key, text, value):
     ),
     ('optimiser.b1', '3', "there is no such field (did you mean 'config.optimizer.b1'?)"),
     ('a.b.c.d', '3', 'there is no such field'),
+    ('.model', '3', 'there is no such field'),
     ('', '3', 'has fields of its own'),
     ('model', 'x', 'has fields of its own: set one of them, as config.model.name'),
     # Wrong types.

@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from flaxlm.config.schema import DataConfig
-from flaxlm.data import source
+from flaxlm.data import holdout, source
 from flaxlm.errors import UserError
 
 TEXTS = ['first "quoted" text', 'second, with a comma', 'dritter Text, größer\u2028als']
@@ -152,6 +152,29 @@ def test_places_that_cannot_be_read(tmp_path):
   ]:
     with pytest.raises(UserError, match='(?s)' + message.replace('?', r'\?')):
       texts(str(place))
+
+
+def test_a_name_that_looks_like_a_pattern_is_the_file_of_that_name(tmp_path):
+  place = write(tmp_path / 'a[1].txt', 'one')
+  write(tmp_path / 'a1.txt', 'other')
+  assert texts(place) == ['one']
+  (tmp_path / 'a+b').mkdir()
+  write(tmp_path / 'a+b' / 'x.tsv', 'text\na\n')
+  found = list(source.rows(str(tmp_path / 'a+b' / '*.tsv'), DataConfig()))
+  assert [row for _, row in found] == [{'text': 'a'}]
+
+
+def test_what_is_missing_is_named_with_its_field(tmp_path):
+  there, missing = write(tmp_path / 'x.txt', 'a\n\nb\n'), str(tmp_path / 'y.txt')
+  for field, read in (
+    ('train', holdout.training), ('validation', holdout.validation), ('test', holdout.test)
+  ):  # fmt: skip
+    config = DataConfig(**{'train': there, field: missing})
+    with pytest.raises(UserError, match=f'config.data.{field}: .*y.txt does not exist'):
+      read(config)
+  source.check(f'{there}+{there}', 'config.data.test')
+  with pytest.raises(UserError, match='config.data.test: .*y.txt does not exist'):
+    source.check(f'{there}+{missing}', 'config.data.test')
 
 
 def test_rows_need_a_table(tmp_path):

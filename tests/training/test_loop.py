@@ -280,6 +280,12 @@ def test_a_resume_on_another_held_out_part_is_an_error(tmp_path, monkeypatch):
     loop.fit(experiment, tmp_path)
 
 
+def test_a_test_set_that_is_missing_is_an_error_before_the_first_step(tmp_path):
+  with pytest.raises(UserError, match='config.data.test: .*nosuch.tsv does not exist'):
+    fit(tmp_path, data__test=str(tmp_path / 'nosuch.tsv'))
+  assert not (tmp_path / 'checkpoints').exists()
+
+
 def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path, capsys):
   fit(tmp_path)
   state = fit(
