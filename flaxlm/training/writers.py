@@ -175,6 +175,6 @@ def _user_class(name: str) -> type:
   if not hasattr(found, attribute):
     classes = [other for other, value in vars(found).items() if isinstance(value, type)]
     raise UserError(
-      f'config.logging.writers: {module} has no {attribute!r}{nearest(attribute, classes)}'
+      f'config.logging.writers: {name!r}: {module} has no {attribute}{nearest(attribute, classes)}'
     )
   return getattr(found, attribute)
