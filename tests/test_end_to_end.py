@@ -189,6 +189,11 @@ def test_fine_tune_and_predict(bert, corpus, tmp_path):
   assert [[row['text'], row['label']] for row in rows] == texts
   accuracy = np.mean([row['prediction'] == row['label'] for row in rows])
   assert math.isclose(accuracy, test['accuracy'], abs_tol=1e-6)
+  output = tmp_path / 'predicted.jsonl'
+  words = ['--checkpoint=best', f'--input={corpus}/test.tsv', f'--output={output}']
+  finish(start('-m', 'flaxlm', 'predict', f'--workdir={workdir}', *words))
+  predicted = [json.loads(line)['prediction'] for line in output.read_text().splitlines()]
+  assert predicted == [row['prediction'] for row in rows]
 
 
 def test_fill_mask(bert):
