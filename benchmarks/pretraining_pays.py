@@ -38,7 +38,9 @@ FAMILIES = {'bert': 'encoder', 'gpt2': 'decoder', 't5': 'encoder_decoder'}
 # More steps than the recipes have, each within half an hour on two cores. That is short for masked
 # words, which take the longest: BERT's own schedule begins on short rows, too (Devlin et al. 2019,
 # appendix A.2); more masks are more to learn from (Wettig et al. 2023), and the second term is left
-# out, as in RoBERTa. T5's rates are shares of a parameter's size (configs/t5.py), in both arms.
+# out, as in RoBERTa. With learned positions it would find little in that time but how frequent
+# words are (docs/results.md): BERT has rotary ones here, in both arms. T5's rates are shares of a
+# parameter's size (configs/t5.py), in both arms.
 PRETRAINING = {
   'gpt2': [('total_steps', '2400')],
   't5': [('total_steps', '3000'), ('objective.noise_density', '0.5')],
