@@ -23,7 +23,7 @@ def add_flags(
   add('--num-beams', type=int, default=0, help='beam search for the likeliest text; 0: none')
   add('--length-penalty', type=float, help='alpha of ((5 + n) / 6)^alpha in a beam search (0.6)')
   add('--num-best', type=int, help='texts of a beam search that are shown, best first (1)')
-  add('--seed', type=int, default=0)
+  add('--seed', type=int, help='of what is drawn (0)')
   add('--batch-size', type=int, default=16, help='texts at once')
   parser.set_defaults(default_temperature=temperature)
 
@@ -41,14 +41,23 @@ def given(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str
 def check(args: argparse.Namespace) -> None:
   """UserError, naming the flag, for a value that is out of range or would not be read."""
   searching = args.num_beams > 0
-  unread = SAMPLING if searching else ('length_penalty', 'num_best')
+  unread = (*SAMPLING, 'seed') if searching else ('length_penalty', 'num_best')
   for name in unread:
     if getattr(args, name) is not None:
       how = 'a beam search, which does not draw' if searching else 'a beam search only'
       raise UserError(f'--{name.replace("_", "-")}: {"not read by" if searching else "of"} {how}')
+  temperature = args.default_temperature if args.temperature is None else args.temperature
+  if not searching and temperature == 0:
+    for name in (*SAMPLING[1:], 'seed'):
+      if getattr(args, name) is not None:
+        raise UserError(
+          f'--{name.replace("_", "-")}: not read at temperature 0, which takes the likeliest '
+          'token; set --temperature'
+        )
   given = lambda name, default: default if getattr(args, name) is None else getattr(args, name)
   args.temperature = given('temperature', args.default_temperature)
   args.top_k, args.top_p, args.min_p = given('top_k', 0), given('top_p', 1.0), given('min_p', 0.0)
+  args.seed = given('seed', 0)
   args.length_penalty, args.num_best = given('length_penalty', 0.6), given('num_best', 1)
   for name, valid, wanted in (
     ('max-new-tokens', args.max_new_tokens is None or args.max_new_tokens >= 1, 'at least 1'),

@@ -61,4 +61,6 @@ def _parse(argv: Sequence[str]) -> Any:
   _writing.check(args)
   if args.num_samples > 1 and args.num_beams:
     raise UserError('--num-samples: a beam search finds the same texts each time; see --num-best')
+  if args.num_samples > 1 and args.temperature == 0:
+    raise UserError('--num-samples: at temperature 0 all texts are the same; set --temperature')
   return args

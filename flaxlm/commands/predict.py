@@ -4,7 +4,8 @@
   python -m flaxlm predict --workdir=runs/translate --input=news.txt --num-beams=5
   echo 'A truly good film.' | python -m flaxlm predict --workdir=runs/sst2
 
-The input has the format and the columns of the training rows, or is text with a row a line; `-` is
+The input has the format and the columns of the training rows (or those of --config.data.text_column
+or --config.task.pair_column), or is text with a row a line; `-` is
 standard input, of json objects or of text. Labels are not needed. A run that was tuned to write
 (seq2seq, completion) writes; the flags say how. Without `--output` the lines go to the terminal;
 with it, a command that was stopped goes on behind the rows it has done.
@@ -34,12 +35,14 @@ Predictor = Callable[[Sequence[int], Sequence[Mapping[str, Any]]], Iterator[dict
 def main(argv: Sequence[str]) -> None:
   args = _parse(argv)
   terminal.phase('init', args.workdir)
+  from flaxlm.evaluation import changes
   from flaxlm.training import checkpoint
   from flaxlm.training.experiment import open_model
 
   if not args.checkpoint:
     args.checkpoint = checkpoint.best_or_latest(epath.Path(args.workdir) / 'checkpoints')
-  experiment, params, step = open_model(args.workdir, args.checkpoint)
+  change = lambda saved: changes.changed(saved, args.overrides, changes.READING, 'predict')
+  experiment, params, step = open_model(args.workdir, args.checkpoint, change)
   if not experiment.config.task.name:
     raise UserError(
       f'{args.workdir} was trained without a task: it does not predict rows; to write texts, use '
@@ -200,7 +203,7 @@ def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, An
 
 
 def _parse(argv: Sequence[str]) -> Any:
-  parser = commandline.Parser(__doc__)
+  parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument(
     '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
   )

@@ -61,6 +61,8 @@ def _scorer(experiment: Any, params: Any, args: Any) -> Any:
   stride = args.stride or max(1, window // 2)
   if not hasattr(objective, 'prompt') and window < 3:
     raise UserError('--window: a masked model reads two marks and a token at least, so 3')
+  if not hasattr(objective, 'prompt') and args.end:
+    raise UserError('--end: the texts of a masked model have no end that it could predict')
   if stride > window:
     raise UserError(f'--stride: must not exceed the window of {window} tokens')
   return Scorer(
@@ -92,6 +94,8 @@ def _scored(scorer: Any, text: str, args: Any) -> Any:
   """What is scored of a text; UserError for what cannot be."""
   try:
     found = scorer.text(text, args.context, args.end)
+    if args.context:
+      (found,) = scorer.together([found])
   except UserError as error:
     raise UserError(f'{error}: give --context') from None
   if not text or not len(found.tokens):
@@ -162,7 +166,7 @@ def _question(
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')
-  texts = [scorer.text(choice, context, args.end) for choice in choices]
+  texts = scorer.together([scorer.text(choice, context, args.end) for choice in choices])
   try:
     for text in texts:
       scorer.check(text)
@@ -194,6 +198,8 @@ def _parse(argv: Sequence[str]) -> Any:
     raise UserError('one of --text and --input is needed')
   if args.choices_column and (args.text or args.context is not None):
     raise UserError('--choices-column: its rows come from --input, with the text before them')
+  if args.documents != 'auto' and (args.text or args.choices_column):
+    raise UserError('--documents: is of an --input of running text')
   for name in ('window', 'stride', 'batch-size'):
     least = 1 if name == 'batch-size' else 0
     if getattr(args, name.replace('-', '_')) < least:

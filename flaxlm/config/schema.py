@@ -240,7 +240,8 @@ class OptimizerConfig:
   )
   ema_decay: float = field(
     0.0,
-    'decay of an exponential moving average of the parameters that train; 0: none is kept',
+    'decay of an exponential moving average of the parameters that train, (1 + step) / (10 + step) '
+    'where that is less; 0: none is kept',
     low=0.0,
     below=1.0,
   )

@@ -2,7 +2,8 @@
 
 Columns stand apart by tabs, or by spaces in a file that has no tab. A line that begins a document
 (-DOCSTART-) ends a sentence. CoNLL-U's comments are passed over: `# key = value` and, where columns
-stand apart by tabs, any line that begins with # and has none (`# newpar`).
+stand apart by tabs, any line that begins with # and has none (`# newpar`); and so are, in sentences
+whose first column numbers the words, the lines of ranges (`3-4 zum`) and of empty nodes (`5.1`).
 """
 
 import json
@@ -17,6 +18,8 @@ from flaxlm.errors import UserError
 
 DOCUMENT = '-DOCSTART-'
 COMMENT = re.compile(r'#[^\t]* = [^\t]*$')
+# A range of words that are written as one, or a word that is not written, by CoNLL-U's numbers.
+NO_WORD = re.compile(r'\d+(-|\.)\d+')
 
 
 def rows(
@@ -65,6 +68,9 @@ def _sentence(
   """The row of a sentence, if it is whole. Empties `broken`."""
   mistakes = list(broken)
   broken.clear()
+  words = [line for line in sentence if not NO_WORD.fullmatch(line[1][0])]
+  if [cells[0] for _, cells in words] == [str(i) for i in range(1, len(words) + 1)]:
+    sentence = words
   if not mistakes and sentence:
     width = len(sentence[0][1])
     mistakes = [

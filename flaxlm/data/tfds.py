@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from flaxlm import terminal
@@ -41,9 +42,13 @@ def rows(
 
 
 def _value(value: Any, classes: Any, where: str) -> str:
-  """A value as text; `classes`: the names of its classes, if it is one. -1 stands for no class."""
-  if classes is not None and int(value) >= 0:
-    return classes.int2str(int(value))
+  """A value as text; `classes`: the names of its classes, if it is one or a list of such.
+
+  -1 stands for no class.
+  """
+  if classes is not None:
+    name = lambda number: classes.int2str(int(number)) if number >= 0 else str(number)
+    return name(value) if np.ndim(value) == 0 else _text([name(number) for number in value], where)
   return _text(value, where)
 
 
@@ -202,7 +207,12 @@ def _data_dir() -> str:
 def _class_names(features: Any) -> dict[str, Any]:
   import tensorflow_datasets as tfds
 
-  return {k: f for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)}
+  found = {}
+  for name, feature in features.items():
+    label = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    if isinstance(label, tfds.features.ClassLabel):
+      found[name] = label
+  return found
 
 
 def _text(value: Any, where: str) -> str:

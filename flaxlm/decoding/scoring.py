@@ -114,6 +114,19 @@ class Scorer:
     cut = next(ends, len(tokens))
     return tokens[:cut], tokens[cut:]
 
+  def together(self, texts: Sequence[Text]) -> list[Text]:
+    """Texts behind one context, with as much of its end as one window holds beside the longest.
+
+    They are to be compared, so that what they are read behind must be the same. Where one of them
+    alone is longer than a window, or a source is read, they stay as they are.
+    """
+    longest = max(len(text.tokens) for text in texts)
+    room = (self.window - 2 if self._masked else self.window + 1) - longest
+    if room < (0 if self._masked else 1) or texts[0].encoder_inputs is not None:
+      return list(texts)
+    cut = lambda context: context[max(len(context) - room, 0) :]
+    return [dataclasses.replace(text, context=cut(text.context)) for text in texts]
+
   def check(self, text: Text) -> None:
     """UserError for a source or a target of an encoder-decoder that is read in no one window."""
     if text.encoder_inputs is None:

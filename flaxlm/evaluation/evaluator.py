@@ -12,22 +12,15 @@ import numpy as np
 from etils import epath
 
 from flaxlm import distributed, files, terminal
-from flaxlm.config import overrides as config_overrides
-from flaxlm.config import recipe, tree
+from flaxlm.config import recipe
 from flaxlm.config.schema import Config
-from flaxlm.errors import UserError
-from flaxlm.evaluation import writing
+from flaxlm.evaluation import changes, writing
 from flaxlm.training import checkpoint, restore
 from flaxlm.training.writers import write_json
 from flaxlm.types import Mean
 
 # Batches in flight: enough to keep the device busy, few enough not to fill its memory.
 _AHEAD = 2
-_OVERRIDABLE = ('evaluation.', 'data.validation', 'data.test')
-# Of evaluations in training alone: here, every set is read whole, once.
-_IN_TRAINING = tuple(
-  f'evaluation.{name}' for name in ('every_steps', 'patience', 'max_batches', 'max_written')
-)
 
 
 @dataclasses.dataclass
@@ -165,8 +158,7 @@ def evaluate_workdir(
     which: 'latest', 'best', a step, or 'average:N', of which the files are then average-N....;
       'auto': 'best' where there is a test set, which is for the checkpoint that validation chose,
       else 'latest'.
-    overrides: (dotted key, text) pairs of data.validation, data.test, and evaluation.* but for what
-      is of training alone.
+    overrides: (dotted key, text) pairs of what `changes.EVALUATION` names.
 
   Returns:
     JSON-able: checkpoint (step or average:N), workdir, and the metrics of each set under its name.
@@ -178,7 +170,7 @@ def evaluate_workdir(
   from flaxlm.training.experiment import build  # imports every family: only where needed
 
   def make(saved: Config) -> Any:
-    config = _configured(saved, overrides)
+    config = changes.changed(saved, overrides, changes.EVALUATION, 'eval.py')
     terminal.phase('data', f'evaluation sets of {workdir}')
     return build(config, workdir, training=False)
 
@@ -227,20 +219,3 @@ def _chosen(workdir: str, overrides: Sequence[tuple[str, str]]) -> str:
 def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
   """Metrics as JSON has them: it knows no NaN and no infinity."""
   return {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-
-
-def _configured(saved: Config, overrides: Sequence[tuple[str, str]]) -> Config:
-  """The run's config with overrides of what an evaluation may change."""
-  for key, _ in overrides:
-    if key in _IN_TRAINING:
-      raise UserError(f'config.{key}: would do nothing: eval.py reads every set whole, once')
-    if not key.startswith(_OVERRIDABLE):
-      raise UserError(
-        f'config.{key}: eval.py takes the config of the run, and only evaluation.*, '
-        'data.validation and data.test can be set'
-      )
-  config_dict = tree.to_config_dict(saved)
-  config_overrides.apply(config_dict, overrides)
-  changed = tree.from_config_dict(config_dict)
-  # All else stays that of the run: a ConfigDict lacks what the training rows have decided.
-  return dataclasses.replace(saved, data=changed.data, evaluation=changed.evaluation)

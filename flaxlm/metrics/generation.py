@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 ROUGE = ('rouge1', 'rouge2', 'rougeL')
 # The end of a sentence in running text; abbreviations cost no more than a sentence cut early.
-_SENTENCE = re.compile(r'(?<=[.!?\u3002\uff01\uff1f])\s+')
+_SENTENCE = re.compile(r'(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*')
 
 
 def translation(
@@ -55,5 +55,8 @@ def rouge(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
 
 
 def sentences(text: str) -> list[str]:
-  """The sentences of a text, cut at white space behind a full stop, `?` or `!`."""
+  """The sentences of a text, cut at white space behind a full stop, `?` or `!`.
+
+  Behind those of Chinese and Japanese there need not be any.
+  """
   return [part for part in _SENTENCE.split(text.strip()) if part]

@@ -48,9 +48,10 @@ class Objective(Supervised):
     A decoder that is full would go on from half of what it has read, and without BOS. What it can
     read beyond a row is room, too.
     """
-    if len(source) + 1 < self.length:
+    needed = max(new_tokens - self._beyond, 0)
+    if len(source) + 1 + needed <= self.length:
       return source
-    return self.cut(source, np.zeros(max(new_tokens - self._beyond, 0), np.int32))[0]
+    return self.cut(source, np.zeros(needed, np.int32))[0]
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
     return {'inputs': 1 + len(item['source']) + len(self.ended(item)) - 1}

@@ -40,7 +40,10 @@ class Config(EachTokenConfig):
   """Extractive question answering."""
 
   doc_stride: int = field(
-    128, 'tokens from the beginning of a window of the text to that of the next', low=1
+    128,
+    'tokens from the beginning of a window of the text to that of the next; half the room for the '
+    'text where that is no more',
+    low=1,
   )
   max_question_length: int = field(64, 'tokens of a question; longer ones are cut', low=1)
   max_answer_length: int = field(30, 'tokens of a predicted answer', low=1)
@@ -209,10 +212,14 @@ def _of_windows(outputs: Array, batch: Batch, mask: Array) -> Array:
 
 
 def windows(length: int, room: int, stride: int) -> list[tuple[int, int]]:
-  """[start, stop) of windows over so many tokens, each at most `room` long; one for no tokens."""
+  """[start, stop) of windows over so many tokens, each at most `room` long; one for no tokens.
+
+  Where the stride would leave no overlap, in which an answer may lie, it is half the room.
+  """
   found, start = [(0, min(length, room))], 0
+  stride = stride if stride < room else max(room // 2, 1)
   while start + room < length:
-    start += min(stride, room)
+    start += stride
     found.append((start, min(length, start + room)))
   return found
 

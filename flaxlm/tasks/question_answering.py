@@ -25,7 +25,9 @@ class Config(Named):
   """Question answering."""
 
   unanswerable: bool | None = field(
-    None, 'whether a question may have no answer (SQuAD 2.0); as in the training rows, if unset'
+    None,
+    'whether a question may have no answer (SQuAD 2.0); as in the training rows, if unset, or, of '
+    'an imported model, as in those that are evaluated',
   )
   null_threshold: float = field(
     0.0,
@@ -94,7 +96,13 @@ class Task:
     """Whether questions may have no answer, where that is unset."""
     if self._config.unanswerable is not None:
       return {}
-    return {'unanswerable': any(not example['answers'] for example in examples)}
+    return {'unanswerable': self._may_lack(examples)}
+
+  def _may_lack(self, examples: Iterable[Example]) -> bool:
+    """Whether questions may have no answer: as set, or as in these examples."""
+    if self._config.unanswerable is not None:
+      return self._config.unanswerable
+    return any(not example.get('answers', True) for example in examples)
 
   def metrics(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
@@ -108,9 +116,10 @@ class Task:
     if not answers:
       return {}
     true = {n: [answer['text'] for answer in examples[n]['answers']] for n in answers}
-    predicted = {n: self._text(answer) for n, answer in answers.items()}
-    found = squad.scores(predicted, true, bool(self._config.unanswerable))
-    if self._config.unanswerable:
+    lacking = self._may_lack(examples)
+    predicted = {n: self._text(answer, lacking) for n, answer in answers.items()}
+    found = squad.scores(predicted, true, lacking)
+    if lacking:
       odds = {n: answer.odds for n, answer in answers.items()}
       worded = {n: squad.with_words(texts) for n, texts in true.items()}
       for name, measure in (('exact_match', squad.exact), ('f1', _f1_of_2)):
@@ -136,12 +145,12 @@ class Task:
     predictions.json: question -> answer; nbest.json: question -> answers with their probabilities;
     and of SQuAD 2.0 null_odds.json: question -> score of no answer less that of the best one.
     """
-    answers = list(self._answers(predictions, examples))
+    answers, lacking = list(self._answers(predictions, examples)), self._may_lack(examples)
     tables: dict[str, Any] = {
-      'predictions.json': {examples[n]['id']: self._text(answer) for n, answer in answers},
-      'nbest.json': {examples[n]['id']: self._nbest(answer) for n, answer in answers},
+      'predictions.json': {examples[n]['id']: self._text(answer, lacking) for n, answer in answers},
+      'nbest.json': {examples[n]['id']: self._nbest(answer, lacking) for n, answer in answers},
     }
-    if self._config.unanswerable:
+    if lacking:
       finite = {examples[n]['id']: min(answer.odds, 1e30) for n, answer in answers}
       tables['null_odds.json'] = finite
     dump = lambda table: json.dumps(table, ensure_ascii=False, indent=1).encode() + b'\n'
@@ -151,12 +160,14 @@ class Task:
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each question: id, question, answers (if any), prediction."""
+    lacking = self._may_lack(examples)
     for number, answer in self._answers(predictions, examples):
       example = examples[number]
       record = {'id': example['id'], 'question': example['question']}
       if 'answers' in example:
         record['answers'] = [true['text'] for true in example['answers']]
-      yield record | {'prediction': self._text(answer), 'n_best': self._nbest(answer)[:5]}
+      best = self._nbest(answer, lacking)[:5]
+      yield record | {'prediction': self._text(answer, lacking), 'n_best': best}
 
   def _answers(
     self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
@@ -179,16 +190,16 @@ class Task:
       best = [(score, answer) for answer, score in found.items()]
       yield int(number), Answer(best[: scores.shape[1]], float(null_scores.min()))
 
-  def _text(self, answer: Answer) -> str:
+  def _text(self, answer: Answer, lacking: bool) -> str:
     """The predicted answer, '' for none."""
-    if self._config.unanswerable and answer.odds > self._config.null_threshold:
+    if lacking and answer.odds > self._config.null_threshold:
       return ''
     return answer.candidates[0][1] if answer.candidates else ''
 
-  def _nbest(self, answer: Answer) -> list[dict[str, Any]]:
+  def _nbest(self, answer: Answer, lacking: bool) -> list[dict[str, Any]]:
     """Answers with the softmax of their scores; no answer is among them where there may be none."""
     found = list(answer.candidates)
-    if self._config.unanswerable or not found:
+    if lacking or not found:
       found = sorted([*found, (answer.null_score, '')], key=lambda pair: -pair[0])
     weights = np.exp([score - found[0][0] for score, _ in found])
     shares = weights / weights.sum()

@@ -281,7 +281,9 @@ def _unfreeze_every(config: Config, train_data: pipeline.Pipeline | None) -> int
   return math.ceil(config.tuning.unfreeze_epochs * train_data.steps_per_epoch)
 
 
-def open_model(workdir: str, which: str) -> tuple[Experiment, Any, int]:
-  """(experiment without data, parameters, step) of a run, for decoding."""
-  make = lambda config: build(config, workdir, training=False, with_data=False)
+def open_model(
+  workdir: str, which: str, change: Callable[[Config], Config] = lambda config: config
+) -> tuple[Experiment, Any, int]:
+  """(experiment without data, parameters, step) of a run, its config changed, for decoding."""
+  make = lambda config: build(change(config), workdir, training=False, with_data=False)
   return restore.open_run(workdir, which, make)

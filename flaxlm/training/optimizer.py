@@ -1,6 +1,6 @@
 """Learning-rate schedules and the gradient transformation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -70,11 +70,13 @@ def make_schedule(config: OptimizerConfig, total_steps: int, emb_dim: int = 1) -
   return schedule
 
 
-def decay_factors(config: OptimizerConfig, params: Any) -> Any:
+def decay_factors(config: OptimizerConfig, params: Any, names: Collection[str] = ()) -> Any:
   """What weight decay is multiplied by: a tree like `params` of bools or of float32 [N, 1, ...].
 
   `decay_exclude` sees virtual paths, so that single layers of a stack can be named; a stack whose
   layers differ gets a vector along its first axis.
+
+  names: virtual paths of leaves that do not train, which a pattern may be of, too.
 
   Raises:
     UserError: for a pattern that is malformed, or that matches no leaf and is not a default one
@@ -98,13 +100,14 @@ def decay_factors(config: OptimizerConfig, params: Any) -> Any:
     return np.asarray(decayed, np.float32).reshape((-1,) + (1,) * (len(leaf.shape) - 1))
 
   factors = jax.tree_util.tree_map_with_path(factor, params)
+  found |= {p.pattern for p in patterns if any(map(p.search, names))}
   for pattern in config.decay_exclude:
     if pattern not in found and pattern not in OptimizerConfig().decay_exclude:
       raise unmatched(key, pattern, seen)
   return factors
 
 
-def add_decay(config: OptimizerConfig) -> optax.GradientTransformation:
+def add_decay(config: OptimizerConfig, names: Collection[str] = ()) -> optax.GradientTransformation:
   """Adds weight_decay * params to the update, except where `decay_exclude` matches.
 
   Decoupled as in AdamW (Loshchilov and Hutter 2019, algorithm 2), multiplied by the learning rate
@@ -112,7 +115,9 @@ def add_decay(config: OptimizerConfig) -> optax.GradientTransformation:
   """
 
   def init(params: Any) -> optax.EmptyState:
-    decay_factors(config, params)  # a pattern that matches nothing is reported before training
+    decay_factors(
+      config, params, names
+    )  # a pattern that matches nothing is reported before training
     return optax.EmptyState()
 
   def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
@@ -122,7 +127,7 @@ def add_decay(config: OptimizerConfig) -> optax.GradientTransformation:
       scale = config.weight_decay if factor is True else config.weight_decay * factor
       return update + (scale * param).astype(update.dtype)
 
-    return jax.tree.map(add, updates, params, decay_factors(config, params)), state
+    return jax.tree.map(add, updates, params, decay_factors(config, params, names)), state
 
   return optax.GradientTransformation(init, update)
 
@@ -197,7 +202,7 @@ def make_optimizer(
     parts.append(optax.clip_by_global_norm(config.clip_norm))
   parts += make_update_rule(config, layout)
   if config.name != 'sgd' and config.weight_decay:
-    parts.append(add_decay(config))
+    parts.append(add_decay(config, layout.distances))
   if tuning.layer_decay != 1.0 or unfreeze_every:
     parts.append(scale_by_distance(tuning, unfreeze_every, layout.distances))
   parts.append(optax.scale_by_learning_rate(schedule))

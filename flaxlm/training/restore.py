@@ -15,6 +15,7 @@ from etils import epath
 from flaxlm import distributed, sharding, terminal
 from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
+from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.training import checkpoint, lora, matching, vocabulary, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
@@ -94,13 +95,16 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
   fresh = leaf_paths(params)
 
   def read(step: int, meta: dict[str, Any]) -> tuple[Any, matching.Report, dict[str, Any]]:
-    _check_model(tree.from_dict(meta['config']), config)
+    saved = tree.from_dict(meta['config'])
+    _check_model(saved, config)
     sizes = vocabulary.growth(source, meta, experiment.tokenizer, config.restore)
     grown = vocabulary.leaves(experiment.model, experiment.objective) if sizes else set()
     if not sizes:
       _check_tokenizer(meta, experiment.tokenizer.fingerprint, config.restore)
     stored = checkpoint.stored_params(directory, step)
     added = _check_deltas(stored, wanted, source)
+    if saved.tuning.lora_rank and config.tuning.lora_rank:
+      _check_lora_scale(saved.tuning, config.tuning)
     stored_parts, wanted_parts = matching.parts(stored), matching.parts(wanted)
     known = {name: part for name, part in wanted_parts.items() if part.path not in added}
     plan = matching.match(stored_parts, known, config.restore, grown)
@@ -194,6 +198,16 @@ def _check_deltas(
       f'python -m flaxlm merge --workdir={source} --to=NEW'
     )
   return set() if has(stored) else has(wanted)
+
+
+def _check_lora_scale(saved: TuningConfig, now: TuningConfig) -> None:
+  """Raises UserError where what LoRA has learned would be multiplied by another number."""
+  before = saved.lora_alpha / saved.lora_rank
+  if now.lora_alpha / now.lora_rank != before:
+    raise UserError(
+      f'config.tuning.lora_alpha: what LoRA adds in the checkpoint of config.init_from is '
+      f'multiplied by {before:g}; with rank {now.lora_rank} set it to {before * now.lora_rank:g}'
+    )
 
 
 def _check_model(saved: Config, now: Config) -> None:

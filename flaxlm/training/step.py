@@ -37,7 +37,8 @@ def make_train_step(
   runs per device under a mapped axis: denominators are summed over it before the loss, gradients
   before the update. `optimizer` sees the part of the parameters that `partition` says trains;
   `weights_of` makes what the model takes of all of them. `extras['ema']`, where there is a decay,
-  moves by 1 - ema_decay towards the parameters that train. With `r_drop` the model runs twice, with
+  moves by 1 - ema_decay, or 9 / (10 + step) if that is more, towards the parameters that train.
+  With `r_drop` the model runs twice, with
   two draws of dropout, and the loss is the mean of both plus r_drop / 2 times
   `objective.divergence`: half of what Wu et al. 2021 (R-Drop, equation 3) minimise.
 
@@ -89,7 +90,9 @@ def make_train_step(
     params = partition.put(state.params, trained)
     extras = dict(state.extras)
     if ema_decay:
-      extras[EMA] = optax.incremental_update(trained, extras[EMA], 1.0 - ema_decay)
+      # The first updates count for more: of a short run, little of the start would be forgotten.
+      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+      extras[EMA] = optax.incremental_update(trained, extras[EMA], 1.0 - decay)
     # The summed parts of `loss` already are its value on the whole batch.
     metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}

@@ -10,6 +10,7 @@ from public_folder import BERT, WORDS, raw, run, write
 
 from flaxlm.commands import _reference
 from flaxlm.errors import UserError
+from flaxlm.evaluation import evaluator
 from flaxlm.interop import convert
 
 # Class, what else config.json says -> objective and task, columns of the rows.
@@ -129,6 +130,46 @@ def test_an_import_predicts(imported, tmp_path):
   assert len(found['prediction'] if name == 'tags' else found['probabilities']) == len(
     next(value for value in rows[name].values() if type(value) is list)
   )
+
+
+@pytest.mark.parametrize('imported', ['number'], indirect=True)
+def test_an_import_reads_pairs_where_it_is_told(imported, tmp_path, capsys):
+  _, _, workdir = imported
+  rows = [{'text': 'a b', 'other': other} for other in ('a', 'c c', 'b')]
+  (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+  flags = f'--workdir={workdir}', f'--input={tmp_path / "rows.jsonl"}'
+
+  def numbers(*more):
+    assert run('predict', *flags, *more) == 0
+    return [json.loads(line)['prediction'] for line in capsys.readouterr().out.splitlines()]
+
+  assert len(set(numbers())) == 1
+  assert len(set(numbers('--config.task.pair_column=other'))) == 3
+  assert run('predict', *flags, '--config.evaluation.seed=1') == 1
+  assert 'predict takes the config of the run, and only data.text_col' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('imported', ['span'], indirect=True)
+def test_an_import_is_judged_by_the_rules_of_what_it_reads(imported, tmp_path):
+  _, _, workdir = imported
+  answer, nothing = {'text': ['c'], 'answer_start': [2]}, {'text': [], 'answer_start': []}
+  rows = [
+    {'id': str(i), 'question': 'b', 'context': 'b c b', 'answers': answer if i else nothing}
+    for i in range(3)
+  ]
+  (tmp_path / 'all.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+  (tmp_path / 'one.jsonl').write_text('\n'.join(map(json.dumps, rows[1:])) + '\n')
+
+  def found(name, **fields):
+    overrides = [('data.validation', str(tmp_path / f'{name}.jsonl'))]
+    overrides += [(f'task.{field}', value) for field, value in fields.items()]
+    return evaluator.evaluate_workdir(str(workdir), 'latest', overrides)['validation']
+
+  assert 'best_f1_threshold' not in found('one') and 'best_f1_threshold' in found('all')
+  assert 'best_f1_threshold' not in found('all', unanswerable='False')
+  # Nothing is answered, which is right once in three times.
+  assert found('all', null_threshold='-1e9')['exact_match'] == pytest.approx(100 / 3)
+  assert found('all', null_threshold='1e9')['no_answer_exact_match'] == 0
 
 
 REFERENCES = {

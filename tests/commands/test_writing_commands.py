@@ -39,7 +39,7 @@ _built = {}
 def runs(folder, monkeypatch):
   """`open_model` of a workdir that is a key of RUNS."""
 
-  def open_model(workdir, which):
+  def open_model(workdir, which, change=None):
     if workdir not in _built:
       made = tiny.experiment(RUNS[workdir], folder)
       _built[workdir] = made, tiny.random_state(made).params
@@ -94,6 +94,10 @@ def test_beams(runs, capsys):
     (['--temperature=-1'], '--temperature'),
     (['--stop='], '--stop'),
     (['--num-beams=2', '--num-samples=2'], '--num-best'),
+    (['--num-beams=2', '--seed=3'], '--seed: not read by a beam search'),
+    (['--temperature=0', '--top-k=3'], '--top-k: not read at temperature 0'),
+    (['--temperature=0', '--seed=3'], '--seed: not read at temperature 0'),
+    (['--temperature=0', '--num-samples=2'], '--num-samples: at temperature 0 all texts'),
   ],
 )
 def test_mistakes_of_generate(argv, message):

@@ -58,6 +58,17 @@ def test_one_column_has_no_tags(tmp_path):
   assert row == {'0': ['only', 'words'], 'tokens': ['only', 'words']}
 
 
+def test_what_is_no_word_of_conll_u_is_left_out(tmp_path):
+  lines = ['1\tEr\tPRON', '2-3\tzum\t_', '2\tzu\tADP', '3\tdem\tDET', '3.1\tnix\tVERB']
+  (tmp_path / 'a.conllu').write_text('\n'.join(lines) + '\n')
+  ((_, row),) = read(tmp_path / 'a.conllu')
+  assert row['1'] == ['Er', 'zu', 'dem'] and row['tags'] == ['PRON', 'ADP', 'DET']
+  # Words may look like that, too.
+  (tmp_path / 'b.conll').write_text('won\tO\n3-4\tB-SCORE\n5.1\tO\n')
+  ((_, row),) = read(tmp_path / 'b.conll')
+  assert row['tokens'] == ['won', '3-4', '5.1']
+
+
 @pytest.mark.parametrize(
   'content, message',
   [

@@ -19,7 +19,8 @@ class FlaxlmLines(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     features = {'text': tfds.features.Text(), 'n': tfds.features.Scalar(np.int32),
-                'label': tfds.features.ClassLabel(names=['bad', 'good'])}
+                'label': tfds.features.ClassLabel(names=['bad', 'good']),
+                'tags': tfds.features.Sequence(tfds.features.ClassLabel(names=['O', 'B-X']))}
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
   def _split_generators(self, dl_manager):
@@ -27,7 +28,7 @@ class FlaxlmLines(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, number):
     for i in range(number):
-      yield i, {'text': f'line {i} of {number}, ünï', 'n': i, 'label': i % 2}
+      yield i, {'text': f'line {i} of {number}, ünï', 'n': i, 'label': i % 2, 'tags': [0, i % 2]}
 """
 
 
@@ -89,6 +90,7 @@ def test_rows_of_a_prepared_set(data_dir):
   for where, row in rows:
     assert row['text'] == f'line {row["n"]} of 20, ünï'
     assert row['label'] == ('bad', 'good')[int(row['n']) % 2]
+    assert json.loads(row['tags']) == ['O', ('O', 'B-X')[int(row['n']) % 2]]
     assert where.startswith('tfds:flaxlm_lines/train:')
   assert {row['n'] for _, row in rows} == {str(i) for i in range(20)}
 

@@ -77,6 +77,28 @@ def test_strided_windows(window, stride):
   assert differs > 5
 
 
+@pytest.mark.parametrize('masked', [False, True])
+def test_choices_that_fit_a_window_are_read_behind_the_same(masked):
+  model, params = setup('decoder')
+  scorer = masked_scorer(16, 8) if masked else scorer_of(model, params, 16, 8)
+  whole = draw([30])[0]
+  choices = [Text(whole[:22], whole[22 : 22 + n]) for n in (3, 8, 1)]
+  found = scorer.together(choices)
+  room = 14 - 8 if masked else 17 - 8
+  for text, choice in zip(found, choices, strict=True):
+    np.testing.assert_array_equal(text.context, whole[22 - room : 22])
+    np.testing.assert_array_equal(text.tokens, choice.tokens)
+  for text, log_p in zip(found, scorer.log_probabilities(found), strict=True):
+    if not masked:
+      row = np.concatenate([text.context, text.tokens])
+      full = log_softmax(full_logits(model, params, [row]))[0]
+      expected = [full[i - 1, row[i]] for i in range(room, len(row))]
+      np.testing.assert_allclose(log_p, expected, atol=1e-4)
+  short, long = Text(whole[:3], whole[3:6]), Text(whole[:3], whole[3:])
+  assert scorer.together([short])[0].context.tolist() == whole[:3].tolist()
+  assert scorer.together([short, long])[1] is long  # Longer than a window by itself.
+
+
 def test_a_prefix_is_read_in_both_directions():
   model, params = setup('decoder')
   whole = draw([20])[0]

@@ -112,3 +112,5 @@ def test_words_are_stemmed():
 def test_sentences():
   text = 'One here. Two? Yes! Of 3.5 that is all'
   assert generation.sentences(text) == ['One here.', 'Two?', 'Yes!', 'Of 3.5 that is all']
+  text = '\u7b2c\u4e00\u3002\u7b2c\u4e8c\uff1f \u7b2c\u4e09'
+  assert generation.sentences(text) == ['\u7b2c\u4e00\u3002', '\u7b2c\u4e8c\uff1f', '\u7b2c\u4e09']

@@ -101,8 +101,9 @@ def test_a_prompt_that_fills_a_row_leaves_room_for_what_is_written():
     (prompt,) = objective.prompts([long], new_tokens)
     assert len(prompt.inputs) == 1 + kept and prompt.inputs[0] == T.bos_id
     assert prompt.inputs[-1] == T.encode('q')[0]
+    assert len(prompt.inputs) + max(new_tokens - beyond, 0) <= 64 or kept == 32
     (prompt,) = objective.prompts([short], new_tokens)
-    assert len(prompt.inputs) == 1 + 61
+    assert len(prompt.inputs) == 1 + min(61, kept)
   (prompt,) = seq2seq().prompts([long], 99)
   assert len(prompt.encoder_inputs) == 64
 

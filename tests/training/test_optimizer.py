@@ -134,6 +134,7 @@ def test_a_pattern_that_does_nothing_is_an_error():
     jax.eval_shape(optimizer.init, PARAMS)
   with pytest.raises(UserError, match='not a regular expression'):
     decay_factors(config(decay_exclude=('(',)), PARAMS)
+  decay_factors(config(decay_exclude=('position/',)), PARAMS, ['trunk/position/table'])  # frozen
   decay_factors(config(), {'kernel': jnp.ones(3)})  # the default names biases; T5 has none
 
 

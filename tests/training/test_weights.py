@@ -57,7 +57,9 @@ def test_the_average_is_the_sum_written_out(run):
   found = leaf_paths(stored(workdir, 4).extras['ema'])
   for path, leaf in found.items():
     values = [np.asarray(leaf_paths(part)[path], np.float64) for part in parts]
-    expected = values[0] / 16 + values[1] / 16 + values[2] / 8 + values[3] / 4 + values[4] / 2
+    expected = values[0]
+    for value, decay in zip(values[1:], (1 / 10, 2 / 11, 3 / 12, 4 / 13), strict=True):
+      expected = decay * expected + (1 - decay) * value
     np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-7, err_msg=path)
 
 
@@ -89,6 +91,13 @@ def test_evaluation_chooses_between_the_average_and_the_last_values(run):
   during = [line['loss'] for line in logged if line['split'] == 'validation']
   np.testing.assert_allclose(average, during[-1], rtol=1e-5)
   assert abs(last['validation']['loss'] - average) > 1e-5
+
+
+def test_what_lora_has_learned_keeps_its_scale(run, folder, tmp_path):
+  """Of 16 / 2, whatever the rank of the run that starts from it."""
+  changes = *RUN, ('init_from', str(run[0])), ('tuning.lora_alpha', '64')
+  with pytest.raises(UserError, match='multiplied by 8; with rank 2 set it to 16'):
+    loop.fit(tiny.experiment('classify.py:encoder', folder, changes), tmp_path)
 
 
 def test_the_mean_of_checkpoints(run):
