@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from flaxlm import terminal
 from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.metrics import generation
 from flaxlm.tasks import columns, text_to_text, translation
 
 Example = text_to_text.Example
+SEEN_BY_ROUGE = re.compile('[a-z0-9]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Task(translation.Task):
     if not outputs:
       return {}
     leads = [examples[number]['lead'] for number in outputs]
-    scores = generation.rouge(leads, [examples[number]['references'] for number in outputs])
+    references = [examples[number]['references'] for number in outputs]
+    if not any(SEEN_BY_ROUGE.search(text.lower()) for texts in references for text in texts):
+      terminal.warn('rouge-score knows the letters a to z and digits alone: here it finds nothing')
+    scores = generation.rouge(leads, references)
     return {f'lead_{self._config.lead_sentences}': scores}
 
   def _scores(

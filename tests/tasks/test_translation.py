@@ -99,3 +99,11 @@ def test_rouge_of_the_model_and_of_the_lead():
   assert metrics['rouge1'] == 0.5
   lead = task.details(found, examples)['lead_1']
   assert lead == generation.rouge(['The cat sat.', 'A dog.'], references)
+
+
+@pytest.mark.parametrize('target, said', [('\u043c\u0430\u043c\u0430', True), ('mama', False)])
+def test_rouge_of_letters_that_it_does_not_know(target, said, capsys):
+  task = make('summarization')
+  example = task.parse({'text': 'A b.', 'target': target}, 'f:1')
+  task.details(predictions([target]), [example])
+  assert ('here it finds nothing' in capsys.readouterr().err) == said
