@@ -4,9 +4,9 @@
   python -m flaxlm predict --workdir=runs/translate --input=news.txt --num-beams=5
   echo 'A truly good film.' | python -m flaxlm predict --workdir=runs/sst2
 
-The input has the format and the columns of the training rows (or those of --config.data.text_column
-or --config.task.pair_column), or is text with a row a line; `-` is
-standard input, of json objects or of text. Labels are not needed. A run that was tuned to write
+The input has the format and the columns of the training rows (--config.data.text_column= and
+--config.task.pair_column= name others), or is text with a row a line; `-` is standard input, of
+json objects or of text. Labels are not needed. A run that was tuned to write
 (seq2seq, completion) writes; the flags say how. Without `--output` the lines go to the terminal;
 with it, a command that was stopped goes on behind the rows it has done.
 """

@@ -115,9 +115,8 @@ def add_decay(config: OptimizerConfig, names: Collection[str] = ()) -> optax.Gra
   """
 
   def init(params: Any) -> optax.EmptyState:
-    decay_factors(
-      config, params, names
-    )  # a pattern that matches nothing is reported before training
+    # A pattern that matches nothing is reported before training.
+    decay_factors(config, params, names)
     return optax.EmptyState()
 
   def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
