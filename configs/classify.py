@@ -9,8 +9,9 @@ Rows are read from jsonl, csv, tsv or parquet; --config.data.text_column and
 --config.data.label_column name their columns (or number them, where there is no header). For pairs
 of texts, --config.task.pair_column names the column of the second.
 
-With `init_from`, the model and the tokenizer are those of the checkpoint, of whichever family.
-Without it, or to insist on a family, a variant chooses the trunk, in the size `mini` of its recipe:
+With `init_from`, the model and the tokenizer are those of the checkpoint, of whichever family
+(with `text_to_text`, of an encoder-decoder). Without it, or to insist on a family, a variant
+chooses the trunk, in the size `mini` of its recipe:
 `encoder` (configs/bert.py), `decoder` (configs/gpt2.py), `encoder_decoder` (configs/t5.py, read at
 the start token of its decoder), `text_to_text` (configs/t5.py, which writes the label).
 
@@ -27,6 +28,7 @@ VARIANTS = {
   'encoder_decoder': (t5, 'encoder_decoder', 'classification'),
   'text_to_text': (t5, 'encoder_decoder', 'seq2seq'),
 }
+ANY_MODEL = ('text_to_text',)
 # Objectives whose heads are those of public classifiers and taggers.
 CLASSES = ('classification', 'regression', 'multi_label', 'multiple_choice', 'tagging')
 

@@ -8,9 +8,9 @@
 
 Rows are read from jsonl, csv, tsv or parquet. Variants: `encoder_decoder` (the encoder reads the
 source, the decoder writes the target; --config.objective.marks=bart after denoising) and `decoder`
-(prompt and completion in one row, loss on the completion). With `init_from`, the tokenizer is that
-of the checkpoint, and without a variant so is the model. Without it the model is trained from
-scratch, in the size `mini` of configs/t5.py or configs/gpt2.py.
+(prompt and completion in one row, loss on the completion). With `init_from`, model and tokenizer
+are those of the checkpoint. Without it the model is trained from scratch, in the size `mini` of
+configs/t5.py or configs/gpt2.py.
 
 Evaluation reports loss, perplexity, token accuracy and exact match, and writes each row's scores.
 """
@@ -19,6 +19,7 @@ from configs import bart, gpt2, t5
 from flaxlm.config import tree
 
 VARIANTS = ('encoder_decoder', 'decoder')
+ANY_MODEL = True
 # Name -> recipe of the trunk, its family, the objective that writes.
 TRUNKS = {
   'encoder_decoder': (t5, 'encoder_decoder', 'seq2seq'),

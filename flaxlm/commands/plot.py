@@ -7,6 +7,7 @@ Training is drawn faint, and smoothed over itself; held-out text is drawn with m
 """
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from os.path import expanduser
@@ -16,6 +17,7 @@ from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.errors import UserError, nearest
+from flaxlm.training.writers import metrics_files
 
 # Steps over which a training curve is smoothed, as a share of the curve's points.
 SMOOTHING = 0.03
@@ -36,20 +38,20 @@ def main(argv: Sequence[str]) -> None:
 
 
 def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]]:
-  """Split -> (steps, values) of a metric of a run, in the order of the file."""
-  file = epath.Path(workdir) / 'metrics.jsonl'
-  if not file.is_file():
+  """Split -> (steps, values) of a metric of a run, in the order of their steps in the files."""
+  files = metrics_files(workdir)
+  if not files:
     raise UserError(f'{workdir} is not the workdir of a run: it has no metrics.jsonl')
   found: dict[str, tuple[list[int], list[float]]] = {}
   names: dict[str, None] = {}
-  for line in _lines(file):
+  for line in itertools.chain.from_iterable(map(_lines, files)):
     names.update(dict.fromkeys(line))
     if isinstance(line.get(metric), int | float):
       steps, values = found.setdefault(line['split'], ([], []))
       steps.append(line['step'])
       values.append(line[metric])
   if not found:
-    raise UserError(f'{file}: no line has {metric!r}{nearest(metric, names)}')
+    raise UserError(f'{files[0]}: no line has {metric!r}{nearest(metric, names)}')
   return found
 
 

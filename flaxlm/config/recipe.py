@@ -2,7 +2,7 @@
 
 A recipe defines `get_config()`, which returns a ConfigDict made by `tree.new`. One that offers
 variants also defines `VARIANTS`, names in order of which the first is the default, and
-`get_config(variant)`. Variants choose the model, unless the recipe has `ANY_MODEL = True`.
+`get_config(variant)`. Variants choose the model, but for those in `ANY_MODEL`; True: none does.
 """
 
 import os
@@ -40,7 +40,9 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = (), workdir: str = '
   start = os.path.expanduser(start[-1] if start else config_dict.init_from)
   if start:
     module = _execute(path)
-    free = getattr(module, 'ANY_MODEL', False) or (not variant and bool(_variants(module)))
+    any_model = getattr(module, 'ANY_MODEL', ())
+    chosen = variant and not (any_model is True or variant in any_model)
+    free = bool(_variants(module)) and not chosen
     adopt(config_dict, start, free, workdir)
   override_lib.apply(config_dict, overrides)
   return tree.from_config_dict(config_dict)

@@ -48,15 +48,19 @@ def _parse(text: str) -> list[dict[str, Any]]:
   return lines
 
 
+def metrics_files(workdir: epath.PathLike) -> list[epath.Path]:
+  """metrics.jsonl or, where files cannot grow, its parts, in the order of their starts."""
+  return sorted(epath.Path(workdir).glob(_PARTS), key=lambda path: path.name)
+
+
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
   """All metric lines of a run, in the order in which they were written."""
-  paths = sorted(epath.Path(workdir).glob(_PARTS), key=lambda path: path.name)
-  return [line for path in paths for line in _parse(path.read_text())]
+  return [line for path in metrics_files(workdir) for line in _parse(path.read_text())]
 
 
 def drop_after(workdir: epath.PathLike, step: int) -> None:
   """Removes metric lines beyond `step`, and torn ones, before a run goes on from there."""
-  for path in sorted(epath.Path(workdir).glob(_PARTS)):
+  for path in metrics_files(workdir):
     text = path.read_text()
     kept = ''.join(_line(line) for line in _parse(text) if line['step'] <= step)
     if kept != text:

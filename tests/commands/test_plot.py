@@ -25,6 +25,14 @@ def test_curves_of_each_split_and_no_torn_line(workdir):
   assert found['train'][0] == list(range(1, 21))
 
 
+def test_the_parts_of_a_bucket_are_one_run(workdir, tmp_path):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines(keepends=True)
+  (tmp_path / 'parts').mkdir()
+  (tmp_path / 'parts' / 'metrics-00000.jsonl').write_text(''.join(lines[:8]))
+  (tmp_path / 'parts' / 'metrics-00001.jsonl').write_text(''.join(lines[8:]))
+  assert plot.curves(str(tmp_path / 'parts'), 'loss') == plot.curves(str(workdir), 'loss')
+
+
 def test_a_picture_is_written_for_several_runs(workdir):
   from matplotlib import image
 

@@ -175,10 +175,20 @@ def test_a_variant_that_was_chosen_stands_but_the_tokenizer_is_the_checkpoints(w
   assert config.tokenizer.path == f'{workdir}/tokenizer'
 
 
-@pytest.mark.parametrize('place', ['glue.py:stsb', 'summarize.py:decoder'])
+@pytest.mark.parametrize(
+  'place', ['glue.py:stsb', 'summarize.py:decoder', 'text_to_text.py:decoder']
+)
 def test_a_variant_that_is_none_of_the_model_takes_that_of_the_checkpoint(workdir, place):
   config = recipe.load(f'configs/{place}', [('init_from', workdir)])
   assert (config.model.name, config.model.num_layers) == ('decoder', 2)
+
+
+def test_the_size_of_a_checkpoint_is_taken_where_the_label_is_written(tmp_path):
+  config = recipe.load('configs/t5.py:mini', [('model.num_layers', '2')])
+  (tmp_path / 'config.json').write_text(json.dumps(tree.to_dict(config)))
+  for place in ('classify.py:text_to_text', 'text_to_text.py:encoder_decoder'):
+    found = recipe.load(f'configs/{place}', [('init_from', str(tmp_path))])
+    assert (found.model.num_layers, found.objective.name) == (2, 'seq2seq')
 
 
 def test_marks_round_a_text_are_those_the_weights_have_learned(tmp_path, capsys):
