@@ -65,7 +65,8 @@ class StreamOrder:
 
   Each goes from row to the next one for ever, and from the last to the first; they begin at equal
   distances, and an epoch is over when each has come to where the next one began. Where the rows do
-  not divide, a stream meets the first of the next one's in the same epoch.
+  not divide, some meet the first of the next one's in the same epoch, but no two are at one row
+  together.
   """
 
   def __init__(self, num_rows: int, streams: int):
@@ -76,7 +77,7 @@ class StreamOrder:
 
   def __getitem__(self, index: int) -> tuple[int, int]:
     step, stream = divmod(index, self.streams)
-    return step // self._each, (stream * self._each + step) % self.num_rows
+    return step // self._each, (stream * self.num_rows // self.streams + step) % self.num_rows
 
 
 def _shuffled(number: int, key: int) -> np.ndarray:

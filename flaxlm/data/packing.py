@@ -157,25 +157,27 @@ class Concatenated:
 
 
 class Windows:
-  """Rows at random offsets: one piece of `span` virtual positions, drawn uniformly (nanoGPT).
+  """Rows at random offsets: one piece of `span` virtual positions of one document.
 
-  Documents no longer than a span are drawn whole, and as often as any single offset.
+  A document is drawn by its length, an offset within it uniformly (of one long text, as nanoGPT);
+  documents no longer than a span are drawn whole.
   """
 
   def __init__(self, store: Any, span: int, gap: int):
     self.store, self.span = store, span
     lengths = np.asarray(store.lengths, np.int64)
     self._taken = np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
-    offsets = np.where(self._taken > 0, np.maximum(self._taken - span + 1, 1), 0)
-    self._stops = np.cumsum(offsets)
+    self._stops = np.cumsum(self._taken)
 
   def draw(self, rng: np.random.Generator) -> list[Piece]:
     """A row: one piece at an offset drawn with `rng`."""
-    number = int(rng.integers(self._stops[-1]))
-    document = int(np.searchsorted(self._stops, number, side='right'))
-    start = number - (int(self._stops[document - 1]) if document else 0)
-    stop = min(start + self.span, int(self._taken[document]))
-    return [Piece(self.store, document, start, stop)]
+    document = 0
+    if len(self._taken) > 1:
+      place = rng.integers(self._stops[-1])
+      document = int(np.searchsorted(self._stops, place, side='right'))
+    taken = int(self._taken[document])
+    start = int(rng.integers(max(taken - self.span + 1, 1)))
+    return [Piece(self.store, document, start, min(start + self.span, taken))]
 
 
 class FirstFit:

@@ -263,12 +263,17 @@ class EvalPipeline(_Rows):
     return batch * self.batch_size + b
 
   def share(self, batches: int) -> float:
-    """How much of running text the first so many batches hold: of its positions, up to 1."""
+    """How much of running text is predicted in the first so many batches: of its tokens, up to 1.
+
+    The first token of a document without marks is not.
+    """
+    predicted = min(self.rows.num_positions / self.store.num_tokens, 1.0)
     if batches >= len(self):
-      return 1.0
+      return predicted
     span, total = self.rows.span, self.rows.num_positions
     numbers = (self._number(batch, b) for batch in range(batches) for b in range(self.batch_size))
-    return sum(min(max(total - number * span, 0), span) for number in numbers) / total
+    held = sum(min(max(total - number * span, 0), span) for number in numbers)
+    return predicted * held / total
 
   def batches(self, max_batches: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """All batches, or the first so many."""

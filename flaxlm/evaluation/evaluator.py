@@ -45,7 +45,7 @@ def evaluate(
   batches nor a ragged last one changes it; `loss` is the sum of the objective's terms. Perplexity
   is exp of the loss over tokens, whether all or masked or corrupted ones; where the loss is a
   likelihood of the text, bits_per_byte is the summed loss in bits over the bytes of the text (over
-  their share, where `max_batches` leaves rows out).
+  the share of what is predicted, where `max_batches` leaves rows out, or marks are missing).
 
   Args:
     experiment: gives the step, the batches, and the task with its examples, if there is one.

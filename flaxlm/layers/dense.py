@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ class Dense(nn.Module):
 
   The kernel has shape (*sizes_in, *sizes_out) and logical axes (*axes_in, *axes_out). Linen's
   DenseGeneral flattens its kernel while initialising, which breaks logical axes under a mesh; this
-  one doesn't.
+  one doesn't. The output has the input's dtype, or `dtype`.
   """
 
   sizes_in: tuple[int, ...]
@@ -22,6 +23,7 @@ class Dense(nn.Module):
   axes_out: tuple[str, ...]
   kernel_init: Callable
   use_bias: bool
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -34,14 +36,16 @@ class Dense(nn.Module):
     # XLA's CPU compiler transposes an operand in memory first.
     leading = x.shape[: x.ndim - len(self.sizes_in)]
     fan_in = math.prod(self.sizes_in)
-    y = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
+    a, b = x.reshape(-1, fan_in), kernel.reshape(fan_in, -1)
+    y = jnp.matmul(a, b, preferred_element_type=self.dtype)
     y = y.reshape(*leading, *self.sizes_out)
     if self.use_bias:
       # One of width D is copied, not divided: to gather it would take longer than to keep it.
       axes = ('vector',) if self.axes_out == ('embed',) else self.axes_out
       zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-      y = y + self.param('bias', zeros, self.sizes_out).astype(x.dtype)
-    return y
+      # Added in its own precision: its gradient is a sum over all rows.
+      y = y + self.param('bias', zeros, self.sizes_out)
+    return y.astype(self.dtype or x.dtype)
 
 
 def dropout(

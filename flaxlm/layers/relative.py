@@ -28,14 +28,16 @@ class RelativeScores(nn.Module):
     sizes, axes = (c.num_heads, c.head_size), ('heads', 'head_dim')
     project = Dense((c.emb_dim,), sizes, ('embed',), axes, init, use_bias=False, name='key')
     r = project(distances.encoding.astype(q.dtype))
-    scores = self._product('bqhk,nhk->bhqn', q + self._vector('position_bias').astype(q.dtype), r)
+    # Vectors are added in their own precision: their gradients are sums over all rows.
+    biased = lambda name: (q + self._vector(name)).astype(q.dtype)
+    scores = self._product('bqhk,nhk->bhqn', biased('position_bias'), r)
     scores = _aligned(scores, keys, distances.first)
     if distances.other_segment is not None:
       segments = self._vector('segments', 2).astype(q.dtype)
-      q_segment = q + self._vector('segment_bias').astype(q.dtype)
-      same, other = jnp.split(self._product('bqhk,shk->bhqs', q_segment, segments), 2, -1)
+      products = self._product('bqhk,shk->bhqs', biased('segment_bias'), segments)
+      same, other = jnp.split(products, 2, -1)
       scores = scores + jnp.where(distances.other_segment, other, same)
-    return q + self._vector('content_bias').astype(q.dtype), scores
+    return biased('content_bias'), scores
 
   def _vector(self, name: str, *rows: int) -> jax.Array:
     c = self.config

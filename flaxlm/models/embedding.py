@@ -48,7 +48,7 @@ class Embedding(nn.Module):
       init = nn.with_logical_partitioning(initializers.table(c), ('table', 'embed'))
       types = self.param('token_types', init, (c.token_types, c.emb_dim))
       if token_type_ids is None:
-        x = x + types[0].astype(dtype)
+        x = (x + types[0]).astype(dtype)
       else:
         x = x + lookup(types, ('table', 'embed'), token_type_ids, dtype)
     x = position.embed(x, positions)

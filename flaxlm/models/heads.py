@@ -80,5 +80,5 @@ class ClassHead(nn.Module):
       x = transform(c, x)
     x = dropout(self, x, c.dropout_rate, deterministic)
     axes = ('embed',), ('classes',)
-    out = Dense((c.emb_dim,), (self.classes,), *axes, init, self.bias, name='out')
-    return out(x).astype(jnp.float32)
+    sizes = (c.emb_dim,), (self.classes,)
+    return Dense(*sizes, *axes, init, self.bias, jnp.float32, name='out')(x)

@@ -195,8 +195,8 @@ class Head(nn.Module):
     c = self.config
     x = transform(c, output.hidden) if self.pooler == 'transform' else output.hidden
     init = initializers.kernel(c, c.emb_dim)
-    out = Dense((c.emb_dim,), (2,), ('embed',), ('classes',), init, True, name='span')
-    return out(x).astype(jnp.float32)
+    sizes, axes = ((c.emb_dim,), (2,)), (('embed',), ('classes',))
+    return Dense(*sizes, *axes, init, True, jnp.float32, name='span')(x)
 
 
 def _members(batch: Batch) -> Array:

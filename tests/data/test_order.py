@@ -69,9 +69,13 @@ def test_rows_after_the_last_whole_block_move_too():
   assert last[0] != last[1] and last[1] != last[2]
 
 
-@pytest.mark.parametrize(('num_rows', 'streams'), [(12, 4), (13, 4), (3, 5), (1, 1), (100, 1)])
+@pytest.mark.parametrize(
+  ('num_rows', 'streams'), [(12, 4), (13, 4), (3, 5), (1, 1), (100, 1), (100, 64)]
+)
 def test_streams_go_from_row_to_row(num_rows, streams):
   order, each = StreamOrder(num_rows, streams), -(-num_rows // streams)
+  for step in range(3 * num_rows if streams <= num_rows else 0):
+    assert len({order[step * streams + b][1] for b in range(streams)}) == streams
   walks = [[order[step * streams + b] for step in range(3 * num_rows)] for b in range(streams)]
   for walk in walks:
     rows = [row for _, row in walk]

@@ -151,6 +151,9 @@ def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, 
   read = np.cumsum([np.count_nonzero(b['segment_ids']) for b in batches]) / len(tokens)
   assert [held_out.share(n + 1) for n in range(len(batches))] == read.tolist()
   assert read[0] != 1 / len(batches)
+  # Where the first token of a document is not predicted, nor are its bytes.
+  bare = pipeline.eval_pipelines(config, made, Reading(gap=-1))['validation']
+  assert bare.share(len(bare)) == 1 - bare.num_documents / len(tokens)
   assert all(same(a, b) for a, b in zip(batches, held_out.batches(), strict=True))
   assert len(list(held_out.batches(max_batches=1))) == 1
   other = dataclasses.replace(config, seed=5)

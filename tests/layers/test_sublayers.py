@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 
 from flaxlm.config.transformer import TransformerConfig
-from flaxlm.layers.dense import dropout
+from flaxlm.layers.dense import Dense, dropout
 from flaxlm.layers.mlp import ACTIVATIONS
 from flaxlm.layers.norm import Norm
 
@@ -54,3 +54,27 @@ def test_dropout_keeps_the_mean_and_the_rate():
   assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
   # 1e5 draws: five standard deviations of the mean are 0.009.
   assert abs(y.mean() - 1.0) < 0.01
+
+
+def dense(dtype=None):
+  return Dense((6,), (3,), ('embed',), ('classes',), nn.initializers.normal(1.0), True, dtype)
+
+
+def test_a_bias_sums_its_gradient_in_float32():
+  """Over many rows, bfloat16 would lose what it adds."""
+  rng = np.random.default_rng(0)
+  x, pull = (jnp.asarray(rng.normal(size=(8192, n)), jnp.bfloat16) for n in (6, 3))
+  params = nn.unbox(dense().init(jax.random.key(0), x))
+  loss = lambda params: jnp.sum((dense().apply(params, x) * pull).astype(jnp.float32))
+  found = jax.jit(jax.grad(loss))(params)['params']['bias']
+  np.testing.assert_allclose(found, np.asarray(pull, np.float64).sum(0), rtol=1e-4)
+
+
+def test_an_output_may_be_finer_than_the_input():
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(50, 6)), jnp.bfloat16)
+  params = nn.unbox(dense().init(jax.random.key(0), x))
+  kernel = np.asarray(params['params']['kernel'].astype(jnp.bfloat16), np.float64)
+  found = dense(jnp.float32).apply(params, x)
+  assert found.dtype == jnp.float32 and dense().apply(params, x).dtype == jnp.bfloat16
+  np.testing.assert_allclose(found, np.asarray(x, np.float64) @ kernel, rtol=1e-5, atol=1e-6)
