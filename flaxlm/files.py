@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from etils import epath
 
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, nearest
 
 try:
   import fcntl
@@ -128,6 +128,12 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   if not isinstance(content, dict):
     raise UserError(f'{path}: expected a JSON object')
   return content
+
+
+def nearest_sibling(path: epath.Path) -> str:
+  """`errors.nearest` among what lies beside a path that does not exist; '' without its folder."""
+  names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+  return nearest(path.name, sorted(names))
 
 
 def children(directory: epath.PathLike) -> Iterator[epath.Path]:

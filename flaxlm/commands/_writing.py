@@ -46,16 +46,15 @@ def check(args: argparse.Namespace) -> None:
     if getattr(args, name) is not None:
       how = 'a beam search, which does not draw' if searching else 'a beam search only'
       raise UserError(f'--{name.replace("_", "-")}: {"not read by" if searching else "of"} {how}')
-  temperature = args.default_temperature if args.temperature is None else args.temperature
-  if not searching and temperature == 0:
+  given = lambda name, default: default if getattr(args, name) is None else getattr(args, name)
+  args.temperature = given('temperature', args.default_temperature)
+  if not searching and args.temperature == 0:
     for name in (*SAMPLING[1:], 'seed'):
       if getattr(args, name) is not None:
         raise UserError(
           f'--{name.replace("_", "-")}: not read at temperature 0, which takes the likeliest '
           'token; set --temperature'
         )
-  given = lambda name, default: default if getattr(args, name) is None else getattr(args, name)
-  args.temperature = given('temperature', args.default_temperature)
   args.top_k, args.top_p, args.min_p = given('top_k', 0), given('top_p', 1.0), given('min_p', 0.0)
   args.seed = given('seed', 0)
   args.length_penalty, args.num_best = given('length_penalty', 0.6), given('num_best', 1)

@@ -102,41 +102,37 @@ def _tokenizer(folder: epath.Path, vocab_size: int) -> Any:
   """The folder's tokenizer, with as many ids as the model has rows."""
   from flaxlm.data.tokenizer import Tokenizer
 
-  tokenizer = _without_rowless(Tokenizer.load(folder), vocab_size)
-  if not 0 <= vocab_size - tokenizer.vocab_size <= MOST_UNUSED * vocab_size:
+  tokenizer = Tokenizer.load(folder)
+  spec = _without_rowless(tokenizer.published_spec(), vocab_size)
+  if not 0 <= vocab_size - spec['size'] <= MOST_UNUSED * vocab_size:
     raise UserError(
-      f'{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size} '
+      f'{folder}: the tokenizer has {spec["size"]} tokens, the model {vocab_size} '
       '(config.json: vocab_size); they do not belong together'
     )
-  spec = tokenizer.published_spec()
   # Rows of the table that no token has are part of the model: its softmax runs over them.
-  unused = {f'<unused_{i}>': i for i in range(tokenizer.vocab_size, vocab_size)}
+  unused = {f'<unused_{i}>': i for i in range(spec['size'], vocab_size)}
   spec = spec | {'size': vocab_size, 'special': spec['special'] | unused}
   return Tokenizer(spec, tokenizer.files)
 
 
-def _without_rowless(tokenizer: Any, vocab_size: int) -> Any:
-  """The tokenizer without the special tokens after those of the model, which never read them.
+def _without_rowless(spec: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+  """A tokenizer's spec without the special tokens after those of the model, which never read them.
 
   BART's fine-tuned to summarise have no row for <mask>. Where the vocabulary itself is longer, the
-  tokenizer is returned as it is.
+  spec is returned as it is.
   """
-  from flaxlm.data.tokenizer import Tokenizer
-
-  spec = tokenizer.published_spec()
   rowless = {name: id for name, id in spec['special'].items() if id >= vocab_size}
-  if not rowless or sorted(rowless.values()) != list(range(vocab_size, tokenizer.vocab_size)):
-    return tokenizer
+  if not rowless or sorted(rowless.values()) != list(range(vocab_size, spec['size'])):
+    return spec
   terminal.say(f'left out, as the model has no row for them: {", ".join(rowless)}')
   kept = lambda ids: {name: id for name, id in ids.items() if id < vocab_size}
-  spec = spec | {
+  return spec | {
     'size': vocab_size,
     'special': kept(spec['special']),
     'roles': kept(spec['roles']),
     'sentinel_ids': [id for id in spec['sentinel_ids'] if id < vocab_size],
     'rowless': sorted(rowless),
   }
-  return Tokenizer(spec, tokenizer.files)
 
 
 def _check_start(public: Any, tokenizer: Any) -> None:

@@ -232,13 +232,11 @@ class EvalPipeline(_Rows):
   Where a memory goes from batch to batch, row b of a batch goes on where that of the batch before
   ended: the b-th of `batch_size` equal parts of the rows is read there.
 
-  corpus: a hash of all text or rows; num_documents; num_bytes: of the UTF-8 text, or None for
-  labelled items.
+  num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
   """
 
-  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts = _ALL, corpus: str = ''):
+  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts = _ALL):
     super().__init__(config, objective, rows, parts)
-    self.corpus = corpus
     self.store = getattr(rows, 'store', None)
     self.num_bytes = self.store.num_bytes if self.store else None
     self.num_documents = self.store.num_documents if self.store else len(rows.items)
@@ -325,12 +323,17 @@ def eval_pipelines(
   found = holdout.validation(config.data)
   if test and config.data.test:
     found['test'] = holdout.test(config.data)
-  evals = {}
-  for name, documents in found.items():
-    tokens = store.for_documents(config.data, documents, tokenizer)
-    rows = _concatenated(tokens, objective, documents.name)
-    evals[name] = EvalPipeline(config, objective, rows, parts, tokens.digest())
-  return evals
+  return {
+    name: EvalPipeline(
+      config,
+      objective,
+      _concatenated(
+        store.for_documents(config.data, documents, tokenizer), objective, documents.name
+      ),
+      parts,
+    )
+    for name, documents in found.items()
+  }
 
 
 def _concatenated(tokens: store.TokenStore, objective: Any, name: str) -> packing.Concatenated:

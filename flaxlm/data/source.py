@@ -20,6 +20,7 @@ from etils import epath
 
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
 from flaxlm.errors import UserError, nearest
+from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
@@ -158,8 +159,7 @@ def files(place: str, key: str = 'config.data') -> list[epath.Path]:
     raise UserError(f'{key}: {place} is a directory; name its files, as in {place}/*.txt')
   if any(c in place for c in '*?['):
     raise UserError(f'{key}: no file matches {place!r}')
-  siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-  where = nearest(path.name, sorted(siblings)) or f' (nor does {path.parent})'
+  where = nearest_sibling(path) or f' (nor does {path.parent})'
   raise UserError(f'{key}: {place} does not exist{where}')
 
 

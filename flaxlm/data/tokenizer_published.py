@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.errors import UserError, nearest
-from flaxlm.files import read_json
+from flaxlm.errors import UserError
+from flaxlm.files import nearest_sibling, read_json
 
 MOST_EXTRA = 10_000  # Sentinels; the published vocabularies have 100.
 ROLES = ('pad', 'eos', 'unk', 'bos', 'cls', 'sep', 'mask')
@@ -182,8 +182,7 @@ def _files(path: epath.Path) -> tuple[str, dict[str, bytes], epath.Path]:
   if path.exists():
     problem = f'none of {names}' if path.is_dir() else 'no vocabulary file'
   else:
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    problem = f'does not exist{nearest(path.name, sorted(siblings))}'
+    problem = f'does not exist{nearest_sibling(path)}'
   raise UserError(f'config.tokenizer.path: {path}: {problem}')
 
 

@@ -34,13 +34,13 @@ def changed(
   Raises UserError, naming the command, for another field, and for one that would do nothing.
   """
   for key, _ in overrides:
-    if key in _IN_TRAINING:
-      raise UserError(f'config.{key}: would do nothing: eval.py reads every set whole, once')
     if not any(key == name or (name[-1] == '.' and key.startswith(name)) for name in allowed):
       names = ', '.join(name + '*' * name.endswith('.') for name in allowed)
       raise UserError(
         f'config.{key}: {command} takes the config of the run, and only {names} can be set'
       )
+    if key in _IN_TRAINING:
+      raise UserError(f'config.{key}: would do nothing: {command} reads every set whole, once')
   config_dict = tree.to_config_dict(saved)
   config_overrides.apply(config_dict, overrides)
   found = tree.from_config_dict(config_dict)

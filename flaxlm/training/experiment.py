@@ -57,7 +57,11 @@ class Experiment:
     """Evaluation set -> hash of its text or rows, of those that are a part of `data.train`."""
     if self.config.data.validation:
       return {}
-    return {name: data.corpus for name, data in self.eval_data.items() if name != 'test'}
+    return {
+      name: data.store.digest() if data.store else inputs.rows_digest(self.examples[name])
+      for name, data in self.eval_data.items()
+      if name != 'test'
+    }
 
   @property
   def batch_sharding(self) -> NamedSharding:

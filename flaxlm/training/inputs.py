@@ -158,5 +158,5 @@ def _labelled(config: Config, objective: Any, examples: Examples, parts: pipelin
       )
     else:
       packed = pipeline.PackedItems(objective, items, None, data=config.data)
-      evals[name] = pipeline.EvalPipeline(config, objective, packed, parts, rows_digest(rows))
+      evals[name] = pipeline.EvalPipeline(config, objective, packed, parts)
   return train, evals
