@@ -3,6 +3,7 @@
 import argparse
 
 from flaxlm.config import overrides, schema, tree
+from flaxlm.config.data import DataConfig, TokenizerConfig
 
 FIELDS = {
   'data': ('weights', 'documents', 'text_column', 'max_rows', 'cache_dir'),
@@ -10,7 +11,7 @@ FIELDS = {
     *('name', 'vocab_size', 'model_type', 'lowercase', 'sentinels', 'train_megabytes'),
   ),
 }
-CLASSES = {'data': schema.DataConfig, 'tokenizer': schema.TokenizerConfig}
+CLASSES = {'data': DataConfig, 'tokenizer': TokenizerConfig}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -85,12 +85,12 @@ def positive(text: str) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-  from flaxlm.config import schema
+  from flaxlm.config.data import DataConfig
   from flaxlm.data import tfds
 
   if not args.tfds:
     raise UserError('corpus convert: set --tfds=NAME')
-  directory = tfds.convert(args.tfds, schema.DataConfig(cache_dir=args.cache_dir or ''))
+  directory = tfds.convert(args.tfds, DataConfig(cache_dir=args.cache_dir or ''))
   print(f'tfds:{args.tfds} is read from {directory} from now on')
 
 

@@ -1,6 +1,6 @@
 """The experiment as a ConfigDict (recipes, overrides), as dataclasses (the program) and as JSON.
 
-The dataclasses of `schema.py` and of the named modules are the only source of fields, defaults and
+The dataclasses of this folder and of the named modules are the only source of fields, defaults and
 rules; the three forms are translated into each other here, strictly.
 """
 

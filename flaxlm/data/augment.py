@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.errors import UserError
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from flaxlm.config.schema import Config, TokenizerConfig
+from flaxlm.config.data import TokenizerConfig
+from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError

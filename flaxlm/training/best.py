@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flaxlm.config.schema import CheckpointConfig
+from flaxlm.config.safety import CheckpointConfig
 from flaxlm.errors import UserError, nearest
 
 # Names of metrics of which more is better; every other metric is a loss, an error or a count.

@@ -22,7 +22,7 @@ from etils import epath
 
 from flaxlm import distributed, files, terminal
 from flaxlm.config import tree
-from flaxlm.config.schema import CheckpointConfig
+from flaxlm.config.safety import CheckpointConfig
 from flaxlm.errors import UserError
 from flaxlm.training import best
 from flaxlm.training.digest import digest

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from flaxlm import distributed, sharding, terminal
 from flaxlm.config import tree
-from flaxlm.config.schema import Config, OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
+from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 

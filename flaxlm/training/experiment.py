@@ -204,16 +204,11 @@ def build(
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   model = make_model(config.model, objective.head(config.model))
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
-  if training or devices:
-    mesh = sharding.make_mesh(config.mesh, devices)
-  else:
-    mesh = checks.evaluation_mesh(config, boxed)
-  execution.check_mesh(config.parallelism, mesh)
-  rules = sharding.parse_rules(config.sharding_rules)
-  checks.check_batches(config, mesh, rules, training)
-  parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))
+  mesh = _mesh(config, boxed, training, devices)
   train_data, eval_data = None, {}
   if with_data:
+    rules = sharding.parse_rules(config.sharding_rules)
+    parts = sharding.host_parts(sharding.batch_sharding(mesh, rules))
     train_data, eval_data = inputs.make_data(
       config, tokenizer, objective, examples, parts, training
     )
@@ -246,6 +241,17 @@ def build(
     examples=examples,
     skipped=bad.counts,
   )
+
+
+def _mesh(config: Config, boxed: Any, training: bool, devices: Sequence[jax.Device] | None) -> Mesh:
+  """The devices of `build`, if the run's batches can be divided over them."""
+  if training or devices:
+    mesh = sharding.make_mesh(config.mesh, devices)
+  else:
+    mesh = checks.evaluation_mesh(config, boxed)
+  execution.check_mesh(config.parallelism, mesh)
+  checks.check_batches(config, mesh, sharding.parse_rules(config.sharding_rules), training)
+  return mesh
 
 
 def _complete(config: Config, tokenizer: Tokenizer) -> Config:

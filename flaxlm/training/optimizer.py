@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.training.layout import Layout
 from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths

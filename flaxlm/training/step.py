@@ -38,9 +38,9 @@ def make_train_step(
   before the update. `optimizer` sees the part of the parameters that `partition` says trains;
   `weights_of` makes what the model takes of all of them. `extras['ema']`, where there is a decay,
   moves by 1 - ema_decay, or 9 / (10 + step) if that is more, towards the parameters that train.
-  With `r_drop` the model runs twice, with
-  two draws of dropout, and the loss is the mean of both plus r_drop / 2 times
-  `objective.divergence`: half of what Wu et al. 2021 (R-Drop, equation 3) minimise.
+  With `r_drop` the model runs twice, with two draws of dropout, and the loss is the mean of both
+  plus r_drop / 2 times `objective.divergence`: half of what Wu et al. 2021 (R-Drop, equation 3)
+  minimise.
 
   metrics: Means of the objective, `loss` (what is minimised), `grad_norm` before clipping, `tokens`
   (not padding) and `leaf_norms` [leaves that train], the gradient norm of each.
@@ -53,22 +53,7 @@ def make_train_step(
   """
   reduce = (lambda x: x) if axis_name is None else (lambda x: jax.lax.psum(x, axis_name))
 
-  def loss_and_metrics(trained, params, part, weights, key):
-    batch, memory = part
-    params = weights_of(partition.put(params, trained))
-    apply = lambda key: model.apply(
-      {'params': params}, batch, False, rngs={'dropout': key}, **_recurrent(memory)
-    )
-    outputs, trunk = apply(key)
-    totals, metrics = objective.losses(outputs, batch)
-    if r_drop:
-      second, _ = apply(jax.random.fold_in(key, 0))
-      others, _ = objective.losses(second, batch)
-      apart = objective.divergence(outputs, second, batch)
-      totals = {t: (totals[t] + others[t]) / 2 + r_drop / 2 * apart.get(t, 0.0) for t in totals}
-    loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
-    metrics = metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
-    return loss, (metrics, None if memory is None else trunk.cache)
+  loss_and_metrics = _make_loss(model, objective, partition, weights_of, r_drop)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     weights = reduce(objective.weights(batch))
@@ -90,14 +75,12 @@ def make_train_step(
     params = partition.put(state.params, trained)
     extras = dict(state.extras)
     if ema_decay:
-      # The first updates count for more: of a short run, little of the start would be forgotten.
-      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-      extras[EMA] = optax.incremental_update(trained, extras[EMA], 1.0 - decay)
+      extras[EMA] = _average(extras[EMA], trained, ema_decay, state.step)
+    if memory is not None:
+      extras[MEMORY] = memory
     # The summed parts of `loss` already are its value on the whole batch.
     metrics['loss'] = Mean(metrics['loss'].total, jnp.ones(()))
     metrics |= {'grad_norm': jnp.sqrt(jnp.sum(jnp.square(norms))), 'leaf_norms': norms}
-    if memory is not None:
-      extras[MEMORY] = memory
     after = TrainState(state.step + 1, params, opt_state, extras)
     if guard.is_on:
       loss, norm = metrics['loss'].total, metrics['grad_norm']
@@ -106,6 +89,48 @@ def make_train_step(
     return after, metrics
 
   return step
+
+
+def _make_loss(
+  model: Any,
+  objective: Any,
+  partition: Partition,
+  weights_of: Callable[[Any], Any],
+  r_drop: float,
+) -> Callable[..., tuple[Array, tuple[Metrics, Any]]]:
+  """Returns (trained, params, (batch, memory), weights, key) -> (loss, (metrics, memory)).
+
+  The loss is what the rows of the batch add to that of the global batch, whose denominators are
+  `weights`; `trained` are the leaves to differentiate by.
+  """
+
+  def loss_and_metrics(trained, params, part, weights, key):
+    batch, memory = part
+    params = weights_of(partition.put(params, trained))
+    apply = lambda key: model.apply(
+      {'params': params}, batch, False, rngs={'dropout': key}, **_recurrent(memory)
+    )
+    outputs, trunk = apply(key)
+    totals, metrics = objective.losses(outputs, batch)
+    if r_drop:
+      second, _ = apply(jax.random.fold_in(key, 0))
+      others, _ = objective.losses(second, batch)
+      apart = objective.divergence(outputs, second, batch)
+      totals = {t: (totals[t] + others[t]) / 2 + r_drop / 2 * apart.get(t, 0.0) for t in totals}
+    loss = sum(totals[term] / jnp.where(weights[term] > 0, weights[term], 1.0) for term in totals)
+    metrics = metrics | {'loss': Mean(loss, 0.0)} | {'tokens': real_tokens(batch)}
+    return loss, (metrics, None if memory is None else trunk.cache)
+
+  return loss_and_metrics
+
+
+def _average(average: Any, trained: Any, largest_decay: float, step: Array) -> Any:
+  """The moving average after an update; its first steps count for more.
+
+  Otherwise little of where a short run began would be forgotten.
+  """
+  decay = jnp.minimum(largest_decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(trained, average, 1.0 - decay)
 
 
 def _accumulate(gradient: Callable, rows: Any, parts: int) -> tuple[Any, Any]:

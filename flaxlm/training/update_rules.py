@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.training.layout import Layout
 from flaxlm.training.paths import virtual_paths
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from flaxlm.commands import fill_mask
-from flaxlm.config.schema import TokenizerConfig
+from flaxlm.config.data import TokenizerConfig
 from flaxlm.data import packing, tokenizer
 from flaxlm.decoding.infill import Filler
 from flaxlm.types import VocabOutput

@@ -200,7 +200,7 @@ def test_the_weights_alone_are_no_run_to_go_on_with(imported, tmp_path, root):
 def test_the_tokens_that_an_export_names(tmp_path):
   """RoBERTa's code takes token 1 for padding, whatever config.json says."""
   from flaxlm.commands import export
-  from flaxlm.config.schema import TokenizerConfig
+  from flaxlm.config.data import TokenizerConfig
   from flaxlm.data import tokenizer
   from flaxlm.data.tokenizer import Tokenizer
 

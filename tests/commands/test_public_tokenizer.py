@@ -10,7 +10,7 @@ import tokenizers
 from public_folder import WORDS
 
 from flaxlm.commands import _public_tokenizer
-from flaxlm.config.schema import TokenizerConfig
+from flaxlm.config.data import TokenizerConfig
 from flaxlm.data import tokenizer, tokenizer_published
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.interop import mapping, tokenizer_json

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import audit, minhash, source
 
 WORDS = [f'w{i}' for i in range(400)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data.augment import Augmentation
 from flaxlm.errors import UserError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import source
 from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError

@@ -6,7 +6,7 @@ import json
 import pytest
 from etils import epath
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import binary_tables, source
 from flaxlm.errors import UserError
 

@@ -11,7 +11,8 @@ import pytest
 import test_pipeline
 import tiny
 
-from flaxlm.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
+from flaxlm.config.data import DataConfig, TokenizerConfig
+from flaxlm.config.schema import Config, EvaluationConfig
 from flaxlm.data import holdout, mixture, pipeline, tokenizer, tokenizer_training
 from flaxlm.data.tokenizer_training import mixed_sample
 from flaxlm.errors import UserError

@@ -3,7 +3,7 @@
 import pytest
 from etils import epath
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import holdout
 from flaxlm.errors import UserError
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import packing, packing_index
 from flaxlm.data.packing import Concatenated, FirstFit, Stream, Windows, pack_rows
 from flaxlm.errors import UserError

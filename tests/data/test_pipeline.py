@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from flaxlm.config.schema import Config, DataConfig, EvaluationConfig, TokenizerConfig
+from flaxlm.config.data import DataConfig, TokenizerConfig
+from flaxlm.config.schema import Config, EvaluationConfig
 from flaxlm.data import pipeline, tokenizer
 from flaxlm.data.packing import Stream
 from flaxlm.errors import UserError

@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import holdout, source
 from flaxlm.errors import UserError
 

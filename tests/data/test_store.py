@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxlm.config.schema import DataConfig, TokenizerConfig
+from flaxlm.config.data import DataConfig, TokenizerConfig
 from flaxlm.data import holdout, store, tokenizer
 from flaxlm.errors import UserError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny
 
-from flaxlm.config.schema import TokenizerConfig
+from flaxlm.config.data import TokenizerConfig
 from flaxlm.data import summary, tokenizer
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import holdout, source, tfds
 from flaxlm.errors import UserError
 

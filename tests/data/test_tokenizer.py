@@ -7,7 +7,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from flaxlm.config.schema import Config, DataConfig, TokenizerConfig
+from flaxlm.config.data import DataConfig, TokenizerConfig
+from flaxlm.config.schema import Config
 from flaxlm.data import holdout, tokenizer, tokenizer_codecs, tokenizer_training
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError

@@ -357,7 +357,7 @@ def test_places_that_hold_no_vocabulary(tmp_path):
 
 def test_a_model_of_ours_alone(tmp_path):
   """The .model in a folder that flaxlm wrote knows its special tokens by itself."""
-  from flaxlm.config.schema import TokenizerConfig
+  from flaxlm.config.data import TokenizerConfig
 
   whole = tokenizer.train(TokenizerConfig(vocab_size=420, sentinels=3), [TEXT])
   whole.save(tmp_path)

@@ -6,7 +6,8 @@ import signal
 
 import numpy as np
 
-from flaxlm.config.schema import Config, DataConfig, TokenizerConfig
+from flaxlm.config.data import DataConfig, TokenizerConfig
+from flaxlm.config.schema import Config
 from flaxlm.data import pipeline, tokenizer
 from flaxlm.data.packing import Stream
 from flaxlm.errors import UserError

@@ -9,7 +9,7 @@ import linear_experiment as linear
 import numpy as np
 import pytest
 
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
 from flaxlm.training import experiment as experiments

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from objective_setup import byte_tokenizer, make
 
-from flaxlm.config.schema import TokenizerConfig
+from flaxlm.config.data import TokenizerConfig
 from flaxlm.data import packing
 from flaxlm.data import tokenizer as tokenizers
 from flaxlm.data.pipeline import PackedItems

@@ -3,7 +3,7 @@
 import pytest
 
 from flaxlm.config import recipe, tree
-from flaxlm.config.schema import DataConfig
+from flaxlm.config.data import DataConfig
 from flaxlm.data import glue, source
 from flaxlm.errors import UserError
 from flaxlm.tasks.glue import Task

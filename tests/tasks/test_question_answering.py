@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from flaxlm.config.data import DataConfig
 from flaxlm.config.schema import Config as ExperimentConfig
-from flaxlm.config.schema import DataConfig
 from flaxlm.data import source
 from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError

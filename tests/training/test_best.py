@@ -2,7 +2,7 @@
 
 import pytest
 
-from flaxlm.config.schema import CheckpointConfig
+from flaxlm.config.safety import CheckpointConfig
 from flaxlm.errors import UserError
 from flaxlm.training import best
 

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from flaxlm.config.schema import CheckpointConfig
+from flaxlm.config.safety import CheckpointConfig
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint
 from flaxlm.training.paths import leaf_paths

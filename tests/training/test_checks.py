@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from flaxlm.config import recipe
-from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.data import pipeline, tokenizer
 from flaxlm.errors import UserError
 from flaxlm.training import checks

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
 from flaxlm.training.layout import Layout, distances

@@ -7,7 +7,7 @@ import optax
 import pytest
 import tiny
 
-from flaxlm.config.schema import OptimizerConfig
+from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.paths import leaf_paths
 from flaxlm.training.step import make_train_step
