@@ -166,6 +166,18 @@ def norm(tensor: str, path: str, bias: bool = True, first: int = 0) -> list[Rule
   return rules + [Rule(f'{tensor}.bias', (f'{path}/bias',), first=first)] * bias
 
 
+def shared_vocabulary(model, prefix: str) -> list[Rule]:
+  """Entries of the one table that both stacks of an encoder-decoder read, and of the output's."""
+  vocabulary = Vocabulary(model.vocab_size)
+  copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
+  if model.tie_embeddings:
+    copies += ('lm_head.weight',)
+  return [
+    Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
+    Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+  ]
+
+
 def positions(shape: Shape) -> np.ndarray:
   """[..., n]: 0 to n - 1, as in the buffer `position_ids`."""
   return np.broadcast_to(np.arange(shape[-1]), shape)

@@ -106,13 +106,8 @@ def settle(config_json, tensors):
 def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
   del head
-  vocabulary = rules.Vocabulary(model.vocab_size)
-  copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
-  if model.tie_embeddings:
-    copies += ('lm_head.weight',)
   entries = [
-    rules.Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies),
-    rules.Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
+    *rules.shared_vocabulary(model, prefix),
     *rules.dense('classification_head.dense', 'head/classes/pooler'),
     *rules.dense('classification_head.out_proj', 'head/classes/out'),
     # The first release has this table in the cross-attention, and does not use it.
