@@ -63,6 +63,8 @@ def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: 
   rows = _numbered(experiment, place, bad)
   if not rows and not bad.counts:
     raise UserError(f'{args.input} has no rows')
+  if hasattr(experiment.task, 'settle'):
+    experiment.task.settle(example for _, example in rows)
   terminal.phase('decode' if hasattr(experiment.objective, 'prompts') else 'eval', args.input)
   with _resumable.lines(args.output, _identity(args, experiment, place, step)) as output:
     if output.done:
@@ -91,8 +93,12 @@ def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str
   found: list[tuple[int, dict[str, Any]]] = []
   for row in _rows(experiment, place, handler):
     number = len(found) + bad.counts.get('input', 0)  # Every row before it is in one of them.
-    found += [(number, example) for example in parsed(experiment.task, [row], False, handler)]
+    found += [(number, example) for example in parsed(experiment.task, [row], handler, _unlabelled)]
   return found
+
+
+def _unlabelled(row: Mapping[str, str]) -> bool:
+  return False
 
 
 def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:
@@ -154,6 +160,8 @@ def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str
     if own and not _is_plain(path, column):
       yield from own(path, config, bad)
       return
+    if source.kind(path) == '.json':
+      raise UserError(f'{path}: json rows come as .jsonl, an object a line')
     for number, text in source.whole_lines(path, bad):
       if text.strip():
         yield f'{path}:{number}', {column: text}

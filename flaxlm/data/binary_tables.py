@@ -159,7 +159,10 @@ def as_text(value: Any, where: str) -> str:
   """A value of a row as text; half a surrogate pair has no bytes and is an error."""
   if value is None:
     return ''
-  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+  plain = lambda value: _decoded(value, where) if isinstance(value, bytes) else str(value)
+  if not isinstance(value, str | bool | int | float | list | dict):
+    value = plain(value)  # Bytes of text, a decimal number, a date.
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
   try:
     text.encode()
   except UnicodeEncodeError:

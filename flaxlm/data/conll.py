@@ -39,7 +39,8 @@ def rows(
       yield from _sentence(path, sentence, broken, bad)
       sentence = []
     elif '\t' in line:
-      sentence.append((number, line.split('\t')))
+      word, *cells = line.split('\t')
+      sentence.append((number, [word, *(cell.strip() for cell in cells)]))
     elif not COMMENT.match(line) and not (tabs and line.startswith('#')):
       # Other white space than blanks, such as U+00A0, is part of a word.
       sentence.append((number, re.split(' +', line.strip(' '))))

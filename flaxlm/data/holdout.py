@@ -170,7 +170,9 @@ def rows(
   for name, found in splits.items():
     if not found:
       bad.report()
-      raise UserError(f'config.data: no rows for {name!r}')
+      named = {'train': config.train, 'test': config.test}
+      place = named.get(name, config.validation or config.train)
+      raise UserError(f'config.data: no rows for {name!r} in {place!r}')
   return splits
 
 

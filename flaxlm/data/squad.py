@@ -28,6 +28,8 @@ def rows(
     file = json.loads(source.whole(path))
   except json.JSONDecodeError as error:
     raise UserError(f'{path}:{error.lineno}: malformed json: {error.msg}') from None
+  except (ValueError, RecursionError) as error:  # Numbers too long, lists too deep for Python.
+    raise UserError(f'{path}: malformed json: {error}') from None
   if not isinstance(file, dict) or 'data' not in file:
     raise UserError(f'{path}: not in the layout of SQuAD: it has no "data"')
   number = 0
@@ -37,7 +39,7 @@ def rows(
         number += 1
         try:
           question = _of(dict, question, where)
-          where = f'{path}: question {question.get("id", number)}'
+          where = f'{path}: question {question.get("id") or number}'
           yield where, _row(article, paragraph, question, where)
         except UserError as error:
           bad(error)
@@ -63,6 +65,8 @@ def _row(
       texts = [_text(answer, 'text', where) for answer in answers]
       starts = [answer['answer_start'] for answer in answers]
       row['answers'] = {'text': texts, 'answer_start': starts}
+    if row['id'] == '':
+      raise UserError(f"{where}: 'id' is empty")
   except KeyError as error:
     raise UserError(f'{where}: has no {error.args[0]!r}') from None
   return {name: binary_tables.as_text(value, where) for name, value in row.items()}

@@ -16,7 +16,7 @@ READING = (
 )
 # A name that ends in a dot stands for all below it.
 EVALUATION = (
-  *('evaluation.', 'data.validation', 'data.test'),
+  *('evaluation.', 'data.validation', 'data.test', 'data.on_bad_row'),
   *READING,
   *('task.bleu_tokenizer', 'task.lead_sentences'),
 )

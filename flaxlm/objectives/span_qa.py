@@ -90,8 +90,7 @@ class Objective:
       cut += len(question) > longest
       question = question[:longest]
       if example['text'] not in seen:  # Many questions stand on one text.
-        ids, offsets = self.tokenizer.encode_with_offsets(example['text'])
-        seen[example['text']] = ids, np.array(offsets, np.int32).reshape(-1, 2)
+        seen[example['text']] = self._read(example['text'])
       ids, characters = seen[example['text']]
       answers = example.get('answers')
       span = token_span(characters, answers[0]) if answers else None
@@ -111,6 +110,15 @@ class Objective:
     if cut:
       terminal.warn(f'{cut} questions are longer than objective.max_question_length, and are cut')
     return items
+
+  def _read(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n] and the characters each covers [n, 2]; none of one that is all white space.
+
+    No answer begins or ends there.
+    """
+    ids, offsets = self.tokenizer.encode_with_offsets(text)
+    characters = [(start, end if text[start:end].strip() else start) for start, end in offsets]
+    return ids, np.array(characters, np.int32).reshape(-1, 2)
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:
     tokens = len(item['question']) + len(item['text']) + self.marks.count(pair=True)

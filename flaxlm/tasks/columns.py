@@ -65,11 +65,20 @@ def label_part(read: Callable[[], dict[str, Any]], labelled: bool) -> dict[str, 
     return {}
 
 
+def labels(config: Any) -> tuple[str, ...]:
+  """`config.labels` of a task, empty where they are unset; UserError if one is there twice."""
+  found = tuple(config.labels)
+  for label in found:
+    if found.count(label) > 1:
+      raise UserError(f'config.task.labels: {label!r} is there twice')
+  return found
+
+
 def strings(cell: str, what: str, where: str) -> list[str]:
   """The texts of a cell that is a json list of them. `what` it is, for messages."""
   try:
     found: Any = json.loads(cell)
-  except json.JSONDecodeError:
+  except (ValueError, RecursionError):  # Also numbers too long, lists too deep for Python.
     found = None
   if not isinstance(found, list) or not all(isinstance(x, str | int | float) for x in found):
     raise UserError(f'{where}: {what} must be a json list of texts, got {cell[:40]!r}')

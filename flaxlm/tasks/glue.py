@@ -37,7 +37,6 @@ class Task:
   """Reads the rows of a subset; what is reported is that of classification or of regression."""
 
   gives = ('text', 'label', 'target', 'number')
-  unlabelled = ('test',)
   writes = True  # By an objective that can.
 
   def __init__(self, config: ExperimentConfig):
@@ -59,6 +58,11 @@ class Task:
     self.line_column = self._task.line_column
     self.readers = {'.tsv': read, source.ANY_OTHER: read}
 
+  @staticmethod
+  def has_label(row: Mapping[str, str]) -> bool:
+    """Whether a row of a test set has a label: those of GLUE have none, those of TFDS -1."""
+    return row.get('label', '').strip() not in ('', '-1', '-1.0')
+
   def read_back(self, again: Callable[[str], str]) -> None:
     """As that of text_classification."""
     self._task.read_back(again)
@@ -66,12 +70,12 @@ class Task:
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """An example as of text_classification or text_regression.
 
-    Labels may be numbers (GLUE's files) or names (TFDS); of those without one, TFDS has -1.
+    Labels may be numbers (GLUE's files) or names (TFDS).
     """
     row = dict(row)
     labels, label = self._subset.labels, row.get('label', '').strip()
-    if not labelled and label in ('-1', '-1.0'):
-      del row['label']
+    if not labelled and not self.has_label(row):
+      row.pop('label', None)
     elif label.isdecimal() and int(label) < len(labels):
       row['label'] = labels[int(label)]
     example = self._task.parse(row, where, labelled)

@@ -38,7 +38,7 @@ class Task:
 
   def __init__(self, config: ExperimentConfig):
     self._data, self._config = config.data, config.task
-    self.labels = tuple(config.task.labels)
+    self.labels = columns.labels(config.task)
     self.line_column = columns.of_lines(config.data, config.task.pair_column)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:

@@ -66,6 +66,11 @@ class Task:
 
   def __init__(self, config: ExperimentConfig):
     self._config = config.task
+    self._lacking = config.task.unanswerable
+
+  def settle(self, examples: Iterable[Example]) -> None:
+    """Decides for all examples of a file, that come a few at a time, what the config leaves."""
+    self._lacking = self._may_lack(examples)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """'id', 'question', 'text' (the context) and 'answers' ({'text', 'start'} each) of a row.
@@ -94,14 +99,12 @@ class Task:
 
   def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
     """Whether questions may have no answer, where that is unset."""
-    if self._config.unanswerable is not None:
-      return {}
     return {'unanswerable': self._may_lack(examples)}
 
   def _may_lack(self, examples: Iterable[Example]) -> bool:
-    """Whether questions may have no answer: as set, or as in these examples."""
-    if self._config.unanswerable is not None:
-      return self._config.unanswerable
+    """Whether questions may have no answer: as decided, or as in these examples."""
+    if self._lacking is not None:
+      return self._lacking
     return any(not example.get('answers', True) for example in examples)
 
   def metrics(
@@ -214,23 +217,24 @@ def _f1_of_2(prediction: str, answer: str) -> float:
 
 
 def _label_part(row: Mapping[str, str], context: str, where: str) -> Example:
-  if 'answers' not in row:
-    raise UserError(f"{where}: no column 'answers'; there are {', '.join(row)}")
+  if not row.get('answers'):
+    what = "column 'answers' is empty" if 'answers' in row else "no column 'answers'"
+    raise UserError(f'{where}: {what}; of a question without an answer it is []')
   return {'answers': _answers(row['answers'], context, where)}
 
 
 def _answers(cell: str, context: str, where: str) -> list[dict[str, Any]]:
   """The answers of a cell; UserError for one that is not in the text where it is said to be."""
   try:
-    found = json.loads(cell) if cell else []
+    found = json.loads(cell)
     if isinstance(found, dict):
       pairs = list(zip(found['text'], found['answer_start'], strict=True))
     else:
       pairs = [(answer['text'], answer['answer_start']) for answer in found]
-    if not all(isinstance(text, str) for text, _ in pairs):
-      raise TypeError('an answer that is no text')
+    if not all(isinstance(text, str) and type(start) in (int, str) for text, start in pairs):
+      raise TypeError('an answer that is no text, or does not begin at a character')
     pairs = [(text, int(start)) for text, start in pairs]
-  except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+  except (KeyError, TypeError, ValueError, RecursionError):
     raise UserError(
       f'{where}: answers must be {{"text": [...], "answer_start": [...]}}, got {cell[:60]!r}'
     ) from None

@@ -96,7 +96,7 @@ def _texts(cell: str, where: str) -> list[str]:
   if cell.lstrip().startswith('['):
     try:
       json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
       return [cell]  # A text that begins with a bracket.
     return [text for text in columns.strings(cell, 'a cell', where) if text.strip()]
   return [cell] if cell.strip() else []

@@ -35,7 +35,7 @@ class Task:
 
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
-    self.labels = tuple(config.task.labels)
+    self.labels = columns.labels(config.task)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """'words', 'text' (the words with spaces between) and 'label' (their tags) of a row.
@@ -57,8 +57,22 @@ class Task:
     empty = [i for i, word in enumerate(words) if not word.strip()]
     if empty:
       raise UserError(f'{where}: word {empty[0] + 1} in column {name!r} is empty')
+    if not labelled and '0' in row:
+      self._check_columns(row, where)
     example: Example = {'text': ' '.join(words), 'words': words}
     return example | columns.label_part(lambda: self._label_part(row, words, where), labelled)
+
+  def _check_columns(self, row: Mapping[str, str], where: str) -> None:
+    """Raises UserError for lines of text in place of CoNLL's, of which the last column has tags.
+
+    Only their first words would be tagged. A sign such as `-` may stand for a tag.
+    """
+    tags = columns.strings(row.get('tags', '[]'), 'the tags', where)
+    if any(tag.isalnum() for tag in tags) and not set(tags) & set(self.labels):
+      raise UserError(
+        f'{where}: none of the last column, {", ".join(tags[:3])!r}, is a tag of the run; write a '
+        'word a line and a blank line between sentences, or a jsonl with lists of words'
+      )
 
   def _label_part(self, row: Mapping[str, str], words: Sequence[str], where: str) -> Example:
     name = self._data.label_column

@@ -55,7 +55,7 @@ class Task:
     self._data = config.data
     self._prefix = config.task.prefix
     self._pair = config.task.pair_column
-    self.labels = tuple(config.task.labels)
+    self.labels = columns.labels(config.task)
     self.line_column = columns.of_lines(config.data, self._pair)
     self._written = {label: i for i, label in enumerate(self.labels)}
 

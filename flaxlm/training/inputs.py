@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -32,7 +32,7 @@ def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
   if config.task.name:
     task, bad = task_of(config), BadRows(config.data.on_bad_row)
     rows = rows_of(task, config, True, bad)['train']
-    examples = parsed(task, rows, True, bad.of('train'))
+    examples = parsed(task, rows, bad.of('train'))
     texts = [text for example in examples for text in task.texts(example)]
     identity = {'rows': cache.key(texts)}
     return for_corpus(
@@ -42,6 +42,10 @@ def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
       ),
     )
   return for_corpus(config, holdout.training(config.data))
+
+
+def _always(row: Mapping[str, str]) -> bool:
+  return True
 
 
 def task_of(config: Config) -> Any:
@@ -93,8 +97,8 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
   examples = {}
   for name, rows in splits.items():
     task = task_of(config)
-    labelled = name not in getattr(task, 'unlabelled', ())
-    examples[name] = parsed(task, rows, labelled, bad.of(name))
+    has_label = getattr(task, 'has_label', _always) if name == 'test' else _always
+    examples[name] = parsed(task, rows, bad.of(name), has_label)
     if not examples[name]:
       bad.report()
       raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
@@ -106,13 +110,20 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
 
 
 def parsed(
-  task: Any, rows: Iterable[tuple[str, dict[str, str]]], labelled: bool, bad: Handler
+  task: Any,
+  rows: Iterable[tuple[str, dict[str, str]]],
+  bad: Handler,
+  has_label: Callable[[Mapping[str, str]], bool] = _always,
 ) -> list[dict[str, Any]]:
-  """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns."""
+  """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns.
+
+  has_label: whether the label of a row must be one that can be used; otherwise, one that cannot
+    is none.
+  """
   examples = []
   for where, row in rows:
     try:
-      examples.append(task.parse(row, where, labelled))
+      examples.append(task.parse(row, where, has_label(row)))
     except UserError as error:
       bad(error)
   return examples

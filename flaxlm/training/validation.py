@@ -47,20 +47,31 @@ class Validation:
     return last or bool(every and step and step % every == 0)
 
   def check_best_metric(self, state: TrainState) -> None:
-    """Raises UserError if there is no metric `best_metric`, from a batch instead of after hours."""
+    """Raises UserError if there is no metric `best_metric`, from a batch instead of after hours.
+
+    What a batch does not give, the whole may: tags are scored where a sentence is there whole.
+    """
     if not self._best.best_metric:
       return
     terminal.phase('eval', f'looking for {self._best.best_metric!r} in one batch')
+    most = self._config.max_written
+    results = self._evaluated(state, 1, 1 if most is None else min(1, most))
+    if best.name(self._best) not in results:
+      results = self._evaluated(state, self._config.max_batches, most)
+    best.check(self._best, results)
+
+  def _evaluated(
+    self, state: TrainState, batches: int | None, written: int | None
+  ) -> dict[str, float]:
+    """Metrics of all sets; {} where it was asked to stop."""
     results: dict[str, float] = {}
     weights = self._experiment.weights(state.params, state.extras)
-    most = self._config.max_written
     for name in self._experiment.eval_data:
-      one = 1 if most is None else min(1, most)
-      evaluation = evaluate(self._experiment, weights, name, 1, self._asked_to_stop, one)
-      if evaluation is None:
-        return
-      results |= self._named(name, evaluation.metrics)
-    best.check(self._best, results)
+      found = evaluate(self._experiment, weights, name, batches, self._asked_to_stop, written)
+      if found is None:
+        return {}
+      results |= self._named(name, found.metrics)
+    return results
 
   def run_missing(self, step: int, state: TrainState) -> None:
     """Does an evaluation that was due at the step of the checkpoint and was cut short."""

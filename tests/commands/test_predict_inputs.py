@@ -42,7 +42,7 @@ def write(tmp_path):
 
 
 def test_a_text_file_is_of_the_task_s_format(write):
-  tagging = experiment('tagging', 'tagging', 'tokens')
+  tagging = experiment('tagging', 'tagging', 'tokens', labels=('B', 'O'))
   (found,) = read(tagging, write('x.txt', 'A\tO\nman\tO\n'))
   assert found['words'] == ['A', 'man']
   mrpc = experiment('glue', subset='mrpc')
@@ -58,6 +58,12 @@ def test_plain_text_fills_the_column_of_the_task(write):
   # GLUE's own file of the same ending stays one.
   for text in ('sentence\tlabel\nA film.\t1\n', 'sentence\nA film.\n'):
     assert [e['text'] for e in read(sst2, write('y.txt', text))] == ['A film.']
+
+
+@pytest.mark.parametrize('name', ['x.json', 'x.json.gz'])
+def test_a_json_file_is_no_text(write, name):
+  with pytest.raises(UserError, match=r'x\.json(\.gz)?: json rows come as \.jsonl'):
+    read(experiment('translation', 'seq2seq'), write(name, '[{"text": "One."}]\n'))
 
 
 @pytest.mark.parametrize('name', ['m.val.en', 'x.en.gz', 'news', 'x.txt'])

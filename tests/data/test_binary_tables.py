@@ -1,5 +1,7 @@
 """Parquet and ArrayRecord files: every kind of record, columns, row groups, what is damaged."""
 
+import datetime
+import decimal
 import io
 import json
 
@@ -159,6 +161,32 @@ def test_parquet_reads_the_wanted_column_in_pieces(parquet, monkeypatch):
   assert sum(read) < 0.6 * whole
   assert len(next(binary_tables.parquet_rows(Path(), (), pytest.fail))[1]) == 3
   assert len(next(binary_tables.parquet_rows(Path(), ('nosuch',), pytest.fail))[1]) == 3
+
+
+def test_parquet_cells_of_other_types_are_text(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  columns = {
+    'bytes': pyarrow.array([b'caf\xc3\xa9'], pyarrow.binary()),
+    'lists': [[b'a', b'b']],
+    'decimal': [decimal.Decimal('1.50')],
+    'date': [datetime.date(2026, 1, 2)],
+    'flag': [True],
+    'number': [0.5],
+  }
+  file = tmp_path / 'x.parquet'
+  pyarrow.parquet.write_table(pyarrow.table(columns), file)
+  ((_, row),) = binary_tables.parquet_rows(epath.Path(file), (), pytest.fail)
+  assert row == {
+    'bytes': 'caf\u00e9', 'lists': '["a", "b"]', 'decimal': '1.50', 'date': '2026-01-02',
+    'flag': 'true', 'number': '0.5',
+  }  # fmt: skip
+  pyarrow.parquet.write_table(pyarrow.table({'x': [b'\xff', b'y']}), file)
+  bad = []
+  rows = list(binary_tables.parquet_rows(epath.Path(file), (), bad.append))
+  assert rows == [(f'{file}:2', {'x': 'y'})]
+  assert str(bad[0]) == f'{file}:1: not UTF-8 (invalid start byte)'
 
 
 def test_parquet_shards_by_a_glob(parquet, tmp_path):

@@ -52,6 +52,12 @@ def test_a_space_that_does_not_break_is_part_of_a_word(tmp_path):
   assert row['tokens'] == ['10\u00a0000', 'x'] and row['tags'] == ['B-X', 'O']
 
 
+def test_a_blank_behind_a_tab_is_no_part_of_a_tag(tmp_path):
+  (tmp_path / 'a.conll').write_text('New York \tB-X \nx\t O\n')
+  ((_, row),) = read(tmp_path / 'a.conll')
+  assert row['tokens'] == ['New York ', 'x'] and row['tags'] == ['B-X', 'O']
+
+
 def test_one_column_has_no_tags(tmp_path):
   (tmp_path / 'a.txt').write_text('only\nwords\n')
   ((_, row),) = read(tmp_path / 'a.txt')

@@ -5,8 +5,10 @@ import pytest
 from flaxlm.config import recipe, tree
 from flaxlm.config.data import DataConfig
 from flaxlm.data import glue, source
+from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
 from flaxlm.tasks.glue import Task
+from flaxlm.training import inputs
 
 
 def make(subset, objective=''):
@@ -20,9 +22,9 @@ def make(subset, objective=''):
 def read(path, subset, split='train', objective=''):
   """Examples of a file, as a run reads them."""
   task = make(subset, objective)
-  labelled = split not in task.unlabelled
   rows = source.rows(str(path), DataConfig(), split, task.readers)
-  return [task.parse(row, where, labelled) for where, row in rows]
+  has_label = task.has_label if split == 'test' else lambda row: True
+  return [task.parse(row, where, has_label(row)) for where, row in rows]
 
 
 FILES = {
@@ -115,6 +117,27 @@ def test_a_test_set_without_labels_is_predicted_a_training_set_is_refused(tmp_pa
   assert example['text'] == 'Bill whistled.' and 'label' not in example
   with pytest.raises(UserError, match=r"test.tsv:2: no column 'label'"):
     read(tmp_path / 'test.tsv', 'cola')
+
+
+def with_test(subset, file):
+  """The config of a run with two rows to train on and the file to test on."""
+  config = tree.new(model='encoder', objective='classification', task='glue')
+  config.task.subset, config.total_steps = subset, 1
+  train = file.with_name('train.tsv')
+  train.write_text('gj04\t1\t\tBill sang.\ngj04\t0\t*\tBill sang whistled.\n')
+  config.data.train = config.data.validation = str(train)
+  config.data.test = str(file)
+  return tree.from_config_dict(config)
+
+
+def test_a_test_set_may_lack_labels_but_not_have_wrong_ones(tmp_path):
+  file = tmp_path / 'test.tsv'
+  file.write_text('gj04\t1\t\tBill sang.\ngj04\tacceptible\t\tBill whistled.\n')
+  with pytest.raises(UserError, match=r"test.tsv:2: unknown label 'acceptible'.*'acceptable'"):
+    inputs.read_examples(with_test('cola', file), False, BadRows('error'))
+  file.write_text('gj04\t1\t\tBill sang.\ngj04\t\t\tBill whistled.\n')
+  _, examples = inputs.read_examples(with_test('cola', file), False, BadRows('error'))
+  assert [example.get('label') for example in examples['test']] == ['acceptable', None]
 
 
 def test_the_file_of_another_subset_is_named(tmp_path):

@@ -51,7 +51,7 @@ def test_both_versions_of_the_file(tmp_path):
   unset = make(unanswerable=None)
   assert unset.discover([first]) == {'unanswerable': False}
   assert unset.discover([first, second]) == {'unanswerable': True}
-  assert make(unanswerable=False).discover([second]) == {}
+  assert make(unanswerable=False).discover([second]) == {'unanswerable': False}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,12 @@ def test_rows_of_tables(answers):
     ({'answers': '{"text": ["x"], "answer_start": [-1]}'}, "'x' does not stand at -1"),
     ({'answers': '{"text": [" "], "answer_start": [6]}'}, 'an answer is empty'),
     ({'answers': 'Denver'}, 'answers must be'),
+    ({'answers': '[' * 100_000}, 'answers must be'),
+    ({'answers': '[{"text": "Denver", "answer_start": 1e999}]'}, 'answers must be'),
+    ({'answers': '[{"text": "Denver", "answer_start": false}]'}, 'answers must be'),
+    ({'answers': '[{"text": "Denver", "answer_start": 0.3}]'}, 'answers must be'),
+    ({'answers': ''}, "column 'answers' is empty; of a question without an answer it is"),
+    ({'answers': None}, "no column 'answers'"),
     ({'answers': '[{"text": null, "answer_start": 0}]'}, 'answers must be'),
     ({'question': ' '}, "the text in column 'question' is empty"),
     ({'context': None}, "no column 'context'"),
@@ -93,6 +99,10 @@ def test_a_malformed_file_is_named(tmp_path):
   (tmp_path / 'a.json').write_text('{"data": [\n')
   with pytest.raises(UserError, match=r'a\.json:2: malformed json'):
     read(tmp_path / 'a.json')
+  for deep in ('[' * 100_000, '9' * 5000):
+    (tmp_path / 'a.json').write_text(f'{{"data": {deep}')
+    with pytest.raises(UserError, match=r'a\.json(:1)?: malformed json'):
+      read(tmp_path / 'a.json')
   (tmp_path / 'a.json').write_text('[]')
   with pytest.raises(UserError, match=r'a\.json: not in the layout of SQuAD'):
     read(tmp_path / 'a.json')
@@ -117,7 +127,8 @@ QUESTION = {'id': 'q7', 'question': 'Who?', 'answers': []}
     (article(QUESTION | {'answers': 'x'}), 'question q7: answers must be a list'),
     (article(QUESTION | {'question': None}), "question q7: 'question' must be a text, got null"),
     (article(QUESTION, context=None), "question q7: 'context' must be a text, got null"),
-    (article(QUESTION | {'id': None}), "question None: 'id' must be a text"),
+    (article(QUESTION | {'id': None}), "question 1: 'id' must be a text"),
+    (article(QUESTION | {'id': ''}), "question 1: 'id' is empty"),
     (article(QUESTION | {'question': '\ud800'}), 'question q7: half a surrogate pair'),
   ],
 )
@@ -185,6 +196,17 @@ def test_answers_of_windows_are_merged():
   weights = np.exp([3.0, 1.0, 0.2])
   assert best[0]['probability'] == pytest.approx(weights[0] / weights.sum(), abs=1e-6)
   assert NO_ANSWER_SCORE > -1e30
+
+
+def test_what_a_question_may_lack_is_settled_for_all_of_a_file():
+  task, (first, second) = make(unanswerable=None), EXAMPLES
+  alone = {key: value[:2] for key, value in PREDICTIONS.items()} | {'null_scores': np.full(2, 9.0)}
+  assert [record['prediction'] for record in task.records(alone, [first])] == ['Denver']
+  task.settle(iter([first, second]))
+  assert [record['prediction'] for record in task.records(alone, [first])] == ['']
+  task = make(unanswerable=False)
+  task.settle([second])
+  assert [record['prediction'] for record in task.records(alone, [first])] == ['Denver']
 
 
 def test_no_answer_where_its_lowest_score_beats_the_best_answer():

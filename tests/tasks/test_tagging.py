@@ -48,6 +48,21 @@ def test_a_malformed_row_is_named(bad, message):
     make().parse(bad, 'f:1')
 
 
+def test_a_text_is_no_sentence_of_conll_to_predict():
+  columns = {str(i): json.dumps([word]) for i, word in enumerate(['John', 'lives', 'in', 'Berlin'])}
+  text = columns | {'tokens': '["John"]', 'tags': '["Berlin"]'}
+  with pytest.raises(UserError, match="f:1: none of the last column, 'Berlin', is a tag"):
+    make().parse(text, 'f:1', labelled=False)
+  for tag in ('O', '-', '_'):
+    assert make().parse(text | {'tags': json.dumps([tag])}, 'f:1', labelled=False)['words']
+  assert make().parse({'tokens': '["John"]', '0': '["John"]'}, 'f:1', labelled=False)['words']
+
+
+def test_a_label_is_named_once():
+  with pytest.raises(UserError, match="config.task.labels: 'O' is there twice"):
+    make(('O', 'B-X', 'O'))
+
+
 def test_a_sentence_is_put_together_in_the_order_of_its_words():
   task = make()
   examples = [

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from flaxlm.errors import UserError
-from flaxlm.training import checkpoint, loop
+from flaxlm.evaluation import evaluator
+from flaxlm.training import checkpoint, loop, validation
 from flaxlm.training.interrupt import Interrupted, Interrupts
 from flaxlm.training.writers import read_metrics
 
@@ -366,6 +367,19 @@ def test_an_unknown_best_metric_is_an_error_before_the_first_step(tmp_path):
   with pytest.raises(UserError, match="best_metric: no metric 'acuracy'"):
     fit(tmp_path, data, checkpoint__best_metric='acuracy')
   assert not data.seen
+
+
+def test_a_best_metric_may_need_more_than_a_batch(tmp_path, monkeypatch):
+  limits = []
+
+  def evaluate(experiment, weights, name, batches, *_):
+    limits.append(batches)
+    metrics = {'loss': 1.0} if batches == 1 else {'loss': 1.0, 'f1': 0.5}
+    return evaluator.Evaluation(metrics, {})
+
+  monkeypatch.setattr(validation, 'evaluate', evaluate)
+  fit(tmp_path, checkpoint__best_metric='f1')
+  assert limits[:3] == [1, 1, None]  # Of two sets.
 
 
 def test_a_profile_of_steps_that_never_come_is_an_error(tmp_path):
