@@ -69,7 +69,7 @@ def _settings(tokenizer: Any, config: Any, public: Any, typed: bool) -> dict[str
   inputs = ['input_ids', *['token_type_ids'] * typed, 'attention_mask']
   settings = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'model_max_length': config.model.max_length,
+    'model_max_length': config.max_length,
     'model_input_names': inputs,
     'clean_up_tokenization_spaces': False,
   }

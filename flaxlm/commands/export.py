@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
   workdir = epath.Path(args.workdir)
   config, leaves, step = _read(workdir, args.checkpoint)
+  _warn_of_other_best(workdir, args.checkpoint, step)
   objective, imported = _objective(config), workdir / 'hf'
   manifest = _manifest(imported, args.architecture)
   if manifest:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
   else:
     tokenizer = Tokenizer.load(workdir / 'tokenizer')
     public = _public(config, objective, tokenizer, args.architecture)
+    _warn_of_unsaid(config)
   source, kept = manifest.get('tensors', {}), {}
   if args.dtype:
     source = {name: [DTYPES[args.dtype], shape] for name, (_, shape) in source.items()}
@@ -104,6 +106,17 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
   return configs[-1], jax.tree.map(np.asarray, leaf_paths(found)), step
 
 
+def _warn_of_other_best(workdir: epath.Path, which: str, step: int | str) -> None:
+  """Says where `predict` and eval.py would take another checkpoint than the latest."""
+  from flaxlm.training import checkpoint
+
+  directory = workdir / 'checkpoints'
+  if which == 'latest' and checkpoint.best_or_latest(directory) == 'best':
+    (best,) = checkpoint.find(directory, 'best')
+    if best != step:
+      terminal.warn(f'checkpoint {best} is the best, and {step} is exported; see --checkpoint=best')
+
+
 def _manifest(imported: epath.Path, architecture: str) -> dict[str, Any]:
   """That of the import; empty where it was another class or none."""
   from flaxlm.interop import convert
@@ -123,6 +136,15 @@ def _public(config: Any, objective: Any, tokenizer: Any, architecture: str) -> A
   public = convert.for_export(config.model, objective.name, options, labels, architecture)
   ids = _token_ids(public.family, tokenizer)
   return dataclasses.replace(public, config_json={**public.config_json, **ids})
+
+
+def _warn_of_unsaid(config: Any) -> None:
+  """Names fields that change predictions and that no file of a public folder holds."""
+  for node, name in (('objective', 'piece'), ('task', 'threshold')):
+    options = {item.name: item.default for item in dataclasses.fields(getattr(config, node))}
+    value = getattr(getattr(config, node), name, None)
+    if name in options and value != options[name]:
+      terminal.warn(f'config.{node}.{name}={value}: no file of the folder says so')
 
 
 def _options(config: Any, objective: Any) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Pa
   tokenizer = _tokenizer(tensors.folder, public.model.vocab_size)
   _check_start(public, tokenizer)
   tokenizer.save(temporary / 'tokenizer')
-  config = _config(public, temporary / 'tokenizer')
+  marks = _marks(tensors.folder, tokenizer) if 'decoder_marks' in public.head.reads else ''
+  config = _config(public, temporary / 'tokenizer', marks)
   experiment = build(config, temporary, training=False, with_data=False)
   wanted = leaf_paths(experiment.abstract_state.params)
   terminal.phase('init', f'{len(tensors.shapes)} tensors')
@@ -148,15 +149,35 @@ def _check_start(public: Any, tokenizer: Any) -> None:
     )
 
 
-def _config(public: Any, tokenizer: epath.Path) -> Any:
-  """The run's config: the defaults, but for model, objective, labels and tokenizer."""
+def _marks(folder: epath.Path, tokenizer: Any) -> str:
+  """What tokenizer.json puts round a text, as `decoder_marks` names it; '' if it does not say."""
+  import tokenizers
+
+  file = folder / 'tokenizer.json'
+  if not file.exists():
+    return ''
+  public = tokenizers.Tokenizer.from_str(file.read_text(encoding='utf-8'))
+  bare, whole = (public.encode('a', add_special_tokens=added).ids for added in (False, True))
+  for name, roles in (('none', ''), ('bos', 'bos'), ('bos_eos', 'bos eos')):
+    ids = [getattr(tokenizer, f'{role}_id') for role in roles.split()]
+    if whole == [*ids[:1], *bare, *ids[1:]]:
+      return name
+  raise UserError(f'{file}: what it puts round a text of a decoder is not supported')
+
+
+def _config(public: Any, tokenizer: epath.Path, marks: str = '') -> Any:
+  """The run's config: the defaults, but for model, objective, labels and tokenizer.
+
+  marks: `decoder_marks`, where they are known to be other than the class has them.
+  """
   from flaxlm.config import tree
 
   task, columns = TASKS.get(public.head.objective, ('', {}))
   config = tree.new(public.model.name, public.head.objective, task)
   for name in config.model:
     config.model[name] = getattr(public.model, name)
-  for name, value in {**public.head.options, **public.head.reads}.items():
+  known = {'decoder_marks': marks} if marks else {}
+  for name, value in {**public.head.options, **public.head.reads, **known}.items():
     config.objective[name] = value
   if config.model.get('memory_length') and public.head.objective == 'permutation_lm':
     config.data.sampling = 'streams'  # Which is what a memory remembers.

@@ -4,6 +4,7 @@ A word is its tokens, so that no text is tokenised again and none grows. Easy da
 and Zou 2019) has random deletion and swap; masks are those of word dropout with a token of its own.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ class Augmentation:
       )
     self._starts_word = objective.tokenizer.starts_word
     self._mask_id = objective.tokenizer.mask_id if config.word_mask else None
+
+  def check(self, examples: Iterable[Mapping[str, Any]]) -> None:
+    """Raises UserError where more would be changed than the texts of the rows."""
+    if self.is_on and any('source' in e and e['source'] != e['text'] for e in examples):
+      raise UserError(
+        'config.data.word_drop, word_swap, word_mask: would also change what the task puts round a '
+        'text that is read to write (task.prefix, the names of columns)'
+      )
 
   def __call__(self, item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """The item with other texts; `rng` is drawn from only where a rate is set."""

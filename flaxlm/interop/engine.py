@@ -214,11 +214,12 @@ def save(
     if any(path not in leaves for path in rule.paths):
       raise UserError(f'{place.names[0]} is made of {rule.paths}, not all of which are there')
     used.update(rule.paths)
-    names = [name for name in place.names if name in known] or [place.names[0]]
+    names = [name for name in place.names if name in known]
+    names = names or (place.names if rule.each else place.names[:1])
     parts = [leaves[p] if place.layer is None else leaves[p][place.layer] for p in rule.paths]
     tensor = rule.transform.save(parts)
     for name in names:
-      tensors[name] = tensor.astype(_numpy(known[name][0] if name in known else dtype))
+      tensors[name] = _cast(tensor, known[name][0] if name in known else dtype, name)
   left = sorted(set(leaves) - used)
   if left:
     raise UserError(f'the parameter {left[0]} has no place in a file of this architecture')
@@ -234,6 +235,15 @@ def save(
     )
   order = {name: number for number, name in enumerate(known)}
   return {n: tensors[n] for n in sorted(tensors, key=lambda n: order.get(n, len(order)))}
+
+
+def _cast(tensor: np.ndarray, dtype: str, name: str) -> np.ndarray:
+  """The tensor in a dtype of safetensors; UserError for values that are too large for it."""
+  with np.errstate(over='ignore'):
+    found = tensor.astype(_numpy(dtype))
+  if np.isfinite(tensor).all() and not np.isfinite(found.astype(np.float32)).all():
+    raise UserError(f'{name} holds {np.abs(tensor).max():g}, which {found.dtype} cannot')
+  return found
 
 
 def _numpy(name: str) -> np.dtype:

@@ -33,7 +33,8 @@ PACKAGE = 'flaxlm.interop.families'
 FREE = (
   *('dropout_rate', 'mlp_dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate'),
   'layer_drop_rate',
-  *('init', 'init_std', 'remat', 'scan_layers', 'vocab_size', 'precision'),
+  *('init', 'init_std', 'remat', 'scan_layers', 'attention_kernel'),
+  *('vocab_size', 'precision'),
 )
 # Objectives that train one head, and read a text in one way: the class of one holds them all.
 _ALIKE = (

@@ -202,7 +202,10 @@ def _normalizer(spec: Mapping[str, Any], rules: Any) -> normalizers.Normalizer:
     steps += [normalizers.NFKD(), normalizers.StripAccents()]
   if spec['lowercase']:
     # A sigma that ends a word has a form of its own; marks and the like do not end one.
-    cased, other = r'[\p{Lu}\p{Ll}\p{Lt}]', r"[\p{Mn}\p{Me}\p{Cf}\p{Lm}\p{Sk}'.:·’]*"
+    cased, other = (
+      r'[\p{Lu}\p{Ll}\p{Lt}]',
+      r"[\p{Mn}\p{Me}\p{Cf}\p{Lm}\p{Sk}'.:·‘’․‧︓﹒﹕＇．：\u05f4]*",
+    )
     steps.append(_replace(rf'{cased}{other}\KΣ(?!{other}{cased})', 'ς'))
     steps.append(normalizers.Lowercase())
   if rules.precompiled_charsmap:

@@ -14,6 +14,7 @@ from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
+from flaxlm.training.paths import leaf_paths, virtual_paths
 
 
 def objective_class(config: Config) -> type:
@@ -110,6 +111,33 @@ def warn_of_warmup(config: OptimizerConfig, total_steps: int) -> None:
     terminal.warn(
       f'config.optimizer.warmup_steps: {config.warmup_steps} steps of warm-up in a run of '
       f'{total_steps}, whose rate never gets to optimizer.learning_rate'
+    )
+
+
+def check_unfreezing(
+  every: int, total_steps: int, distances: Mapping[str, int], trained: Any
+) -> None:
+  """Checks gradual unfreezing, by which leaves at distance n move after n * every updates.
+
+  Args:
+    every: in updates.
+    total_steps: of the run.
+    distances: virtual path -> distance from the output.
+    trained: tree of the leaves that train, or of their shapes.
+
+  Raises UserError where the first updates would change nothing; warns where some never come.
+  """
+  key = 'config.tuning.unfreeze_steps, unfreeze_epochs'
+  leaves = leaf_paths(trained)
+  names = [name for path, leaf in leaves.items() for name in virtual_paths(path, leaf)]
+  begin = {name: distances[name] * every for name in names}
+  if first := min(begin.values()):
+    raise UserError(f'{key}: no leaf would move in the first {first} updates: the head is frozen')
+  late = [name for name, update in begin.items() if update >= total_steps]
+  if late:
+    terminal.warn(
+      f'{key}: the run ends after {total_steps} updates, before {len(late)} of {len(names)} leaves '
+      f'move, such as {late[0]}'
     )
 
 

@@ -216,13 +216,17 @@ def build(
   if config.tuning.r_drop:
     checks.check_r_drop(config, objective)
   partition = make_partition(config.tuning, nn.unbox(boxed))
+  layout, unfreeze_every = make_layout(boxed), _unfreeze_every(config, train_data)
+  if unfreeze_every and training:
+    trained = jax.eval_shape(partition.take, nn.unbox(boxed))
+    checks.check_unfreezing(unfreeze_every, total_steps, layout.distances, trained)
   optimizer, schedule = make_optimizer(
     config.optimizer,
     total_steps,
     emb_dim=config.model.emb_dim,
-    layout=make_layout(boxed),
+    layout=layout,
     tuning=config.tuning,
-    unfreeze_every=_unfreeze_every(config, train_data),
+    unfreeze_every=unfreeze_every,
   )
   return Experiment(
     config=config,

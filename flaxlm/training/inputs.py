@@ -164,6 +164,7 @@ def _labelled(config: Config, objective: Any, examples: Examples, parts: pipelin
     if name == 'train':
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
       augment = Augmentation(config.data, objective, config.objective.name)
+      augment.check(rows)
       train = pipeline.Pipeline(
         config, objective, packed, (), parts, augment if augment.is_on else None, rows_digest(rows)
       )

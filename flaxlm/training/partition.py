@@ -117,6 +117,9 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
   if config.lora_rank:
     trains |= {name for name in everything if name.startswith('delta/')}
   trains -= matching('config.tuning.frozen', config.frozen, everything)
+  if config.lora_rank and not any(name.startswith('delta/') for name in trains):
+    key = 'config.tuning.frozen' if config.lora_targets else 'config.tuning.lora_targets'
+    raise UserError(f'{key}: nothing of what LoRA adds below delta/ would train')
   if not trains:
     raise UserError('config.tuning.frozen: no parameter would train')
   if len(trains) == len(everything):

@@ -5,6 +5,7 @@ only, begins at step 0 with a fresh optimizer, and accounts for every leaf.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,9 @@ RESUMABLE = (
   'total_steps', 'num_epochs',
 )  # fmt: skip
 _CHANGE_TOKENIZER = 'tokenizer'
+# Leaves with a number for each label, and labels that an imported model has for want of names.
+_CLASSES = re.compile('head/classes/out/')
+_UNNAMED = re.compile(r'LABEL_\d+')
 
 
 def check_resume(saved: Config, now: Config) -> None:
@@ -109,6 +113,8 @@ def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
     known = {name: part for name, part in wanted_parts.items() if part.path not in added}
     plan = matching.match(stored_parts, known, config.restore, grown)
     plan |= {name: None for name, part in wanted_parts.items() if part.path in added}
+    if any(part and _CLASSES.match(name) for name, part in plan.items()):
+      _check_labels(saved, config)
     needed = sorted({part.path for part in plan.values() if part})
     targets = {path: _target(stored[path], wanted.get(path), experiment.mesh) for path in needed}
     loaded = checkpoint.restore_params(directory, step, targets, meta)
@@ -198,6 +204,17 @@ def _check_deltas(
       f'python -m flaxlm merge --workdir={source} --to=NEW'
     )
   return set() if has(stored) else has(wanted)
+
+
+def _check_labels(saved: Config, now: Config) -> None:
+  """Raises UserError where a head for certain labels would be read as one for others."""
+  before, after = (tuple(getattr(config.task, 'labels', ())) for config in (saved, now))
+  if before and after and before != after and not all(map(_UNNAMED.fullmatch, before)):
+    raise UserError(
+      f'config.task.labels: the head of the checkpoint of config.init_from was trained for '
+      f'{",".join(before)}, in this order, and this run has {",".join(after)}; make them equal, or '
+      'leave the head out by --config.restore.skip=^head/'
+    )
 
 
 def _check_lora_scale(saved: TuningConfig, now: TuningConfig) -> None:

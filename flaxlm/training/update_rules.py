@@ -26,10 +26,11 @@ def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.Grad
 
   adamw: Adam (Kingma and Ba 2015). adamwscale: its update multiplied by the RMS of the parameter,
   as Adafactor's (Nawrot 2023). lion: the sign of an interpolated momentum (Chen et al. 2023).
-  adafactor: Shazeer and Stern 2018, without momentum: factored second moments of matrices with 128
-  rows and columns or more, updates clipped to an RMS of 1 and, with `parameter_scale`, multiplied
-  by that of the parameter. muon: orthogonalised momentum (Jordan et al. 2024; Liu et al. 2025) for
-  the kernels of the layers, and Adam for everything else. sgd: with `momentum`.
+  adafactor: Shazeer and Stern 2018, without momentum: second moments factored along the two
+  longest axes of a leaf, where both have 128 entries or more, updates clipped to an RMS of 1 and,
+  with `parameter_scale`, multiplied by that of the parameter. muon: orthogonalised momentum (Jordan
+  et al. 2024; Liu et al. 2025) for the kernels of the layers, and Adam for everything else. sgd:
+  with `momentum`.
   """
   adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
   match config.name:

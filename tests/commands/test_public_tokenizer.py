@@ -1,5 +1,6 @@
 """The tokenizer files of an exported folder: what they say, and that transformers reads them so."""
 
+import importlib
 import io
 import json
 import types
@@ -7,6 +8,7 @@ import types
 import pytest
 import sentencepiece
 import tokenizers
+from etils import epath
 from public_folder import WORDS
 
 from flaxlm.commands import _public_tokenizer
@@ -17,7 +19,7 @@ from flaxlm.interop import mapping, tokenizer_json
 
 TEXTS = [
   'The quick brown fox, and  a DOG.   It was 1,234.5 miles!', 'Größe: Ünïcode, naïve cafés', '',
-  ' A line\n  and a second one\n\n\tend ', "``Quoted'' ΟΔΟΣ, ΣΑΣ. 汉字 ひらがな 🙂",
+  ' A line\n  and a second one\n\n\tend ', "``Quoted'' ΟΔΟΣ, ΣΑΣ x‘Σ x․Σ. 汉字 ひらがな 🙂",
   'x <0x41> a_b {y}',
 ] * 3  # fmt: skip
 # The kind, the sort of pieces, and a family that it may be of.
@@ -45,7 +47,7 @@ def write(target, own, family, **objective):
   described = {'model_type': family, 'vocab_size': own.vocab_size}
   (target / 'config.json').write_text(json.dumps(described))
   public = types.SimpleNamespace(family=module, config_json=described)
-  config = types.SimpleNamespace(model=model)
+  config = types.SimpleNamespace(model=model, max_length=48)
   _public_tokenizer.write(own, target, config, types.SimpleNamespace(**objective), public)
   file = target / 'tokenizer_config.json'
   return json.loads(file.read_text()) if file.exists() else None
@@ -88,7 +90,7 @@ def test_a_text_goes_on_behind_a_mask():
 def test_the_roles_and_the_marks_of_the_objective(tmp_path):
   settings = write(tmp_path, trained('sentencepiece'), 'bert')
   assert settings['tokenizer_class'] == 'PreTrainedTokenizerFast'
-  assert settings['model_max_length'] == 64 and 'token_type_ids' in settings['model_input_names']
+  assert settings['model_max_length'] == 48 and 'token_type_ids' in settings['model_input_names']
   assert settings['pad_token'] == '<pad>' and settings['mask_token'] == '[MASK]'
   made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
   pair = made.encode('fox', 'a')
@@ -102,6 +104,9 @@ def test_the_roles_and_the_marks_of_the_objective(tmp_path):
     write(tmp_path, trained('bytes'), 'gpt2', marks='t5', decoder_marks=ends)
     made = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
     assert made.encode('x').tokens == expected
+    marks = importlib.import_module('flaxlm.commands.import')._marks
+    assert marks(epath.Path(tmp_path), trained('bytes')) == ends
+  assert marks(epath.Path(tmp_path / 'none'), trained('bytes')) == ''
   write(tmp_path, trained('bytes'), 'gpt2', boundaries=False)
   assert tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json')).encode('x').tokens == [
     'x'
@@ -166,7 +171,7 @@ def assert_same(folder, own, extra=()):
   for name, id in special.items():
     found = theirs(f'a {name} b', add_special_tokens=False)['input_ids']
     assert id in found and theirs.convert_tokens_to_ids(name) == id
-  assert theirs.model_max_length == 64 and len(theirs) == own.vocab_size
+  assert theirs.model_max_length == 48 and len(theirs) == own.vocab_size
   return theirs
 
 

@@ -39,6 +39,15 @@ def test_words_are_dropped_whole_and_in_order_at_the_rate():
   np.testing.assert_allclose(np.mean([len(kept) for kept in found]), 0.7 * 6, atol=0.2)
 
 
+def test_what_a_task_puts_round_a_text_is_not_augmented():
+  augment = Augmentation(DataConfig(word_drop=0.1), OBJECTIVE, 'seq2seq')
+  plain, prefixed = {'text': 'a'}, {'text': 'a', 'source': 'summarize: a'}
+  augment.check([plain, {'text': 'a', 'source': 'a'}])
+  Augmentation(DataConfig(), OBJECTIVE, 'seq2seq').check([prefixed])
+  with pytest.raises(UserError, match='word_drop.*would also change what the task puts round'):
+    augment.check([plain, prefixed])
+
+
 def test_a_word_stays():
   assert {len(words(t)) for t in draw({'word_drop': 0.999})} == {1}
   assert len({words(t)[0] for t in draw({'word_drop': 0.999})}) > 3

@@ -84,6 +84,10 @@ class Case:
       for name, parameter in model.named_parameters():
         scale = name.endswith('weight') and ('norm' in name.lower() or '.ln_' in name)
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15 + scale)
+      if self.untied and self.cls.startswith('Bart'):
+        # Its stacks have a table each, too, which flaxlm can only take for one.
+        for stack in (model.model.encoder, model.model.decoder):
+          stack.embed_tokens.weight.copy_(model.model.shared.weight)
     return model.eval()
 
 
@@ -145,6 +149,7 @@ CASES = dict(
       'bart-scaled', 'BartForConditionalGeneration', BART,
       scale_embedding=True, activation_function='relu', encoder_layers=1,
     ),
+    case('bart-untied', 'BartForConditionalGeneration', BART, True),
     case('bart-classes', 'BartForSequenceClassification', BART),
     case('bart-number', 'BartForSequenceClassification', BART, num_labels=1),
     case('bart-trunk', 'BartModel', BART),

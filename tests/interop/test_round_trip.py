@@ -287,6 +287,25 @@ def test_what_was_fine_tuned_is_of_the_class_it_came_from():
     convert.for_export(described.model, 'prefix_lm', {}, ())
 
 
+def test_how_a_model_is_run_is_no_part_of_its_files():
+  import dataclasses
+
+  described, _ = public.described(cases.CASES['bert'].make())
+  plain = dataclasses.replace(described.model, attention_kernel='plain')
+  convert.for_export(plain, 'masked_lm', {'pairs': 'next_sentence'}, ())
+  other = dataclasses.replace(described.model, token_types=0)
+  with pytest.raises(UserError, match='config.model.token_types: the files of bert'):
+    convert.for_export(other, 'masked_lm', {'pairs': 'next_sentence'}, (), 'BertForPreTraining')
+
+
+def test_a_number_that_is_too_large_for_a_dtype():
+  from flaxlm.interop import engine
+
+  assert engine._cast(np.float32([6e4]), 'F16', 'x').dtype == np.float16
+  with pytest.raises(UserError, match='x holds 100000, which float16 cannot'):
+    engine._cast(np.float32([-1e5]), 'F16', 'x')
+
+
 def test_a_model_that_no_public_class_holds():
   described, _ = public.described(cases.CASES['gpt2'].make())
   import dataclasses

@@ -79,9 +79,9 @@ def test_an_answer_does_not_begin_or_end_with_white_space():
 
 
 def by_brute_force(objective, outputs, batch, row, slot):
-  """Scores and characters of all pairs of the n best beginnings and the n best ends of a window,
+  """(scores and characters of pairs, best first; score of no answer), by a loop over a window.
 
-  best first; and the score of no answer.
+  The pairs are those of its n best beginnings and its n best ends.
   """
   null = batch['null_positions'][row, slot]
   own = np.flatnonzero(batch['segment_ids'][row] == batch['segment_ids'][row, null])

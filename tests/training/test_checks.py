@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import pytest
 import tiny
 
@@ -29,6 +30,17 @@ def check(place, seed=0, **places):
       eval_data=pipeline.eval_pipelines(config, made, objective),
     )
   )
+
+
+def test_unfreezing_that_begins_too_late(capsys):
+  trained = {'head': np.zeros(1), 'trunk': {'layers': {'kernel': np.zeros((2, 3))}}}
+  distances = {'head': 0, 'trunk/layers/0/kernel': 2, 'trunk/layers/1/kernel': 1}
+  checks.check_unfreezing(5, 11, distances, trained)
+  assert not capsys.readouterr().err
+  checks.check_unfreezing(5, 10, distances, trained)
+  assert 'before 1 of 3 leaves move, such as trunk/layers/0/kernel' in capsys.readouterr().err
+  with pytest.raises(UserError, match='no leaf would move in the first 5 updates'):
+    checks.check_unfreezing(5, 100, distances, {'trunk': trained['trunk']})
 
 
 def test_a_validation_text_without_another_document_is_no_surprise_at_its_evaluation(tmp_path):

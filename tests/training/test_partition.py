@@ -35,6 +35,17 @@ def trained_names(part):
   return {name for path, leaf in leaves.items() for name in virtual_paths(path, leaf)}
 
 
+def test_lora_that_would_not_train_is_an_error():
+  params = PARAMS | {'delta': {'head': {'kernel': {'a': jnp.ones((4, 1)), 'b': jnp.ones((1, 2))}}}}
+  for pattern in ('^delta/', 'kernel'):
+    config = TuningConfig(lora_rank=1, frozen=(pattern,))
+    with pytest.raises(UserError, match='config.tuning.frozen: nothing of what LoRA adds'):
+      make_partition(config, params)
+  config = TuningConfig(lora_rank=1, lora_targets=())
+  with pytest.raises(UserError, match='config.tuning.lora_targets: nothing of what LoRA adds'):
+    make_partition(config, PARAMS)
+
+
 def test_without_patterns_everything_trains():
   assert partition() is EVERYTHING
   assert EVERYTHING.take(PARAMS) is PARAMS

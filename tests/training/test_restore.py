@@ -1,6 +1,7 @@
 """init_from: weights only, strictly; open_run: what every other command reads."""
 
 import json
+import types
 
 import jax
 import linear_experiment as linear
@@ -38,6 +39,18 @@ def test_init_from_takes_weights_and_begins_at_step_0(source, tmp_path):
   assert report['step'] == 6 and report['workdir'] == str(source[0])
   assert report['loaded'] == ['head/kernel', 'trunk/layers/kernel', 'trunk/scale']
   assert not report['fresh'] + report['dropped'] + report['reshaped']
+
+
+@pytest.mark.parametrize('before', [('bad', 'good'), ('LABEL_0', 'LABEL_1'), ()])
+def test_a_head_is_not_read_for_other_labels(before):
+  labelled = lambda labels: types.SimpleNamespace(task=types.SimpleNamespace(labels=labels))
+  restore._check_labels(labelled(before), labelled(before))
+  if before != ('bad', 'good'):
+    restore._check_labels(labelled(before), labelled(('a', 'b')))
+    return
+  for labels in (('good', 'bad'), ('a', 'b')):
+    with pytest.raises(UserError, match='config.task.labels: .* trained for bad,good, in this'):
+      restore._check_labels(labelled(before), labelled(labels))
 
 
 def test_a_guarded_run_takes_weights_too(source, tmp_path):

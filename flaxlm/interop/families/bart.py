@@ -83,7 +83,8 @@ def table(model, head, prefix):
   """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
   del head
   entries = [
-    *rules.shared_vocabulary(model, prefix),
+    # transformers ties the stacks' tables to each other only where it ties the output's.
+    *rules.shared_vocabulary(model, prefix, each=not model.tie_embeddings),
     rules.Buffer('final_logits_bias', rules.zeros),
     *rules.dense('classification_head.dense', 'head/classes/pooler'),
     *rules.dense('classification_head.out_proj', 'head/classes/out'),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.mapping import ACTIVATIONS, EACH_TOKEN, ENCODER_CLASSES, Field, Head
 
@@ -54,6 +55,14 @@ def settle(config_json, names):
   if both and config_json.get('architectures') == ['BertForMaskedLM']:
     return {**config_json, 'architectures': ['BertForPreTraining']}
   return config_json
+
+
+def unspecial(model):
+  """Nothing to add; UserError for a model that transformers cannot run."""
+  if not model.token_types:
+    kind = 'config.model.token_types: the files of bert and roberta cannot express 0'
+    raise UserError(f'{kind}; 1 makes no difference to what a model can learn')
+  return {}
 
 
 def table(model, head, prefix):

@@ -36,7 +36,7 @@ def special(config_json):
 
 
 def unspecial(model):
-  return {'max_position_embeddings': model.max_length + SKIPPED}
+  return bert.unspecial(model) | {'max_position_embeddings': model.max_length + SKIPPED}
 
 
 def table(model, head, prefix):
