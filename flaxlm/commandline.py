@@ -1,9 +1,12 @@
 """What every command shares: flags, `--config.a.b=value`, and errors in one line."""
 
 import argparse
+import contextlib
 import errno
 import logging
+import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -136,6 +139,10 @@ def _message(error: BaseException) -> tuple[int, str]:
     return 1, f'error: {error.filename}: {error.strerror}'
   if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
     return 1, f'error: {error.strerror} (--debug shows what was written)'
+  if isinstance(error, BrokenPipeError):  # Whoever read the output has seen enough.
+    with contextlib.suppress(OSError):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE, 'the reader of the output is gone'
   if isinstance(error, KeyboardInterrupt):
     return 130, 'interrupted'
   if isinstance(error, SystemExit) and distributed.count() > 1:

@@ -15,6 +15,8 @@ from typing import Any
 PHASES = ('data', 'init', 'compile', 'train', 'eval', 'save', 'decode')
 HEARTBEAT_SECONDS = 10.0  # Longest silence in a log.
 _START = time.monotonic()
+# What -> (how many were cut, of how many), of each `cuts` that is open.
+_cuts: list[dict[str, list[int]]] = []
 
 
 def duration(seconds: float) -> str:
@@ -201,6 +203,28 @@ def say(text: str, always: bool = False) -> None:
 def warn(text: str) -> None:
   """A warning that stays."""
   _SCREEN.line(f'warning: {text}', style='yellow', always=True)
+
+
+def cut(number: int, total: int, what: str) -> None:
+  """Warns that `number` of `total` texts or the like were cut, if any; see `cuts`."""
+  if _cuts:
+    sums = _cuts[-1].setdefault(what, [0, 0])
+    sums[0] += number
+    sums[1] += total
+  elif number:
+    warn(f'{number} of {total} {what}, and are cut')
+
+
+@contextlib.contextmanager
+def cuts(said: bool = True) -> Iterator[None]:
+  """Adds up what `cut` is told inside, and says it at the end or, where it was said before, not."""
+  _cuts.append({})
+  try:
+    yield
+  finally:
+    for what, (number, total) in _cuts.pop().items():
+      if said:
+        cut(number, total, what)
 
 
 def only_warnings(prefix: str) -> None:

@@ -86,6 +86,11 @@ def test_a_full_disk_is_no_fault_of_the_program(capsys):
   assert capsys.readouterr().err.startswith('error: No space left on device')
 
 
+def test_a_reader_that_has_seen_enough_is_no_fault(capsys):
+  assert commandline.run(fail(BrokenPipeError(errno.EPIPE, 'Broken pipe')), []) == 141
+  assert capsys.readouterr().err == 'the reader of the output is gone\n'
+
+
 def test_an_interrupt_is_no_success(capsys):
   assert commandline.run(fail(KeyboardInterrupt()), []) == 130
   assert capsys.readouterr().err == 'interrupted\n'

@@ -86,3 +86,15 @@ def test_nothing_goes_to_standard_output(screen, capsys):
   terminal.say('a')
   assert capsys.readouterr().out == ''
   assert 'rich' not in sys.modules or screen._live is None
+
+
+def test_what_is_cut_is_said_once_for_all(screen, capsys):
+  terminal.cut(0, 5, 'texts are long')
+  terminal.cut(2, 5, 'texts are long')
+  with terminal.cuts():
+    for _ in range(3):
+      terminal.cut(2, 5, 'texts are long')
+    with terminal.cuts(said=False):
+      terminal.cut(1, 5, 'texts are long')
+  shown = [line.partition('warning: ')[2] for line in lines(capsys)]
+  assert shown == [f'{n} texts are long, and are cut' for n in ('2 of 5', '6 of 15')]

@@ -64,6 +64,8 @@ def lines(place: str, identity: Any) -> Iterator[Lines]:
   identity = json.loads(json.dumps(identity))
   with partial.open('a+', encoding='utf-8') as file:
     files.hold(file, target)
+    if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+      raise UserError(f'--output: {target} was just written by another process')
     done, size = _begun(partial, progress, identity)
     file.truncate(size)
     file.seek(size)

@@ -25,6 +25,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       parser.add_argument(f'--{name}', help=text.replace('%', '%%'))
 
 
+def given(args: argparse.Namespace) -> list[str]:
+  """The names of the flags that were set."""
+  return [name for names in FIELDS.values() for name in names if getattr(args, name) is not None]
+
+
 def config(args: argparse.Namespace, place: str) -> schema.Config:
   """The config of the flags that were set, for the text of `place`; checked as for training."""
   pairs = [('total_steps', '1'), ('data.train', place)]

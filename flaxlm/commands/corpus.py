@@ -56,6 +56,10 @@ def main(argv: Sequence[str]) -> None:
     from flaxlm.config import recipe
 
     config = recipe.load(args.config, args.overrides)
+    if given := _text.given(args):
+      raise UserError(
+        f'--{given[0]}: the recipe says so; set its field by --config.NODE.{given[0]}'
+      )
   elif args.overrides:
     raise UserError(f'--config.{args.overrides[0][0]} changes a recipe; set --config')
   else:
@@ -65,6 +69,8 @@ def main(argv: Sequence[str]) -> None:
 
     _audit.run(args, config)
     return
+  if config.task.name:
+    raise UserError('corpus: labelled rows are not kept; `corpus audit` reads them')
   _show(statistics(config), args.json)
 
 

@@ -90,10 +90,11 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
   import jax
   import numpy as np
 
-  from flaxlm.config import tree
+  from flaxlm.config import recipe, tree
   from flaxlm.training import restore, weights
   from flaxlm.training.paths import leaf_paths
 
+  recipe.check_workdir(str(workdir))
   directory = workdir / 'checkpoints'
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   configs = []

@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
   terminal.phase('init', args.workdir)
   from flaxlm.evaluation import changes
   from flaxlm.training import checkpoint
+  from flaxlm.training.digest import digest
   from flaxlm.training.experiment import open_model
 
   if not args.checkpoint:
@@ -51,25 +52,29 @@ def main(argv: Sequence[str]) -> None:
   size, predict = _predictor(experiment, params, args)
   terminal.phase('data', args.input)
   with _local(args.input) as place:
-    _run(args, experiment, place, step, size, predict)
+    # Another training may have come to the same step.
+    _run(args, experiment, place, [step, digest(params)], size, predict)
 
 
-def _run(args: Any, experiment: Any, place: str, step: Any, size: int, predict: Predictor) -> None:
-  """Predicts the rows of `place`, `size` at once, in their order."""
+def _run(
+  args: Any, experiment: Any, place: str, weights: Any, size: int, predict: Predictor
+) -> None:
+  """Predicts the rows of `place`, `size` at once, in order; `weights`: a digest of the model's."""
   from flaxlm.data.bad_rows import BadRows
 
   policy = args.on_bad_row or experiment.config.data.on_bad_row
   bad = BadRows(policy)
   rows = _numbered(experiment, place, bad)
-  if not rows and not bad.counts:
-    raise UserError(f'{args.input} has no rows')
+  if not rows:
+    bad.report()
+    raise UserError(f'{args.input} has no rows' + ' that can be used' * bool(bad.counts))
   if hasattr(experiment.task, 'settle'):
     experiment.task.settle(example for _, example in rows)
   terminal.phase('decode' if hasattr(experiment.objective, 'prompts') else 'eval', args.input)
-  with _resumable.lines(args.output, _identity(args, experiment, place, step)) as output:
+  with _resumable.lines(args.output, _identity(args, experiment, place, weights)) as output:
     if output.done:
       terminal.say(f'going on behind row {output.done} of {len(rows)}')
-    with terminal.bar('predict', len(rows), 'rows') as bar:
+    with terminal.cuts(), terminal.bar('predict', len(rows), 'rows') as bar:
       bar.advance(output.done)
       for start in range(output.done, len(rows), size):
         numbers, examples = zip(*rows[start : start + size], strict=True)
@@ -136,14 +141,23 @@ def _written(experiment: Any, params: Any, args: Any) -> Predictor:
     prompts = experiment.objective.prompts(examples, longest)
     draws = [(args.seed, number) for number in numbers]
     found = writer.write(prompts, how, draws, args.stop)
-    for example, outputs in zip(examples, found, strict=True):
-      record = dict(example) | {'prediction': outputs[0].text.strip()}
+    texts = [outputs[0].text.strip() for outputs in found]
+    for record, outputs in zip(_records(experiment.task, examples, texts), found, strict=True):
       if args.num_beams:
         best = outputs[: args.num_best]
         record['best'] = [{'text': o.text.strip(), 'score': round(o.score, 6)} for o in best]
       yield record
 
   return predict
+
+
+def _records(
+  task: Any, examples: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[dict[str, Any]]:
+  """What is said of rows for which these texts were written: of a classifier, which labels."""
+  if hasattr(task, 'read_back'):
+    return list(task.records({'output_ids': range(len(texts)), 'outputs': texts}, examples))
+  return [dict(row) | {'prediction': text} for row, text in zip(examples, texts, strict=True)]
 
 
 def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
@@ -196,7 +210,7 @@ def _local(place: str) -> Iterator[str]:
       raise UserError(str(error).replace(f'{folder}/', '')) from None
 
 
-def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, Any]:
+def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str, Any]:
   """What output that was begun must have in common with this command to be gone on with."""
   from flaxlm.data import cache, source, tfds
 
@@ -207,7 +221,7 @@ def _identity(args: Any, experiment: Any, place: str, step: int) -> dict[str, An
     paths = [path for part in source.parts(place) for path in source.files(part, '--input')]
     content = [cache.digest(data, path) for path in paths]
   flags = {k: v for k, v in vars(args).items() if k not in ('output', 'batch_size', 'debug')}
-  return {'flags': flags, 'step': step, 'input': content}
+  return {'flags': flags, 'weights': weights, 'input': content}
 
 
 def _parse(argv: Sequence[str]) -> Any:

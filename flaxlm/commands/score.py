@@ -10,7 +10,8 @@ pseudo-log-likelihoods (Salazar et al. 2020).
 
 With --choices-column, each row has a list of texts (jsonl) that may follow its text column; printed
 is which one is likeliest in total, per token and per byte and, where a label column names the right
-one (by its number from 0, its text or its letter), the accuracy of each.
+one (by its number from 0, its text or its letter), the accuracy of each. The columns are those of
+the run; --config.data.text_column= and --config.data.label_column= name others.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, nearest
 
 NORMS = ('total', 'per_token', 'per_byte')
 CHUNK = 32
@@ -33,9 +34,11 @@ CHUNK = 32
 def main(argv: Sequence[str]) -> None:
   args = _parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
+  from flaxlm.evaluation import changes
   from flaxlm.training.experiment import open_model
 
-  experiment, params, _ = open_model(args.workdir, args.checkpoint)
+  change = lambda saved: changes.changed(saved, args.overrides, changes.COLUMNS, 'score')
+  experiment, params, _ = open_model(args.workdir, args.checkpoint, change)
   scorer = _scorer(experiment, params, args)
   terminal.phase('eval', args.input or f'{len(args.text)} texts')
   lines = (
@@ -47,10 +50,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _scorer(experiment: Any, params: Any, args: Any) -> Any:
-  from flaxlm.decoding.scoring import Scorer
+  from flaxlm.decoding.scoring import Scorer, is_masked
 
   objective, config = experiment.objective, experiment.config
-  if not hasattr(objective, 'prompt') and 'mlm_loss' not in objective.terms:
+  masked = is_masked(objective)
+  if not hasattr(objective, 'prompt') and not masked:
     raise UserError(
       f'{args.workdir} was trained with the objective {config.objective.name!r}, which gives '
       'tokens no probability'
@@ -59,10 +63,10 @@ def _scorer(experiment: Any, params: Any, args: Any) -> Any:
   if window > config.max_length:
     raise UserError(f'--window: rows of the run have {config.max_length} tokens at most')
   stride = args.stride or max(1, window // 2)
-  if not hasattr(objective, 'prompt') and window < 3:
+  if masked and window < 3:
     raise UserError('--window: a masked model reads two marks and a token at least, so 3')
-  if not hasattr(objective, 'prompt') and args.end:
-    raise UserError('--end: the texts of a masked model have no end that it could predict')
+  if args.end and (masked or objective.prompt('').eos_id is None):
+    raise UserError('--end: the texts of this run have no end that it could predict')
   if stride > window:
     raise UserError(f'--stride: must not exceed the window of {window} tokens')
   return Scorer(
@@ -74,32 +78,35 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
   """A record for each text and, of several, one for all."""
   from flaxlm.data import source
 
-  texts = args.text
+  texts = [('--text', text) for text in args.text]
   if args.input:
     data = dataclasses.replace(experiment.config.data, documents=args.documents)
-    texts = source.documents(args.input, data, key='--input').texts()
+    texts = source.documents(args.input, data, key='--input').located()
   total, count = np.zeros(3), 0
   for chunk in _chunks(texts):
-    scored = [_scored(scorer, text, args) for text in chunk]
-    for text, log_p in zip(chunk, scorer.log_probabilities(scored), strict=True):
+    scored = [_scored(scorer, text, where, args) for where, text in chunk]
+    for (_, text), log_p in zip(chunk, scorer.log_probabilities(scored), strict=True):
       numbers = float(log_p.astype(np.float64).sum()), len(log_p), len(text.encode())
       shown = text if len(text) <= 200 else text[:200] + '...'
       yield {'text': shown} | _record(*numbers)
       total, count = total + numbers, count + 1
+  if not count:
+    raise UserError(f'--input: {args.input} has no texts')
   if count > 1:
     yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
 
 
-def _scored(scorer: Any, text: str, args: Any) -> Any:
+def _scored(scorer: Any, text: str, where: str, args: Any) -> Any:
   """What is scored of a text; UserError for what cannot be."""
   try:
     found = scorer.text(text, args.context, args.end)
     if args.context:
       (found,) = scorer.together([found])
   except UserError as error:
-    raise UserError(f'{error}: give --context') from None
+    hint = ': give --context' if args.context is None else ''
+    raise UserError(f'{error}{hint}') from None
   if not text or not len(found.tokens):
-    raise UserError(f'a text has no tokens: {text[:30]!r}')
+    raise UserError(f'{where}: a text has no tokens: {text[:30]!r}')
   return found
 
 
@@ -129,8 +136,9 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
   from flaxlm.tasks import multiple_choice
 
   data = experiment.config.data
-  right, labelled = dict.fromkeys(NORMS, 0), 0
+  right, labelled, seen = dict.fromkeys(NORMS, 0), 0, 0
   for chunk in _chunks(source.rows(args.input, data, key='--input')):
+    seen += len(chunk)
     questions = [_question(scorer, row, where, data, args) for where, row in chunk]
     flat = [text for _, _, texts in questions for text in texts]
     log_p = iter(scorer.log_probabilities(flat))
@@ -150,6 +158,8 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
         right = {norm: right[norm] + (best[norm] == label) for norm in NORMS}
         record['label'] = label
       yield record
+  if not seen:
+    raise UserError(f'--input: {args.input} has no rows')
   if labelled:
     yield {'rows': labelled, 'accuracy': {norm: n / labelled for norm, n in right.items()}}
 
@@ -162,7 +172,10 @@ def _question(
   from flaxlm.tasks import columns
 
   context = source.column(row, data.text_column, where, 'text_column')
-  cell = source.column(row, args.choices_column, where, 'choices_column')
+  if args.choices_column not in row:
+    near = nearest(args.choices_column, row)
+    raise UserError(f'--choices-column: {where} has no column {args.choices_column!r}{near}')
+  cell = row[args.choices_column]
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')
@@ -178,7 +191,7 @@ def _question(
 
 
 def _parse(argv: Sequence[str]) -> Any:
-  parser = commandline.Parser(__doc__)
+  parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--text', action='append', default=[], help='may be given several times')

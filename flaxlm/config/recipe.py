@@ -133,14 +133,20 @@ def _guarded(path: str, call):
     raise UserError(f'{where}: {type(error).__name__}: {text}') from error
 
 
-def saved(workdir: str) -> schema.Config:
-  """The resolved config that a run left in its workdir."""
+def check_workdir(workdir: str) -> epath.Path:
+  """The config.json of a run; UserError, naming the nearest run beside it, if there is none."""
   file = epath.Path(workdir) / 'config.json'
   if not file.is_file():
     parent = epath.Path(workdir).parent
     runs = [str(f.parent) for f in parent.glob('*/config.json')] if parent.is_dir() else []
     hint = nearest(workdir, sorted(runs))
     raise UserError(f'{workdir} is not the workdir of a run: it has no config.json{hint}')
+  return file
+
+
+def saved(workdir: str) -> schema.Config:
+  """The resolved config that a run left in its workdir."""
+  file = check_workdir(workdir)
   content = files.read_json(file)
   try:
     return tree.from_dict(content)

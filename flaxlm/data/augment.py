@@ -33,9 +33,13 @@ class Augmentation:
     self._starts_word = objective.tokenizer.starts_word
     self._mask_id = objective.tokenizer.mask_id if config.word_mask else None
 
-  def check(self, examples: Iterable[Mapping[str, Any]]) -> None:
-    """Raises UserError where more would be changed than the texts of the rows."""
-    if self.is_on and any('source' in e and e['source'] != e['text'] for e in examples):
+  def check(self, examples: Iterable[Mapping[str, Any]], prefix: str) -> None:
+    """Raises UserError where more would be changed than the texts of the rows.
+
+    prefix: what the task puts before each of them.
+    """
+    longer = any('source' in e and e['source'] != e['text'] for e in examples)
+    if self.is_on and (prefix or longer):
       raise UserError(
         'config.data.word_drop, word_swap, word_mask: would also change what the task puts round a '
         'text that is read to write (task.prefix, the names of columns)'

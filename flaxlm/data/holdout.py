@@ -158,6 +158,9 @@ def rows(
   if training or not config.validation:
     train = list(itertools.islice(read(config.train, 'train', 'train'), config.max_rows))
     splits['train'] = train
+    if not train:
+      bad.report()
+      raise UserError(f'config.data.train: no rows in {config.train!r}')
   if config.validation:
     for name, place in places(config.validation).items():
       splits[name] = list(read(place, 'validation', name))

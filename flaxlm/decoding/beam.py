@@ -86,7 +86,7 @@ def search(reader: Reader, prompts: Sequence[Prompt], beam: Beam) -> list[list[H
   batch = 1 << (len(reads) - 1).bit_length()
   width = caches.bucket(max(map(len, reads)), longest)
   inputs, lengths = caches.padded(reads, batch, width)
-  limits = np.minimum(beam.max_new_tokens, longest - lengths)
+  limits = np.minimum(min(beam.max_new_tokens, longest), longest - lengths)
   slots = max(width, caches.bucket(int((lengths + limits).max()), longest))
   source, first = None, prompts[0]
   if first.encoder_inputs is not None:

@@ -117,5 +117,5 @@ def _top(model, count, mask_id, params, batch) -> tuple[jax.Array, jax.Array]:
   """(ids, log p) [N, T, count] of the likeliest tokens at the predicted positions."""
   log_p = log_probabilities(model.apply({'params': params}, batch)[0]['mlm'])
   log_p = log_p.at[..., mask_id].set(-jnp.inf)  # It fills nothing.
-  best, ids = jax.lax.top_k(log_p, min(count, log_p.shape[-1]))
+  best, ids = jax.lax.top_k(log_p, min(count, log_p.shape[-1] - 1))
   return ids, best

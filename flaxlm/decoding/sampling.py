@@ -67,6 +67,8 @@ def without_repeats(scores: Array, sequences: Array, lengths: Array, size: int) 
   sequences: int32 [B, S], of which the first lengths [B] tokens count; size: n >= 1. A row in which
   every token would keeps its scores: a small vocabulary runs out of n-grams.
   """
+  if size > sequences.shape[1]:
+    return scores
   rows = jnp.arange(sequences.shape[0])[:, None]
   starts = jnp.arange(sequences.shape[1])
   matches = starts + size <= lengths[:, None]

@@ -58,6 +58,11 @@ def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int
     start = stop + stride - size
 
 
+def is_masked(objective: Any) -> bool:
+  """Whether a model of the objective predicts masked tokens, and not the next one."""
+  return 'mlm_loss' in getattr(objective, 'terms', ())
+
+
 class Scorer:
   """Scores texts with a model.
 
@@ -72,7 +77,10 @@ class Scorer:
     self._model, self._params = model, params
     self._objective, self._tokenizer = objective, tokenizer
     self.window, self.stride, self._rows = window, min(stride, window), rows
-    self._masked = not hasattr(objective, 'prompt')
+    self._masked = is_masked(objective)
+    streams = getattr(objective, 'streams', {}).values()
+    decoders = [stream.capacity for stream in streams if 'decoder_inputs' in stream.keys]
+    self._target_window = decoders[0] if decoders else window
 
   def text(self, text: str, context: str | None = None, end: bool = False) -> Text:
     """The tokens of a text, behind its context.
@@ -124,7 +132,13 @@ class Scorer:
     room = (self.window - 2 if self._masked else self.window + 1) - longest
     if room < (0 if self._masked else 1) or texts[0].encoder_inputs is not None:
       return list(texts)
-    cut = lambda context: context[max(len(context) - room, 0) :]
+    # What was trained on prompts has never read a row without the mark that begins one.
+    marks = min(room, int(hasattr(self._objective, 'prompts')))
+
+    def cut(context: np.ndarray) -> np.ndarray:
+      tail = context[marks:]
+      return np.append(context[:marks], tail[max(len(tail) - (room - marks), 0) :])
+
     return [dataclasses.replace(text, context=cut(text.context)) for text in texts]
 
   def check(self, text: Text) -> None:
@@ -132,9 +146,11 @@ class Scorer:
     if text.encoder_inputs is None:
       return
     target = len(text.context) + len(text.tokens) - 1
-    for name, size in (('source', len(text.encoder_inputs)), ('target', target)):
-      if size > self.window:
-        raise UserError(f'a {name} of {size} tokens does not fit the {self.window} of a row')
+    for name, size, most in (
+      ('source', len(text.encoder_inputs), self.window), ('target', target, self._target_window),
+    ):  # fmt: skip
+      if size > most:
+        raise UserError(f'a {name} of {size} tokens does not fit the {most} of a row')
 
   def log_probabilities(self, texts: Sequence[Text]) -> list[np.ndarray]:
     """Natural logarithms, float32 [n], of the tokens of each text."""
@@ -164,7 +180,8 @@ class Scorer:
       return
     self.check(text)
     # Target i is predicted at input i, which is the token before it.
-    for start, stop, first in windows(len(whole) - 1, self.window, self.stride):
+    size = self.window if text.encoder_inputs is None else self._target_window
+    for start, stop, first in windows(len(whole) - 1, size, min(self.stride, size)):
       first = max(first, given - 1)
       if first < stop:
         places = range(first - given + 1, stop - given + 1)

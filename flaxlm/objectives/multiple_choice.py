@@ -82,8 +82,8 @@ class Objective:
         # Of the text, what stands right before the ending is kept.
         pairs.append((text[len(text) - a :], ending[:b]))
       items.append({'pairs': pairs, 'label': example.get('label'), 'id': number})
-    if cut:
-      terminal.warn(f'{cut} choices do not fit config.data.max_length, and are cut')
+    choices = sum(len(example['choices']) for example in examples)
+    terminal.cut(cut, choices, 'choices do not fit config.data.max_length')
     return items
 
   def _room(self, choices: int) -> int:

@@ -158,8 +158,7 @@ class Pooled(abc.ABC):
           'id': number,
         }
       )
-    if cut:
-      terminal.warn(f'{cut} of {len(items)} texts do not fit config.data.max_length, and are cut')
+    terminal.cut(cut, len(items), 'texts do not fit config.data.max_length')
     return items
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:

@@ -107,8 +107,7 @@ class Objective:
             'id': number,
           }
         )
-    if cut:
-      terminal.warn(f'{cut} questions are longer than objective.max_question_length, and are cut')
+    terminal.cut(cut, len(examples), 'questions are longer than objective.max_question_length')
     return items
 
   def _read(self, text: str) -> tuple[np.ndarray, np.ndarray]:

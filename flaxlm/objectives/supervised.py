@@ -41,7 +41,10 @@ class Supervised(NextToken, abc.ABC):
   def prompts(self, examples: Sequence[Mapping[str, Any]], new_tokens: int) -> list[Prompt]:
     """To write the targets of examples, at most `new_tokens` each; see `fitted`."""
     sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
-    return [self.prompt_of(self.fitted(source, new_tokens)) for source in sources]
+    fitted = [self.fitted(source, new_tokens) for source in sources]
+    cut = sum(len(a) < len(b) for a, b in zip(fitted, sources, strict=True))
+    terminal.cut(cut, len(sources), 'sources are longer than config.data allows')
+    return [self.prompt_of(source) for source in fitted]
 
   def fitted(self, source: np.ndarray, new_tokens: int) -> np.ndarray:
     """What is read of a source to write so many tokens."""
@@ -66,8 +69,7 @@ class Supervised(NextToken, abc.ABC):
           'labelled': 'target' in examples[number],
         }
       )
-    if cut:
-      terminal.warn(f'{cut} of {len(items)} rows are longer than config.data allows, and are cut')
+    terminal.cut(cut, len(items), 'rows are longer than config.data allows')
     return items
 
   def ended(self, item: Mapping[str, Any]) -> np.ndarray:

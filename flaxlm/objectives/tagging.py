@@ -82,8 +82,8 @@ class Objective:
             'id': number,
           }
         )
-    if cut:
-      terminal.warn(f'{cut} words do not fit config.data.max_length, and lose their ends')
+    words = sum(len(example['words']) for example in examples)
+    terminal.cut(cut, words, 'words do not fit config.data.max_length')
     return items
 
   def lengths(self, item: Mapping[str, Any]) -> dict[str, int]:

@@ -20,7 +20,10 @@ def cell(row: Mapping[str, str], name: str, key: str, where: str) -> str:
     UserError: if there is no such column.
   """
   if name not in row:
-    raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
+    raise UserError(
+      f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}, where the file has no '
+      'header to the number of the column, from 0'
+    )
   return str(row[name])
 
 

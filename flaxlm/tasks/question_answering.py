@@ -33,6 +33,7 @@ class Config(Named):
     0.0,
     'no answer is predicted where its score is that much above the best answer; eval.py reports '
     'the best value',
+    when={'unanswerable': (None, True)},
   )
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from flaxlm import sharding
+from flaxlm.config import recipe
 from flaxlm.config.schema import Config
 from flaxlm.data import pipeline
 from flaxlm.data.bad_rows import BadRows
@@ -193,6 +194,7 @@ def build(
     UserError: for data that cannot be read and for parts that do not go together.
   """
   checks.check_parts(config)
+  is_real = tokenizer is None
   tokenizer = tokenizer or inputs.open_tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
   bad = BadRows(config.data.on_bad_row)
@@ -200,7 +202,7 @@ def build(
     config, examples = inputs.read_examples(config, training, bad)
   task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
-  if with_data and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
+  if is_real and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   model = make_model(config.model, objective.head(config.model))
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
@@ -299,5 +301,6 @@ def open_model(
   workdir: str, which: str, change: Callable[[Config], Config] = lambda config: config
 ) -> tuple[Experiment, Any, int]:
   """(experiment without data, parameters, step) of a run, its config changed, for decoding."""
+  recipe.check_workdir(workdir)
   make = lambda config: build(change(config), workdir, training=False, with_data=False)
   return restore.open_run(workdir, which, make)

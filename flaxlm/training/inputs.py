@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint
 
+_SHOWN_LABELS = 10
 Examples = Mapping[str, Sequence[Mapping[str, Any]]]
 # Training batches, where there are any, and evaluation sets.
 Data = tuple[pipeline.Pipeline | None, Mapping[str, pipeline.EvalPipeline]]
@@ -94,6 +97,7 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
   'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """
   splits = rows_of(task_of(config), config, training, bad)
+  held_out = [] if config.data.validation else splits.get('validation', [])
   examples = {}
   for name, rows in splits.items():
     task = task_of(config)
@@ -103,10 +107,23 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
       bad.report()
       raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
     if name == 'train':  # It comes first, so that the others are held to its labels.
-      decided = task.discover(examples[name])
+      # A label may be only in rows that were held out of it.
+      others = parsed(task, held_out, lambda _: None)
+      decided = task.discover([*examples[name], *others])
       config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+      _say_labels(decided.get('labels', ()), examples[name])
   bad.report()
   return config, examples
+
+
+def _say_labels(labels: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> None:
+  """How many training rows, or words of them, have each label: a wrong column shows there."""
+  if labels:
+    cells = [example['label'] for example in examples]
+    counts = Counter(itertools.chain(*([c] if isinstance(c, str) else c for c in cells)))
+    shown = ', '.join(f'{label} ({counts[label]:,})' for label in labels[:_SHOWN_LABELS])
+    more = ', ...' * (len(labels) > _SHOWN_LABELS)
+    terminal.say(f'data.train: {len(labels)} labels: {shown}{more}')
 
 
 def parsed(
@@ -164,7 +181,7 @@ def _labelled(config: Config, objective: Any, examples: Examples, parts: pipelin
     if name == 'train':
       packed = pipeline.PackedItems(objective, items, config.seed, config.data.pack, config.data)
       augment = Augmentation(config.data, objective, config.objective.name)
-      augment.check(rows)
+      augment.check(rows, getattr(config.task, 'prefix', ''))
       train = pipeline.Pipeline(
         config, objective, packed, (), parts, augment if augment.is_on else None, rows_digest(rows)
       )

@@ -9,10 +9,12 @@ import types
 
 import pytest
 
+from flaxlm import files
 from flaxlm.commands import _resumable, predict
 from flaxlm.config import tree
 from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
+from flaxlm.tasks.text_classification import NO_LABEL
 from flaxlm.training.inputs import task_of
 
 
@@ -168,6 +170,22 @@ def run(place, output, size, policy='skip', stop=None):
   return [json.loads(line) for line in output.read_text().splitlines()]
 
 
+def test_a_written_label_is_said_by_its_name():
+  task = experiment('text_classification', labels=('Bad', 'Good')).task
+  task.read_back(str.lower)  # As a tokenizer that knows no capitals.
+  examples = [{'text': 'x', 'label': 'Bad', 'target': 'Bad', 'source': 'x'}, {'text': 'y'}]
+  assert predict._records(task, examples, ['bad', 'so so']) == [
+    {'text': 'x', 'label': 'Bad', 'prediction': 'Bad', 'output': 'bad'},
+    {'text': 'y', 'prediction': NO_LABEL, 'output': 'so so'},
+  ]
+
+
+def test_a_file_without_a_row_that_can_be_used_is_an_error(write, tmp_path):
+  place = str(write('x.jsonl', '{"other": "a"}\n'))
+  with pytest.raises(UserError, match='x.jsonl has no rows that can be used'):
+    run(place, tmp_path / 'out.jsonl', 2)
+
+
 ROWS = '{"text": "a"}\n{"text": ""}\n{"text": \n{"text": "d"}\n{"text": "e"}\n{"text": " "}\n'
 
 
@@ -222,3 +240,16 @@ def test_two_commands_do_not_write_one_output(tmp_path):
     output.write([{'n': 1}], 2)
   assert (tmp_path / 'out.jsonl').read_text() == '{"n": 0}\n{"n": 1}\n'
   assert [path.name for path in tmp_path.iterdir()] == ['out.jsonl']
+
+
+def test_output_that_was_finished_meanwhile_is_kept(tmp_path, monkeypatch):
+  target = tmp_path / 'out.jsonl'
+
+  def hold(file, place):
+    target.with_name('out.jsonl.partial').replace(target)  # As the process before does at its end.
+    target.write_text('whole')
+
+  monkeypatch.setattr(files, 'hold', hold)
+  with pytest.raises(UserError, match='was just written'), _resumable.lines(str(target), {}):
+    pass
+  assert target.read_text() == 'whole'

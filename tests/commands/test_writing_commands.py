@@ -39,10 +39,11 @@ _built = {}
 def runs(folder, monkeypatch):
   """`open_model` of a workdir that is a key of RUNS."""
 
-  def open_model(workdir, which, change=None):
+  def open_model(workdir, which, change=lambda config: config):
     if workdir not in _built:
       made = tiny.experiment(RUNS[workdir], folder)
       _built[workdir] = made, tiny.random_state(made).params
+    change(_built[workdir][0].config)
     return *_built[workdir], 7
 
   monkeypatch.setattr('flaxlm.training.experiment.open_model', open_model)
@@ -286,13 +287,26 @@ def test_a_row_whose_source_is_too_long_is_named(runs, tmp_path):
     score.main(['--workdir=answers', f'--input={file}', '--choices-column=choices'])
 
 
+def test_what_score_reads_is_named(runs, tmp_path):
+  file = tmp_path / 'rows.jsonl'
+  argv = ['--workdir=gpt', f'--input={file}']
+  file.write_text('')
+  with pytest.raises(UserError, match='rows.jsonl has no rows'):
+    score.main([*argv, '--choices-column=choices'])
+  file.write_text('{"text": "a b", "choices": ["a", "b"]}\n{"text": "\u200b"}\n')
+  with pytest.raises(UserError, match="--choices-column: .*rows.jsonl:1 has no column 'choice'"):
+    score.main([*argv, '--choices-column=choice'])
+
+
 @pytest.mark.parametrize(
   'argv, message',
   [
     (['--workdir=gpt'], 'one of --text and --input'),
     (['--workdir=answers', '--text=a'], 'context is missing'),
     (['--workdir=classify', '--text=a'], "'classification', which gives tokens no probability"),
-    (['--workdir=gpt', '--text=', '--end'], 'a text has no tokens'),
+    (['--workdir=gpt', '--text=', '--end'], '--text: a text has no tokens'),
+    (['--workdir=bert', '--text=a', '--end'], '--end: the texts of this run have no end'),
+    (['--workdir=gpt', '--text=a', '--config.data.train=x'], 'config.data.train: score takes'),
     (['--workdir=gpt', '--text=a', '--window=999'], '--window'),
     (['--workdir=gpt', '--text=a', '--window=8', '--stride=9'], '--stride'),
     (['--workdir=bert', '--text=a', '--window=2'], '--window: a masked model reads two marks'),

@@ -42,10 +42,11 @@ def test_words_are_dropped_whole_and_in_order_at_the_rate():
 def test_what_a_task_puts_round_a_text_is_not_augmented():
   augment = Augmentation(DataConfig(word_drop=0.1), OBJECTIVE, 'seq2seq')
   plain, prefixed = {'text': 'a'}, {'text': 'a', 'source': 'summarize: a'}
-  augment.check([plain, {'text': 'a', 'source': 'a'}])
-  Augmentation(DataConfig(), OBJECTIVE, 'seq2seq').check([prefixed])
-  with pytest.raises(UserError, match='word_drop.*would also change what the task puts round'):
-    augment.check([plain, prefixed])
+  augment.check([plain, {'text': 'a', 'source': 'a'}], '')
+  Augmentation(DataConfig(), OBJECTIVE, 'seq2seq').check([prefixed], 'summarize: ')
+  for rows, prefix in (([plain, prefixed], ''), ([plain], 'summarize: ')):
+    with pytest.raises(UserError, match='word_drop.*would also change what the task puts round'):
+      augment.check(rows, prefix)
 
 
 def test_a_word_stays():

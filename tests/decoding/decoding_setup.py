@@ -113,4 +113,4 @@ def masked_objective():
   """What decoding knows of masked_lm: the keys of its batches."""
   keys = ('inputs', 'token_type_ids'), ('targets', 'target_positions', 'target_weights')
   streams = {str(i): Stream(LONGEST, names) for i, names in enumerate(keys)}
-  return types.SimpleNamespace(streams=streams, packing='concatenate')
+  return types.SimpleNamespace(streams=streams, packing='concatenate', terms=('mlm_loss',))

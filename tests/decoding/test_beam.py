@@ -157,6 +157,13 @@ def test_neighbours_change_nothing(family):
   assert max(len(h.tokens) for h in together[1]) == 5
 
 
+def test_more_tokens_than_a_number_holds_end_with_the_row():
+  model, params = setup('decoder')
+  reader = Reader.of(model, params)
+  (best,) = search(reader, prompts_of(draw([reader.longest - 4])), Beam(1, 10**11))[0]
+  assert len(best.tokens) <= 4
+
+
 @FULL
 def test_no_ngram_comes_twice():
   model, params = setup('decoder', vocab_size=6)

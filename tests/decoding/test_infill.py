@@ -75,6 +75,12 @@ def test_all_pairs_enumerated(seed):
   np.testing.assert_allclose([f.log_p for f in found.fillings], [pairs[b] for b in best], atol=1e-4)
 
 
+def test_a_mask_is_no_filling():
+  (found,) = filler_of(VOCAB, VOCAB).fill([text_of(9, (4,))])
+  assert len(found.fillings) == VOCAB - 1 and np.isfinite(found.log_p).all()
+  assert MASK not in {filling.inputs[4] for filling in found.fillings}
+
+
 def test_one_program_fills_many_texts():
   filler = filler_of(2)
   before = infill._top._cache_size()

@@ -112,3 +112,4 @@ def test_repeated_ngrams_are_left_out(size):
     some += bool(expected)
   assert some > 5
   assert without > 5 or size > 1
+  np.testing.assert_array_equal(call(scores, sequences, lengths, 10**10), scores)

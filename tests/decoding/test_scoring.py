@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_objective, padded, setup
 
+from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import scoring
 from flaxlm.decoding.scoring import Scorer, Text, windows
@@ -198,6 +199,31 @@ def test_a_context_of_bare_text_is_all_that_is_given():
     found = scorer.text(' good', context)
     assert tokenizer.decode(found.context) == given
     assert tokenizer.decode(found.tokens).strip() == 'good'
+
+
+def test_what_is_masked_is_told_by_what_is_learned():
+  """A mixture can be asked for a prompt, and may be one of masked models."""
+  mixture = types.SimpleNamespace(terms=('mlm_loss',), prompt=None)
+  assert scoring.is_masked(mixture) and not scoring.is_masked(types.SimpleNamespace(prompt=None))
+
+
+def test_a_target_has_the_rows_of_its_stream():
+  streams = {'decoder': Stream(64, ('decoder_inputs',), prefix='decoder_')}
+  scorer = scorer_of(None, None, 32, 16, streams=streams)
+  source = np.arange(1, 9)
+  text = Text(np.array([3]), np.arange(1, 65), source)
+  scorer.check(text)
+  assert len(list(scorer._units(0, text))) == 1
+  with pytest.raises(UserError, match='a target of 65 tokens does not fit the 64 of a row'):
+    scorer.check(Text(np.array([3]), np.arange(1, 66), source))
+
+
+def test_the_mark_that_begins_a_prompt_stays():
+  texts = [Text(np.arange(3, 13), np.arange(5)), Text(np.arange(3, 13), np.arange(3))]
+  cut = scorer_of(None, None, 8, 8, prompts=None).together(texts)
+  assert [text.context.tolist() for text in cut] == [[3, 10, 11, 12]] * 2
+  cut = scorer_of(None, None, 8, 8).together(texts)
+  assert [text.context.tolist() for text in cut] == [[9, 10, 11, 12]] * 2
 
 
 def test_a_target_for_gaps_has_their_sentinels():

