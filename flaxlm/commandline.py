@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     self._overrides = overrides
     self.add_argument('--debug', action='store_true', help='show the traceback of an error')
     if overrides:
-      self.epilog = 'Any field of the config is set by --config.FIELD=VALUE.'
+      self.epilog = 'Fields of the config are set by --config.FIELD=VALUE.'
 
   def error(self, message: str) -> NoReturn:
     raise UserError(message.replace('the following arguments are required:', 'missing'))

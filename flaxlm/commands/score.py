@@ -208,7 +208,7 @@ def _parse(argv: Sequence[str]) -> Any:
   parser.add_argument('--batch-size', type=int, default=8, help='rows at once')
   args = parser.parse(argv)
   if bool(args.text) == bool(args.input):
-    raise UserError('one of --text and --input is needed')
+    raise UserError('one of --text and --input is needed' + ', not both' * bool(args.text))
   if args.choices_column and (args.text or args.context is not None):
     raise UserError('--choices-column: its rows come from --input, with the text before them')
   if args.documents != 'auto' and (args.text or args.choices_column):
