@@ -84,10 +84,10 @@ class Case:
       for name, parameter in model.named_parameters():
         scale = name.endswith('weight') and ('norm' in name.lower() or '.ln_' in name)
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15 + scale)
-      if self.untied and self.cls.startswith('Bart'):
-        # Its stacks have a table each, too, which flaxlm can only take for one.
-        for stack in (model.model.encoder, model.model.decoder):
-          stack.embed_tokens.weight.copy_(model.model.shared.weight)
+    if self.untied and self.cls.startswith('Bart'):
+      # The library unties the tables of the two stacks, too; flaxlm has one for both.
+      for stack in (model.model.encoder, model.model.decoder):
+        stack.embed_tokens.weight = model.model.shared.weight
     return model.eval()
 
 
