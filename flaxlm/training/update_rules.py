@@ -1,5 +1,6 @@
 """Update rules: what stands between the clipped gradient and the learning rate."""
 
+import functools
 import math
 from typing import Any
 
@@ -26,11 +27,11 @@ def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.Grad
 
   adamw: Adam (Kingma and Ba 2015). adamwscale: its update multiplied by the RMS of the parameter,
   as Adafactor's (Nawrot 2023). lion: the sign of an interpolated momentum (Chen et al. 2023).
-  adafactor: Shazeer and Stern 2018, without momentum: second moments factored along the two
-  longest axes of a leaf, where both have 128 entries or more, updates clipped to an RMS of 1 and,
-  with `parameter_scale`, multiplied by that of the parameter. muon: orthogonalised momentum (Jordan
-  et al. 2024; Liu et al. 2025) for the kernels of the layers, and Adam for everything else. sgd:
-  with `momentum`.
+  adafactor: Shazeer and Stern 2018, without momentum: factored second moments of matrices with 128
+  rows and columns or more (a kernel's inputs and outputs, however many axes they have), updates
+  clipped to an RMS of 1 and, with `parameter_scale`, multiplied by that of the parameter. muon:
+  orthogonalised momentum (Jordan et al. 2024; Liu et al. 2025) for the kernels of the layers, and
+  Adam for everything else. sgd: with `momentum`.
   """
   adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
   match config.name:
@@ -43,7 +44,7 @@ def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.Grad
     case 'adafactor':
       scale = [_scale_by_parameter()] if config.parameter_scale else []
       factored = optax.scale_by_factored_rms(decay_rate=_FACTORED_DECAY)
-      return [factored, _clip_by_rms(_LARGEST_RMS), *scale]
+      return [_of_matrices(factored, layout), _clip_by_rms(_LARGEST_RMS), *scale]
     case 'muon':
       return [_muon(config.muon_momentum, adam, layout)]
     case _:
@@ -65,6 +66,33 @@ def _per_matrix(function: Any) -> optax.GradientTransformation:
     return jax.tree_util.tree_map_with_path(one, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _of_matrices(
+  inner: optax.GradientTransformation, layout: Layout
+) -> optax.GradientTransformation:
+  """`inner`, to which a kernel is a matrix [inputs, outputs], or a stack of them.
+
+  The heads of attention are axes of their own here; optax would factor them one by one or, as they
+  are less than 128 wide, not at all.
+  """
+
+  def matrix(path: Any, leaf: Any) -> Any:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    count = layout.num_inputs(name)
+    if not count:
+      return leaf
+    first = int(virtual_paths(name, leaf) != [name])
+    rows = math.prod(leaf.shape[first : first + count])
+    return leaf.reshape(*leaf.shape[:first], rows, -1)
+
+  matrices = functools.partial(jax.tree_util.tree_map_with_path, matrix)
+
+  def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    found, state = inner.update(matrices(updates), state, matrices(params))
+    return jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates), state
+
+  return optax.GradientTransformation(lambda params: inner.init(matrices(params)), update)
 
 
 def _rms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
