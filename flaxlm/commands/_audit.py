@@ -51,9 +51,7 @@ def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
     found[name] = [
       (where, '\n'.join(task.texts(example)))
       for where, row in rows
-      for example in parsed(
-        task, [(where, row)], bad.of(name), lambda _: False
-      )  # none of a bad row
+      for example in parsed(task, [(where, row)], bad.of(name), lambda _: False)
     ]
   bad.report()
   total = sum(map(len, found.values()))

@@ -26,8 +26,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given(args: argparse.Namespace) -> list[str]:
-  """The names of the flags that were set."""
-  return [name for names in FIELDS.values() for name in names if getattr(args, name) is not None]
+  """The fields whose flags were set, such as 'tokenizer.vocab_size'."""
+  fields = [(node, name) for node, names in FIELDS.items() for name in names]
+  return [f'{node}.{name}' for node, name in fields if getattr(args, name) is not None]
 
 
 def config(args: argparse.Namespace, place: str) -> schema.Config:

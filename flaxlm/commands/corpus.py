@@ -57,9 +57,8 @@ def main(argv: Sequence[str]) -> None:
 
     config = recipe.load(args.config, args.overrides)
     if given := _text.given(args):
-      raise UserError(
-        f'--{given[0]}: the recipe says so; set its field by --config.NODE.{given[0]}'
-      )
+      flag = given[0].rpartition('.')[2]
+      raise UserError(f'--{flag}: is for --input; change the recipe by --config.{given[0]}')
   elif args.overrides:
     raise UserError(f'--config.{args.overrides[0][0]} changes a recipe; set --config')
   else:

@@ -108,7 +108,7 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
 
 
 def _warn_of_other_best(workdir: epath.Path, which: str, step: int | str) -> None:
-  """Says where `predict` and eval.py would take another checkpoint than the latest."""
+  """Says where `predict`, and eval.py of a test set, would take another checkpoint."""
   from flaxlm.training import checkpoint
 
   directory = workdir / 'checkpoints'

@@ -157,6 +157,8 @@ def _marks(folder: epath.Path, tokenizer: Any) -> str:
   if not file.exists():
     return ''
   public = tokenizers.Tokenizer.from_str(file.read_text(encoding='utf-8'))
+  public.no_padding()
+  public.no_truncation()
   bare, whole = (public.encode('a', add_special_tokens=added).ids for added in (False, True))
   for name, roles in (('none', ''), ('bos', 'bos'), ('bos_eos', 'bos eos')):
     ids = [getattr(tokenizer, f'{role}_id') for role in roles.split()]

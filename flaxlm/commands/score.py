@@ -10,8 +10,8 @@ pseudo-log-likelihoods (Salazar et al. 2020).
 
 With --choices-column, each row has a list of texts (jsonl) that may follow its text column; printed
 is which one is likeliest in total, per token and per byte and, where a label column names the right
-one (by its number from 0, its text or its letter), the accuracy of each. The columns are those of
-the run; --config.data.text_column= and --config.data.label_column= name others.
+one (by its number from 0, its text or its letter), the accuracy of each. --text-column and
+--label-column name other columns than those of the run.
 """
 
 import dataclasses
@@ -34,11 +34,9 @@ CHUNK = 32
 def main(argv: Sequence[str]) -> None:
   args = _parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
-  from flaxlm.evaluation import changes
   from flaxlm.training.experiment import open_model
 
-  change = lambda saved: changes.changed(saved, args.overrides, changes.COLUMNS, 'score')
-  experiment, params, _ = open_model(args.workdir, args.checkpoint, change)
+  experiment, params, _ = open_model(args.workdir, args.checkpoint)
   scorer = _scorer(experiment, params, args)
   terminal.phase('eval', args.input or f'{len(args.text)} texts')
   lines = (
@@ -80,8 +78,8 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
 
   texts = [('--text', text) for text in args.text]
   if args.input:
-    data = dataclasses.replace(experiment.config.data, documents=args.documents)
-    texts = source.documents(args.input, data, key='--input').located()
+    data = dataclasses.replace(_data(experiment, args), documents=args.documents)
+    texts = _documents(source.documents(args.input, data, key='--input'))
   total, count = np.zeros(3), 0
   for chunk in _chunks(texts):
     scored = [_scored(scorer, text, where, args) for where, text in chunk]
@@ -94,6 +92,21 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
     raise UserError(f'--input: {args.input} has no texts')
   if count > 1:
     yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
+
+
+def _data(experiment: Any, args: Any) -> Any:
+  """How the run reads rows, but for columns that the flags name."""
+  named = {'text_column': args.text_column, 'label_column': args.label_column}
+  named = {field: column for field, column in named.items() if column}
+  return dataclasses.replace(experiment.config.data, **named)
+
+
+def _documents(found: Any) -> Iterator[tuple[str, str]]:
+  """Places and texts; a mistake names the flag and not a field that cannot be set here."""
+  try:
+    yield from found.located()
+  except UserError as error:
+    raise UserError(str(error).replace('config.data.text_column', '--text-column')) from None
 
 
 def _scored(scorer: Any, text: str, where: str, args: Any) -> Any:
@@ -135,7 +148,7 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
   from flaxlm.data import source
   from flaxlm.tasks import multiple_choice
 
-  data = experiment.config.data
+  data = _data(experiment, args)
   right, labelled, seen = dict.fromkeys(NORMS, 0), 0, 0
   for chunk in _chunks(source.rows(args.input, data, key='--input')):
     seen += len(chunk)
@@ -168,14 +181,12 @@ def _question(
   scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
-  from flaxlm.data import source
   from flaxlm.tasks import columns
 
-  context = source.column(row, data.text_column, where, 'text_column')
-  if args.choices_column not in row:
-    near = nearest(args.choices_column, row)
-    raise UserError(f'--choices-column: {where} has no column {args.choices_column!r}{near}')
-  cell = row[args.choices_column]
+  for flag, name in (('text', data.text_column), ('choices', args.choices_column)):
+    if name not in row:
+      raise UserError(f'--{flag}-column: {where} has no column {name!r}{nearest(name, row)}')
+  context, cell = row[data.text_column], row[args.choices_column]
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')
@@ -191,7 +202,7 @@ def _question(
 
 
 def _parse(argv: Sequence[str]) -> Any:
-  parser = commandline.Parser(__doc__, overrides=True)
+  parser = commandline.Parser(__doc__)
   parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
   parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--text', action='append', default=[], help='may be given several times')
@@ -201,6 +212,8 @@ def _parse(argv: Sequence[str]) -> Any:
     help='what a document of --input is: as config.data.documents',
   )  # fmt: skip
   parser.add_argument('--context', help='text before each text; the source of an encoder-decoder')
+  parser.add_argument('--text-column', default='', help="column of the text; the run's if unset")
+  parser.add_argument('--label-column', default='', help="column of the label; the run's if unset")
   parser.add_argument('--choices-column', default='', help='column of a list of texts to choose of')
   parser.add_argument('--end', action='store_true', help='the end of a text (EOS) counts too')
   parser.add_argument('--window', type=int, default=0, help='tokens read at once; the longest row')

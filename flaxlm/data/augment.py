@@ -38,8 +38,9 @@ class Augmentation:
 
     prefix: what the task puts before each of them.
     """
-    longer = any('source' in e and e['source'] != e['text'] for e in examples)
-    if self.is_on and (prefix or longer):
+    if not self.is_on or 'source' not in self._keys:
+      return
+    if prefix or any('source' in e and e['source'] != e['text'] for e in examples):
       raise UserError(
         'config.data.word_drop, word_swap, word_mask: would also change what the task puts round a '
         'text that is read to write (task.prefix, the names of columns)'

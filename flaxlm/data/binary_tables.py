@@ -155,14 +155,21 @@ def json_row(line: str, where: str) -> dict[str, str]:
   return {name: as_text(value, where) for name, value in row.items()}
 
 
+def _plain(value: Any) -> str:
+  """Bytes of text, a decimal number, a date; of other bytes, such as a picture's, what they are."""
+  if isinstance(value, bytes):
+    with contextlib.suppress(UnicodeDecodeError):
+      return value.decode()
+  return str(value)
+
+
 def as_text(value: Any, where: str) -> str:
   """A value of a row as text; half a surrogate pair has no bytes and is an error."""
   if value is None:
     return ''
-  plain = lambda value: _decoded(value, where) if isinstance(value, bytes) else str(value)
   if not isinstance(value, str | bool | int | float | list | dict):
-    value = plain(value)  # Bytes of text, a decimal number, a date.
-  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
+    value = _plain(value)
+  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
   try:
     text.encode()
   except UnicodeEncodeError:

@@ -80,7 +80,7 @@ class Scorer:
     self._masked = is_masked(objective)
     streams = getattr(objective, 'streams', {}).values()
     decoders = [stream.capacity for stream in streams if 'decoder_inputs' in stream.keys]
-    self._target_window = decoders[0] if decoders else window
+    self._target_window = max([*decoders, window])
 
   def text(self, text: str, context: str | None = None, end: bool = False) -> Text:
     """The tokens of a text, behind its context.
@@ -132,7 +132,7 @@ class Scorer:
     room = (self.window - 2 if self._masked else self.window + 1) - longest
     if room < (0 if self._masked else 1) or texts[0].encoder_inputs is not None:
       return list(texts)
-    # What was trained on prompts has never read a row without the mark that begins one.
+    # A model that was trained on prompts has read no row that does not begin with its mark.
     marks = min(room, int(hasattr(self._objective, 'prompts')))
 
     def cut(context: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from flaxlm.config.schema import Config
 from flaxlm.errors import UserError
 
 # How rows are read, and what of an answer depends on the predictions alone.
-COLUMNS = ('data.text_column', 'data.label_column')
 READING = (
-  *COLUMNS,
+  *('data.text_column', 'data.label_column'),
   *('task.pair_column', 'task.target_column', 'task.choice_columns'),
   *('task.unanswerable', 'task.null_threshold', 'task.threshold'),
 )

@@ -38,7 +38,7 @@ def write(
   config, examples = experiment.config, experiment.examples[name]
   how = _how(config)
   rows = [examples[number] for number in numbers]
-  with terminal.cuts(said=False):  # Which it was when the rows were read.
+  with terminal.cuts(said=False):  # It was said when the rows were read.
     prompts = experiment.objective.prompts(rows, how.max_new_tokens)
   writer = Writer(
     Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh), experiment.objective),

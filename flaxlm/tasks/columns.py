@@ -21,8 +21,8 @@ def cell(row: Mapping[str, str], name: str, key: str, where: str) -> str:
   """
   if name not in row:
     raise UserError(
-      f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}, where the file has no '
-      'header to the number of the column, from 0'
+      f'{where}: no column {name!r}{nearest(name, row)}; set config.{key} to its name or, where '
+      'the file has no header, to its number from 0'
     )
   return str(row[name])
 

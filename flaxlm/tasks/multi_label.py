@@ -19,7 +19,7 @@ Example = dict[str, Any]
 class Config(Named):
   """Multi-label classification."""
 
-  labels: tuple[str, ...] = field((), 'all labels; those of the training rows, sorted, if unset')
+  labels: tuple[str, ...] = field((), 'all labels; those of the rows of train, sorted, if unset')
   pair_column: str = field('', 'column of a second text, for pairs: a name or a number')
   separator: str = field(
     ',', 'what stands between the labels of a cell that is not a json list; an empty cell has none'

@@ -20,7 +20,7 @@ Example = dict[str, Any]
 class Config(Named):
   """Tagging."""
 
-  labels: tuple[str, ...] = field((), 'all tags; those of the training rows, sorted, if unset')
+  labels: tuple[str, ...] = field((), 'all tags; those of the rows of train, sorted, if unset')
 
 
 class Task:
@@ -36,6 +36,7 @@ class Task:
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
     self.labels = columns.labels(config.task)
+    self._has_columns = False
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
     """'words', 'text' (the words with spaces between) and 'label' (their tags) of a row.
@@ -57,21 +58,20 @@ class Task:
     empty = [i for i, word in enumerate(words) if not word.strip()]
     if empty:
       raise UserError(f'{where}: word {empty[0] + 1} in column {name!r} is empty')
-    if not labelled and '0' in row:
-      self._check_columns(row, where)
+    self._has_columns |= '1' in row  # By their numbers they are there in CoNLL's files alone.
     example: Example = {'text': ' '.join(words), 'words': words}
     return example | columns.label_part(lambda: self._label_part(row, words, where), labelled)
 
-  def _check_columns(self, row: Mapping[str, str], where: str) -> None:
-    """Raises UserError for lines of text in place of CoNLL's, of which the last column has tags.
+  def settle(self, examples: Iterable[Example]) -> None:
+    """Raises UserError for a file of text in place of CoNLL's, all but whose first words are lost.
 
-    Only their first words would be tagged. A sign such as `-` may stand for a tag.
+    That is one of single words with columns beside them, none of which has a tag of the run.
     """
-    tags = columns.strings(row.get('tags', '[]'), 'the tags', where)
-    if any(tag.isalnum() for tag in tags) and not set(tags) & set(self.labels):
+    alone = [len(example['words']) == 1 and 'label' not in example for example in examples]
+    if self._has_columns and all(alone):
       raise UserError(
-        f'{where}: none of the last column, {", ".join(tags[:3])!r}, is a tag of the run; write a '
-        'word a line and a blank line between sentences, or a jsonl with lists of words'
+        '--input: every sentence has one word, and columns without a tag of the run; write a word '
+        'a line and a blank line between sentences, or a jsonl with lists of words'
       )
 
   def _label_part(self, row: Mapping[str, str], words: Sequence[str], where: str) -> Example:

@@ -24,7 +24,7 @@ class Config(Named):
   """Text classification."""
 
   labels: tuple[str, ...] = field(
-    (), 'all labels; those of the training rows, sorted, if unset. Of two, the second is positive'
+    (), 'all labels; those of the rows of train, sorted, if unset. Of two, the second is positive'
   )
   pair_column: str = field('', 'column of a second text, for pairs: a name or a number')
   prefix: str = field(

@@ -131,8 +131,10 @@ def check_unfreezing(
   leaves = leaf_paths(trained)
   names = [name for path, leaf in leaves.items() for name in virtual_paths(path, leaf)]
   begin = {name: distances[name] * every for name in names}
-  if first := min(begin.values()):
-    raise UserError(f'{key}: no leaf would move in the first {first} updates: the head is frozen')
+  # A model whose head has no parameters of its own begins with its last layer.
+  wait = min(begin.values()) - min(distances.values()) * every
+  if wait:
+    raise UserError(f'{key}: what moves first is frozen, and {wait} updates would change nothing')
   late = [name for name, update in begin.items() if update >= total_steps]
   if late:
     terminal.warn(

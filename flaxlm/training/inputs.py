@@ -92,7 +92,7 @@ def _once(
 
 
 def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config, Examples]:
-  """The parsed rows of each split, and the config with what those of training decide (labels).
+  """The parsed rows of each split, and the config with what the rows of train decide (labels).
 
   'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """

@@ -47,6 +47,12 @@ def check_resume(saved: Config, now: Config) -> None:
       continue
     if key == 'task.labels' and not after:
       continue  # not discovered yet; compared once they are
+    if key == 'task.labels':
+      raise UserError(
+        f'config.task.labels: the run in this workdir has {",".join(before)}, and the rows have '
+        f'{",".join(after)}; go on with --config.task.labels={",".join(before)}, or start in '
+        'another workdir'
+      )
     raise UserError(
       f'config.{key}: the run in this workdir has {before!r}, not {after!r}, and a resume cannot '
       'change it; go on without the change, or start in another workdir'

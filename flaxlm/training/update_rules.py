@@ -18,6 +18,7 @@ from flaxlm.training.paths import virtual_paths
 _MUON_RMS = 0.2
 # Adafactor's defaults (Shazeer and Stern 2018, section 9).
 _FACTORED_DECAY = 0.8
+_FACTORED_FROM = 128
 _LARGEST_RMS = 1.0
 _SMALLEST_SCALE = 1e-3
 
@@ -43,7 +44,9 @@ def make_update_rule(config: OptimizerConfig, layout: Layout) -> list[optax.Grad
       return [optax.scale_by_lion(b1=config.b1, b2=config.b2)]
     case 'adafactor':
       scale = [_scale_by_parameter()] if config.parameter_scale else []
-      factored = optax.scale_by_factored_rms(decay_rate=_FACTORED_DECAY)
+      factored = optax.scale_by_factored_rms(
+        decay_rate=_FACTORED_DECAY, min_dim_size_to_factor=_FACTORED_FROM
+      )
       return [_of_matrices(factored, layout), _clip_by_rms(_LARGEST_RMS), *scale]
     case 'muon':
       return [_muon(config.muon_momentum, adam, layout)]
@@ -83,8 +86,11 @@ def _of_matrices(
     if not count:
       return leaf
     first = int(virtual_paths(name, leaf) != [name])
-    rows = math.prod(leaf.shape[first : first + count])
-    return leaf.reshape(*leaf.shape[:first], rows, -1)
+    inputs, outputs = leaf.shape[first : first + count], leaf.shape[first + count :]
+    # What is not factored keeps its shape, and so lies where the parameter does.
+    if min(math.prod(inputs), math.prod(outputs)) < _FACTORED_FROM:
+      return leaf
+    return leaf.reshape(*leaf.shape[:first], math.prod(inputs), math.prod(outputs))
 
   matrices = functools.partial(jax.tree_util.tree_map_with_path, matrix)
 

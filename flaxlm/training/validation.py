@@ -13,6 +13,8 @@ from flaxlm.types import TrainState
 
 # Metrics of an evaluation that fit on a line; metrics.jsonl has all.
 _SHOWN = 6
+# Batches in which a metric is looked for before the first step, if one does not give it.
+_TRIED = 16
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -49,25 +51,26 @@ class Validation:
   def check_best_metric(self, state: TrainState) -> None:
     """Raises UserError if there is no metric `best_metric`, from a batch instead of after hours.
 
-    What a batch does not give, the whole may: tags are scored where a sentence is there whole.
+    What a batch does not give, a few more may: tags are scored where a sentence is there whole.
     """
     if not self._best.best_metric:
       return
-    terminal.phase('eval', f'looking for {self._best.best_metric!r} in one batch')
-    most = self._config.max_written
-    results = self._evaluated(state, 1, 1 if most is None else min(1, most))
-    if best.name(self._best) not in results:
-      results = self._evaluated(state, self._config.max_batches, most)
+    terminal.phase('eval', f'looking for {self._best.best_metric!r} in a batch')
+    results: dict[str, float] = {}
+    for batches in (1, _TRIED):
+      results = self._evaluated(state, batches)
+      if not results or best.name(self._best) in results:
+        return
     best.check(self._best, results)
 
-  def _evaluated(
-    self, state: TrainState, batches: int | None, written: int | None
-  ) -> dict[str, float]:
+  def _evaluated(self, state: TrainState, batches: int) -> dict[str, float]:
     """Metrics of all sets; {} where it was asked to stop."""
     results: dict[str, float] = {}
     weights = self._experiment.weights(state.params, state.extras)
+    most = self._config.max_written
+    one = 1 if most is None else min(1, most)
     for name in self._experiment.eval_data:
-      found = evaluate(self._experiment, weights, name, batches, self._asked_to_stop, written)
+      found = evaluate(self._experiment, weights, name, batches, self._asked_to_stop, one)
       if found is None:
         return {}
       results |= self._named(name, found.metrics)

@@ -293,9 +293,13 @@ def test_what_score_reads_is_named(runs, tmp_path):
   file.write_text('')
   with pytest.raises(UserError, match='rows.jsonl has no rows'):
     score.main([*argv, '--choices-column=choices'])
-  file.write_text('{"text": "a b", "choices": ["a", "b"]}\n{"text": "\u200b"}\n')
+  file.write_text('{"text": "a b", "choices": ["a", "b"]}\n')
   with pytest.raises(UserError, match="--choices-column: .*rows.jsonl:1 has no column 'choice'"):
     score.main([*argv, '--choices-column=choice'])
+  with pytest.raises(UserError, match="--text-column: .*rows.jsonl:1 has no column 'tex'"):
+    score.main([*argv, '--choices-column=choices', '--text-column=tex'])
+  with pytest.raises(UserError, match="--text-column: .*rows.jsonl:1 has no column 'tex'"):
+    score.main([*argv, '--text-column=tex'])
 
 
 @pytest.mark.parametrize(
@@ -306,7 +310,6 @@ def test_what_score_reads_is_named(runs, tmp_path):
     (['--workdir=classify', '--text=a'], "'classification', which gives tokens no probability"),
     (['--workdir=gpt', '--text=', '--end'], '--text: a text has no tokens'),
     (['--workdir=bert', '--text=a', '--end'], '--end: the texts of this run have no end'),
-    (['--workdir=gpt', '--text=a', '--config.data.train=x'], 'config.data.train: score takes'),
     (['--workdir=gpt', '--text=a', '--window=999'], '--window'),
     (['--workdir=gpt', '--text=a', '--window=8', '--stride=9'], '--stride'),
     (['--workdir=bert', '--text=a', '--window=2'], '--window: a masked model reads two marks'),

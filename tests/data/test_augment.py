@@ -40,10 +40,12 @@ def test_words_are_dropped_whole_and_in_order_at_the_rate():
 
 
 def test_what_a_task_puts_round_a_text_is_not_augmented():
-  augment = Augmentation(DataConfig(word_drop=0.1), OBJECTIVE, 'seq2seq')
+  Augmentation(DataConfig(word_drop=0.1), OBJECTIVE, 'classification').check([{'source': 'a'}], '')
+  writing = types.SimpleNamespace(augmented=('source',), tokenizer=TOKENIZER)
+  augment = Augmentation(DataConfig(word_drop=0.1), writing, 'seq2seq')
   plain, prefixed = {'text': 'a'}, {'text': 'a', 'source': 'summarize: a'}
   augment.check([plain, {'text': 'a', 'source': 'a'}], '')
-  Augmentation(DataConfig(), OBJECTIVE, 'seq2seq').check([prefixed], 'summarize: ')
+  Augmentation(DataConfig(), writing, 'seq2seq').check([prefixed], 'summarize: ')
   for rows, prefix in (([plain, prefixed], ''), ([plain], 'summarize: ')):
     with pytest.raises(UserError, match='word_drop.*would also change what the task puts round'):
       augment.check(rows, prefix)

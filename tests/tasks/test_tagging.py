@@ -49,13 +49,17 @@ def test_a_malformed_row_is_named(bad, message):
 
 
 def test_a_text_is_no_sentence_of_conll_to_predict():
-  columns = {str(i): json.dumps([word]) for i, word in enumerate(['John', 'lives', 'in', 'Berlin'])}
-  text = columns | {'tokens': '["John"]', 'tags': '["Berlin"]'}
-  with pytest.raises(UserError, match="f:1: none of the last column, 'Berlin', is a tag"):
-    make().parse(text, 'f:1', labelled=False)
-  for tag in ('O', '-', '_'):
-    assert make().parse(text | {'tags': json.dumps([tag])}, 'f:1', labelled=False)['words']
-  assert make().parse({'tokens': '["John"]', '0': '["John"]'}, 'f:1', labelled=False)['words']
+  def settle(*rows):
+    task = make()
+    task.settle([task.parse(row, 'f:1', labelled=False) for row in rows])
+
+  text = row(['John'], ['Berlin']) | {'0': '["John"]', '1': '["lives"]', '2': '["Berlin"]'}
+  with pytest.raises(UserError, match='--input: every sentence has one word'):
+    settle(text, text)
+  settle(text, text | {'tags': '["O"]'})
+  settle(text, row(['New', 'York'], ['NN', 'NN']) | {'0': '["New", "York"]', '1': '["NN", "NN"]'})
+  settle(row(['John'], ['X']) | {'0': '["John"]'})
+  settle(row(['John']))
 
 
 def test_a_label_is_named_once():

@@ -379,7 +379,7 @@ def test_a_best_metric_may_need_more_than_a_batch(tmp_path, monkeypatch):
 
   monkeypatch.setattr(validation, 'evaluate', evaluate)
   fit(tmp_path, checkpoint__best_metric='f1')
-  assert limits[:3] == [1, 1, None]  # Of two sets.
+  assert limits[:3] == [1, 1, 16]  # Of two sets.
 
 
 def test_a_profile_of_steps_that_never_come_is_an_error(tmp_path):
