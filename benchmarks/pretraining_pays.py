@@ -6,10 +6,10 @@
 For each family: one pretraining run; then the pretrained trunk against the same architecture from
 scratch. `sst2`: with all 6,920 labelled rows and with 500 of them, accuracy. `scitldr`: summaries
 of papers' abstracts, ROUGE, beside that of the first sentence (lead-1); for t5, pretrained as BART
-is, by restoring whole texts, which teaches a decoder to copy. Both arms choose
-the learning rate among the same three by dev (seed 0), then run five seeds; the checkpoint that was
-best on dev is evaluated on test, once. Rows are packed. The table gives the mean of each arm on
-test, the gain and its 95 % Welch interval.
+is, by restoring whole texts, which teaches a decoder to copy. Both arms choose the learning rate
+among the same three by dev (seed 0), then run five seeds; the checkpoint that was best on dev is
+evaluated on test, once. Rows are packed. The table gives the mean of each arm on test, the gain and
+its 95 % Welch interval.
 
 Every run has a folder of its own, and a run that is complete is not repeated, so that the script
 goes on where it was stopped; with --family several can share a machine. DATA holds
