@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> None:
   size, predict = _predictor(experiment, params, args)
   terminal.phase('data', args.input)
   with _local(args.input) as place:
-    # Another training may have come to the same step.
-    _run(args, experiment, place, [step, digest(params)], size, predict)
+    # Another training may have come to the same step. Without a file nothing is gone on with.
+    weights = [step, digest(params)] if args.output else []
+    _run(args, experiment, place, weights, size, predict)
 
 
 def _run(
@@ -98,12 +99,9 @@ def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str
   found: list[tuple[int, dict[str, Any]]] = []
   for row in _rows(experiment, place, handler):
     number = len(found) + bad.counts.get('input', 0)  # Every row before it is in one of them.
-    found += [(number, example) for example in parsed(experiment.task, [row], handler, _unlabelled)]
+    examples = parsed(experiment.task, [row], handler, lambda _: False)
+    found += [(number, example) for example in examples]
   return found
-
-
-def _unlabelled(row: Mapping[str, str]) -> bool:
-  return False
 
 
 def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError
 
 NORMS = ('total', 'per_token', 'per_byte')
 CHUNK = 32
@@ -79,7 +79,8 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
   texts = [('--text', text) for text in args.text]
   if args.input:
     data = dataclasses.replace(_data(experiment, args), documents=args.documents)
-    texts = _documents(source.documents(args.input, data, key='--input'))
+    found = source.documents(args.input, data, key='--input', column_key='--text-column')
+    texts = found.located()
   total, count = np.zeros(3), 0
   for chunk in _chunks(texts):
     scored = [_scored(scorer, text, where, args) for where, text in chunk]
@@ -99,14 +100,6 @@ def _data(experiment: Any, args: Any) -> Any:
   named = {'text_column': args.text_column, 'label_column': args.label_column}
   named = {field: column for field, column in named.items() if column}
   return dataclasses.replace(experiment.config.data, **named)
-
-
-def _documents(found: Any) -> Iterator[tuple[str, str]]:
-  """Places and texts; a mistake names the flag and not a field that cannot be set here."""
-  try:
-    yield from found.located()
-  except UserError as error:
-    raise UserError(str(error).replace('config.data.text_column', '--text-column')) from None
 
 
 def _scored(scorer: Any, text: str, where: str, args: Any) -> Any:
@@ -181,12 +174,11 @@ def _question(
   scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
+  from flaxlm.data import source
   from flaxlm.tasks import columns
 
-  for flag, name in (('text', data.text_column), ('choices', args.choices_column)):
-    if name not in row:
-      raise UserError(f'--{flag}-column: {where} has no column {name!r}{nearest(name, row)}')
-  context, cell = row[data.text_column], row[args.choices_column]
+  context = source.column(row, data.text_column, where, '--text-column')
+  cell = source.column(row, args.choices_column, where, '--choices-column')
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')

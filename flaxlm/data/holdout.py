@@ -151,31 +151,29 @@ def rows(
   bad = bad or BadRows('error')
   if '' not in training_places(config):
     raise UserError('config.data.train: only running text can be mixed; a task reads one place')
-  read = lambda place, split, name: source.rows(
-    place, config, split, readers, bad.of(name), f'config.data.{split}'
-  )
+
+  def read(place: str, split: str, name: str, most: int | None = None) -> list[Any]:
+    key = f'config.data.{split}'
+    found = list(
+      itertools.islice(source.rows(place, config, split, readers, bad.of(name), key), most)
+    )
+    if not found:
+      bad.report()
+      raise UserError(f'{key}: no rows in {place!r}')
+    return found
+
   splits = {}
   if training or not config.validation:
-    train = list(itertools.islice(read(config.train, 'train', 'train'), config.max_rows))
-    splits['train'] = train
-    if not train:
-      bad.report()
-      raise UserError(f'config.data.train: no rows in {config.train!r}')
+    splits['train'] = train = read(config.train, 'train', 'train', config.max_rows)
   if config.validation:
     for name, place in places(config.validation).items():
-      splits[name] = list(read(place, 'validation', name))
+      splits[name] = read(place, 'validation', name)
   else:
     splits['train'], splits['validation'] = _drawn(train, config, held_together)
   if not training:
     splits.pop('train', None)
     if config.test:
-      splits['test'] = list(read(config.test, 'test', 'test'))
-  for name, found in splits.items():
-    if not found:
-      bad.report()
-      named = {'train': config.train, 'test': config.test}
-      place = named.get(name, config.validation or config.train)
-      raise UserError(f'config.data: no rows for {name!r} in {place!r}')
+      splits['test'] = read(config.test, 'test', 'test')
   return splits
 
 

@@ -48,20 +48,27 @@ class Source:
     return (text for _, text in self.located())
 
 
-def documents(place: str, config: Any, split: str = 'train', key: str = 'config.data') -> Source:
+def documents(
+  place: str,
+  config: Any,
+  split: str = 'train',
+  key: str = 'config.data',
+  column_key: str = 'config.data.text_column',
+) -> Source:
   """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out.
 
-  split: of a TFDS set whose place names none; key: what names the place, for messages.
+  split: of a TFDS set whose place names none; key, column_key: what names the place and the column
+  of the text, for messages.
   """
   if place == 'embedded':
     read = lambda: ((f'embedded:{i}', text) for i, text in enumerate(embedded.documents()))
     return Source('embedded', embedded.identity(), read)
   if place.startswith('tfds:'):
-    read = lambda: _texts(rows(place, config, split), config)
+    read = lambda: _texts(rows(place, config, split), config, column_key)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
   paths = files(place, key)
   identity = [[cache.digest(config, path) for path in paths], config.documents, config.text_column]
-  return Source(place, identity, lambda: _file_documents(paths, config))
+  return Source(place, identity, lambda: _file_documents(paths, config, column_key))
 
 
 def rows(
@@ -230,7 +237,9 @@ def _broken(text: str) -> str:
   return ''
 
 
-def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[tuple[str, str]]:
+def _file_documents(
+  paths: list[epath.Path], config: Any, column_key: str
+) -> Iterator[tuple[str, str]]:
   for path in paths:
     if kind(path) not in TABLES:
       if config.documents == 'row':
@@ -240,7 +249,8 @@ def _file_documents(paths: list[epath.Path], config: Any) -> Iterator[tuple[str,
       else:
         texts = _paragraphs(path)
     elif config.documents in ('auto', 'row'):
-      texts = _texts(_table(path, (config.text_column,), bad_rows.stop, only=True), config)
+      table = _table(path, (config.text_column,), bad_rows.stop, only=True)
+      texts = _texts(table, config, column_key)
     else:
       raise UserError(f'config.data.documents: {path} is a table; its documents are rows (`row`)')
     yield from ((where, text) for where, text in texts if text.strip())
@@ -274,19 +284,24 @@ def whole(path: epath.Path) -> str:
   raise UserError(f'{path}: not UTF-8')
 
 
-def _texts(table: Iterable[tuple[str, dict[str, str]]], config: Any) -> Iterator[tuple[str, str]]:
+def _texts(
+  table: Iterable[tuple[str, dict[str, str]]], config: Any, column_key: str
+) -> Iterator[tuple[str, str]]:
   for where, row in table:
-    text = column(row, config.text_column, where, 'text_column')
+    text = column(row, config.text_column, where, column_key)
     if text.strip():
       yield where, text
 
 
-def column(row: dict[str, str], name: str, where: str, field: str) -> str:
-  """A column of a row by name or, in a file without a header, by number."""
+def column(row: Mapping[str, str], name: str, where: str, key: str) -> str:
+  """A column of a row by name or, in a file without a header, by number.
+
+  key: what names the column, for messages.
+  """
   if name not in row:
     hint = nearest(name, [n if len(n) <= 20 else n[:20] + '...' for n in row])
     raise UserError(
-      f'config.data.{field}: {where} has no column {name!r}{hint}; where the file has no header, '
+      f'{key}: {where} has no column {name!r}{hint}; where the file has no header, '
       'give the number of the column, from 0'
     )
   return row[name]

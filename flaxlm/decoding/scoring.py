@@ -60,7 +60,7 @@ def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int
 
 def is_masked(objective: Any) -> bool:
   """Whether a model of the objective predicts masked tokens, and not the next one."""
-  return 'mlm_loss' in getattr(objective, 'terms', ())
+  return 'mlm_loss' in objective.terms
 
 
 class Scorer:
@@ -78,8 +78,7 @@ class Scorer:
     self._objective, self._tokenizer = objective, tokenizer
     self.window, self.stride, self._rows = window, min(stride, window), rows
     self._masked = is_masked(objective)
-    streams = getattr(objective, 'streams', {}).values()
-    decoders = [stream.capacity for stream in streams if 'decoder_inputs' in stream.keys]
+    decoders = [s.capacity for s in objective.streams.values() if 'decoder_inputs' in s.keys]
     self._target_window = max([*decoders, window])
 
   def text(self, text: str, context: str | None = None, end: bool = False) -> Text:

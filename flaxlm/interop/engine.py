@@ -241,6 +241,8 @@ def _cast(tensor: np.ndarray, dtype: str, name: str) -> np.ndarray:
   """The tensor in a dtype of safetensors; UserError for values that are too large for it."""
   with np.errstate(over='ignore'):
     found = tensor.astype(_numpy(dtype))
+  if found.dtype == tensor.dtype:
+    return found
   if np.isfinite(tensor).all() and not np.isfinite(found.astype(np.float32)).all():
     raise UserError(f'{name} holds {np.abs(tensor).max():g}, which {found.dtype} cannot')
   return found

@@ -14,7 +14,7 @@ from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
-from flaxlm.training.paths import leaf_paths, virtual_paths
+from flaxlm.training.paths import all_virtual_paths
 
 
 def objective_class(config: Config) -> type:
@@ -128,9 +128,7 @@ def check_unfreezing(
   Raises UserError where the first updates would change nothing; warns where some never come.
   """
   key = 'config.tuning.unfreeze_steps, unfreeze_epochs'
-  leaves = leaf_paths(trained)
-  names = [name for path, leaf in leaves.items() for name in virtual_paths(path, leaf)]
-  begin = {name: distances[name] * every for name in names}
+  begin = {name: distances[name] * every for name in all_virtual_paths(trained)}
   # A model whose head has no parameters of its own begins with its last layer.
   wait = min(begin.values()) - min(distances.values()) * every
   if wait:
@@ -138,7 +136,7 @@ def check_unfreezing(
   late = [name for name, update in begin.items() if update >= total_steps]
   if late:
     terminal.warn(
-      f'{key}: the run ends after {total_steps} updates, before {len(late)} of {len(names)} leaves '
+      f'{key}: the run ends after {total_steps} updates, before {len(late)} of {len(begin)} leaves '
       f'move, such as {late[0]}'
     )
 

@@ -194,7 +194,7 @@ def build(
     UserError: for data that cannot be read and for parts that do not go together.
   """
   checks.check_parts(config)
-  is_real = tokenizer is None
+  stands_in = tokenizer is not None  # A plan's: it cannot encode.
   tokenizer = tokenizer or inputs.open_tokenizer(config, epath.Path(workdir))
   config, examples = _complete(config, tokenizer), {}
   bad = BadRows(config.data.on_bad_row)
@@ -202,7 +202,7 @@ def build(
     config, examples = inputs.read_examples(config, training, bad)
   task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
-  if is_real and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
+  if not stands_in and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   model = make_model(config.model, objective.head(config.model))
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
@@ -218,18 +218,8 @@ def build(
   if config.tuning.r_drop:
     checks.check_r_drop(config, objective)
   partition = make_partition(config.tuning, nn.unbox(boxed))
-  layout, unfreeze_every = make_layout(boxed), _unfreeze_every(config, train_data)
-  if unfreeze_every and training:
-    trained = jax.eval_shape(partition.take, nn.unbox(boxed))
-    checks.check_unfreezing(unfreeze_every, total_steps, layout.distances, trained)
-  optimizer, schedule = make_optimizer(
-    config.optimizer,
-    total_steps,
-    emb_dim=config.model.emb_dim,
-    layout=layout,
-    tuning=config.tuning,
-    unfreeze_every=unfreeze_every,
-  )
+  every = _unfreeze_every(config, train_data)
+  optimizer, schedule = _optimizer(config, boxed, partition, total_steps, every, training)
   return Experiment(
     config=config,
     tokenizer=tokenizer,
@@ -258,6 +248,29 @@ def _mesh(config: Config, boxed: Any, training: bool, devices: Sequence[jax.Devi
   execution.check_mesh(config.parallelism, mesh)
   checks.check_batches(config, mesh, sharding.parse_rules(config.sharding_rules), training)
   return mesh
+
+
+def _optimizer(
+  config: Config,
+  boxed: Any,
+  partition: Partition,
+  total_steps: int,
+  unfreeze_every: int,
+  training: bool,
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+  """The transformation and the schedule of a run of `total_steps`."""
+  layout = make_layout(boxed)
+  if unfreeze_every and training:
+    trained = jax.eval_shape(partition.take, nn.unbox(boxed))
+    checks.check_unfreezing(unfreeze_every, total_steps, layout.distances, trained)
+  return make_optimizer(
+    config.optimizer,
+    total_steps,
+    emb_dim=config.model.emb_dim,
+    layout=layout,
+    tuning=config.tuning,
+    unfreeze_every=unfreeze_every,
+  )
 
 
 def _complete(config: Config, tokenizer: Tokenizer) -> Config:

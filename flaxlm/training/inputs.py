@@ -97,23 +97,32 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
   'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """
   splits = rows_of(task_of(config), config, training, bad)
-  held_out = [] if config.data.validation else splits.get('validation', [])
+  # What decides the labels comes first, so that the others are held to them; a label may be only in
+  # rows that were held out of train.
+  deciding = {'train'} if config.data.validation else {'train', 'validation'}
   examples = {}
+  if training:
+    examples |= _parsed_sets(config, {n: splits.pop(n) for n in list(splits) if n in deciding}, bad)
+    decided = task_of(config).discover(list(itertools.chain(*examples.values())))
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
+    _say_labels(decided.get('labels', ()), examples['train'])
+  examples |= _parsed_sets(config, splits, bad)
+  bad.report()
+  return config, examples
+
+
+def _parsed_sets(
+  config: Config, splits: Mapping[str, list[tuple[str, dict[str, str]]]], bad: BadRows
+) -> dict[str, list[dict[str, Any]]]:
+  """The examples of sets of rows; UserError for one of which none is left."""
+  examples, task = {}, task_of(config)
   for name, rows in splits.items():
-    task = task_of(config)
     has_label = getattr(task, 'has_label', _always) if name == 'test' else _always
     examples[name] = parsed(task, rows, bad.of(name), has_label)
     if not examples[name]:
       bad.report()
       raise UserError(f'config.data.on_bad_row: no row of {name!r} is left')
-    if name == 'train':  # It comes first, so that the others are held to its labels.
-      # A label may be only in rows that were held out of it.
-      others = parsed(task, held_out, lambda _: None)
-      decided = task.discover([*examples[name], *others])
-      config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
-      _say_labels(decided.get('labels', ()), examples[name])
-  bad.report()
-  return config, examples
+  return examples
 
 
 def _say_labels(labels: Sequence[str], examples: Sequence[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from flaxlm.training.paths import STACK, leaf_paths, virtual_paths
+from flaxlm.training.paths import STACK, all_virtual_paths, leaf_paths
 
 _LAYER = re.compile(r'^(trunk/(?:.*/)?)layers/(\d+)/')
 # The norm behind the last layer, `final_norm` or that of either stack, goes with the head.
@@ -43,9 +43,7 @@ def make_layout(boxed: Any) -> Layout:
     if name.endswith('/kernel') and len(axes) > 1:
       # Kernels read the residual stream or write to it.
       inputs[name] = 1 if axes[0] == 'embed' else len(axes) - 1
-  leaves = leaf_paths(nn.unbox(boxed))
-  names = [name for path, leaf in leaves.items() for name in virtual_paths(path, leaf)]
-  return Layout(inputs, distances(names))
+  return Layout(inputs, distances(all_virtual_paths(nn.unbox(boxed))))
 
 
 def distances(names: Iterable[str]) -> dict[str, int]:

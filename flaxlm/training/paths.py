@@ -39,6 +39,11 @@ def virtual_paths(path: str, leaf: Any) -> list[str]:
   return ['/'.join([*parts[:at], 'layers', str(i), *parts[at + 1 :]]) for i in layers]
 
 
+def all_virtual_paths(tree: Any) -> list[str]:
+  """`virtual_paths` of every leaf, in tree order."""
+  return [name for path, leaf in leaf_paths(tree).items() for name in virtual_paths(path, leaf)]
+
+
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """The tree of dicts whose leaves lie at the given paths."""
   tree: dict[str, Any] = {}

@@ -28,6 +28,10 @@ def test_windows_score_each_place_once(length, size, stride):
   assert scored == list(range(length))
 
 
+# What every objective has; of one that predicts next tokens.
+NEXT = {'terms': ('loss',), 'streams': {}}
+
+
 def log_softmax(scores):
   scores = np.asarray(scores, np.float64)
   scores = scores - scores.max(-1, keepdims=True)
@@ -35,7 +39,7 @@ def log_softmax(scores):
 
 
 def scorer_of(model, params, window, stride, **objective):
-  objective = types.SimpleNamespace(prompt=None, **objective)
+  objective = types.SimpleNamespace(**{**NEXT, 'prompt': None, **objective})
   return Scorer(model, params, objective, None, window, stride, rows=4)
 
 
@@ -147,7 +151,7 @@ def test_one_program_scores_many_texts():
 class Objective:
   """Running text: BOS 3 before it, EOS 1 after it."""
 
-  packing = 'concatenate'
+  packing, terms, streams = 'concatenate', NEXT['terms'], NEXT['streams']
 
   def __init__(self, tokenizer):
     self.tokenizer = tokenizer
@@ -192,7 +196,7 @@ def test_a_context_of_bare_text_is_all_that_is_given():
   """A line end stands in for it only where there is none."""
   tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 0})
   bare = types.SimpleNamespace(
-    packing='concatenate', prompt=lambda text: Prompt(tokenizer.encode(text or '\n'))
+    **NEXT, packing='concatenate', prompt=lambda text: Prompt(tokenizer.encode(text or '\n'))
   )
   scorer = Scorer(None, None, bare, tokenizer, 64, 64)
   for context, given in (('It was', 'It was'), (' ', '\n'), (None, '\n')):
@@ -204,7 +208,9 @@ def test_a_context_of_bare_text_is_all_that_is_given():
 def test_what_is_masked_is_told_by_what_is_learned():
   """A mixture can be asked for a prompt, and may be one of masked models."""
   mixture = types.SimpleNamespace(terms=('mlm_loss',), prompt=None)
-  assert scoring.is_masked(mixture) and not scoring.is_masked(types.SimpleNamespace(prompt=None))
+  assert scoring.is_masked(mixture) and not scoring.is_masked(
+    types.SimpleNamespace(prompt=None, **NEXT)
+  )
 
 
 def test_a_target_has_the_rows_of_its_stream():
@@ -230,7 +236,7 @@ def test_a_target_for_gaps_has_their_sentinels():
   tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 2})
   source = lambda text: tokenizer.encode_marked(text, tokenizer.sentinel_marks)
   gaps = types.SimpleNamespace(
-    packing='concatenate', prompt=lambda text: Prompt(np.array([3]), source(text), eos_id=1)
+    **NEXT, packing='concatenate', prompt=lambda text: Prompt(np.array([3]), source(text), eos_id=1)
   )
   scorer = Scorer(None, None, gaps, tokenizer, 64, 64)
   found = scorer.text('<extra_id_0> x<extra_id_1>', 'a <extra_id_0>')
