@@ -17,6 +17,7 @@ from flaxlm.training.paths import leaf_paths, nested
 
 MASKED = -1e9  # Finite: rows of padding have no other place to look at.
 LOG_EVERY = 100
+PARTS = 4  # of a batch, one after the other; their gradients add up. A CPU's caches hold a part.
 Batch = Mapping[str, torch.Tensor]
 
 
@@ -120,6 +121,7 @@ def train(experiment: Any, run: pathlib.Path, averaged: int) -> Any:
   """
   config, o = experiment.config, experiment.config.optimizer
   torch.manual_seed(config.seed)
+  torch.set_flush_denormal(True)  # as XLA has it
   first = experiment.init_state().params
   leaves = {path: np.asarray(leaf) for path, leaf in leaf_paths(first).items()}
   model = Model(config.model, leaves)
@@ -138,11 +140,15 @@ def train(experiment: Any, run: pathlib.Path, averaged: int) -> Any:
     if step == experiment.total_steps:
       break
     optimizer.param_groups[0]['lr'] = float(experiment.schedule(step))
-    loss = _loss(model(batch), batch, config.objective.label_smoothing)
     optimizer.zero_grad()
-    loss.backward()
+    count = batch['target_weights'].sum()
+    for part in range(PARTS):
+      rows = {key: value.chunk(PARTS)[part] for key, value in batch.items()}
+      loss = _loss(model(rows), rows, config.objective.label_smoothing, count)
+      loss.backward()
+      total += loss.item()
     optimizer.step()
-    step, total = step + 1, total + loss.item()
+    step += 1
     if step % LOG_EVERY == 0:
       print(f'step {step}: loss {total / LOG_EVERY:.4f}, {time.time() - begin:.0f} s', flush=True)
       total = 0.0
@@ -155,13 +161,15 @@ def train(experiment: Any, run: pathlib.Path, averaged: int) -> Any:
   return jax.device_put(nested(mean))
 
 
-def _loss(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
-  """Mean over the targets that count."""
+def _loss(
+  logits: torch.Tensor, batch: Batch, smoothing: float, count: torch.Tensor
+) -> torch.Tensor:
+  """Sum over the targets that count, over `count`."""
   weights = batch['target_weights'].flatten()
   losses = functional.cross_entropy(
     logits.flatten(0, 1), batch['targets'].flatten(), reduction='none', label_smoothing=smoothing
   )
-  return (losses * weights).sum() / weights.sum()
+  return (losses * weights).sum() / count
 
 
 def _tensors(batch: Mapping[str, np.ndarray]) -> Batch:
@@ -178,7 +186,8 @@ def _compare(experiment: Any, params: Any, model: Model) -> None:
   theirs = means['loss'].value()
   model.eval()
   with torch.no_grad():
-    ours = _loss(model(_tensors(batch)), _tensors(batch), 0.0).item()
+    batch = _tensors(batch)
+    ours = _loss(model(batch), batch, 0.0, batch['target_weights'].sum()).item()
   model.train()
   print(f'loss of the first batch: flaxlm {theirs:.6f}, PyTorch {ours:.6f}', flush=True)
   np.testing.assert_allclose(ours, theirs, rtol=1e-4)
