@@ -14,6 +14,9 @@ from flaxlm.data import cache, source
 from flaxlm.data.bad_rows import BadRows
 from flaxlm.errors import UserError
 
+# No names of sets: the splits, and what eval.py writes beside the sets.
+_TAKEN = ('train', 'test', 'workdir', 'checkpoint', 'overrides')
+
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
@@ -107,7 +110,7 @@ def training_places(config: Any) -> dict[str, str]:
   return found
 
 
-def _named(text: str, field: str, taken: Sequence[str] = ('train', 'test')) -> dict[str, str]:
+def _named(text: str, field: str, taken: Sequence[str] = _TAKEN) -> dict[str, str]:
   """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that.
 
   Raises UserError, naming the field, for other text that does, and for names that are `taken`.

@@ -161,7 +161,8 @@ def evaluate_workdir(
     overrides: (dotted key, text) pairs of what `changes.EVALUATION` names.
 
   Returns:
-    JSON-able: checkpoint (step or average:N), workdir, and the metrics of each set under its name.
+    JSON-able: checkpoint (step or average:N), workdir, the overrides if there are any, and the
+      metrics of each set under its name.
 
   Raises:
     UserError: without such a checkpoint, for an override that would change the run or do nothing,
@@ -178,6 +179,8 @@ def evaluate_workdir(
     which = _chosen(workdir, overrides)
   experiment, params, step = restore.open_run(workdir, which, make)
   result: dict[str, Any] = {'workdir': str(workdir), 'checkpoint': step}
+  if overrides:
+    result['overrides'] = dict(overrides)
   out = epath.Path(workdir) / 'eval'
   file = str(step).replace(':', '-')
   found = {}

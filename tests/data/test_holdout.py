@@ -59,7 +59,7 @@ def test_named_validation_sets(tmp_path):
   found = parts(config)
   assert [len(found[name]) for name in ('train', 'same', 'other')] == [3, 10, 1]
   assert holdout.places(place) == {'validation': place}
-  for text in ('a=x,b', 'a=x,a=y', 'train=x', 'a='):
+  for text in ('a=x,b', 'a=x,a=y', 'train=x', 'checkpoint=x', 'a='):
     with pytest.raises(UserError, match='config.data.validation'):
       holdout.places(text)
 

@@ -159,7 +159,9 @@ def test_a_test_set_is_for_the_checkpoint_that_validation_chose(build, tmp_path)
 
 def test_evaluate_workdir_takes_a_step_and_overrides_of_evaluation_only(run, build):
   overrides = [('evaluation.seed', '3'), ('data.validation', 'a=x.txt')]
-  assert evaluator.evaluate_workdir(str(run), 5, overrides)['checkpoint'] == 5
+  result = evaluator.evaluate_workdir(str(run), 5, overrides)
+  assert result['checkpoint'] == 5 and result['overrides'] == dict(overrides)
+  assert json.loads((run / 'eval' / '5.json').read_text()) == result
   assert build[0][0].evaluation.seed == 3 and build[0][0].data.validation == 'a=x.txt'
   for key in ('model.emb_dim', 'seed', 'data.train'):
     with pytest.raises(UserError, match=f'config.{key}: eval.py takes the config of the run'):
