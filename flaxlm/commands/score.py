@@ -48,11 +48,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _scorer(experiment: Any, params: Any, args: Any) -> Any:
-  from flaxlm.decoding.scoring import Scorer, is_masked
+  from flaxlm.decoding.scoring import Scorer
 
   objective, config = experiment.objective, experiment.config
-  masked = is_masked(objective)
-  if not hasattr(objective, 'prompt') and not masked:
+  masked = objective.predicts_masks
+  if not objective.prompt and not masked:
     raise UserError(
       f'{args.workdir} was trained with the objective {config.objective.name!r}, which gives '
       'tokens no probability'

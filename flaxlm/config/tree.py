@@ -64,6 +64,21 @@ def load_module(package: str, name: str) -> types.ModuleType:
   return module
 
 
+def load_class(package: str, name: str, base: type) -> type:
+  """The class of `load_module` that is named as `base` and derives from it.
+
+  Raises UserError if there is none, or it lacks a method that it must have.
+  """
+  cls = getattr(load_module(package, name), base.__name__, None)
+  wanted = f'{base.__module__}.{base.__name__}'
+  if not (isinstance(cls, type) and issubclass(cls, base)):
+    raise UserError(f'module {name!r} has no class {base.__name__} that derives from {wanted}')
+  missing = sorted(cls.__abstractmethods__)
+  if missing:
+    raise UserError(f'module {name!r}: {base.__name__} has no method {missing[0]!r} of {wanted}')
+  return cls
+
+
 def _no_such_file(package: str, name: str) -> str:
   """Message for a name that no file of the package implements: the nearest, and all of them."""
   names = named_files(package)

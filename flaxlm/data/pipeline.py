@@ -101,7 +101,7 @@ class _Rows:
     return [row for part in parts for row in range(part * size, (part + 1) * size)]
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
-    maker = self._maker(rng, epoch, row)
+    maker = self.objective.of_row(rng.at(epoch, row, WHOLE_ROW))
     segments = []
     for number, item in enumerate(items):
       generator = rng.at(epoch, row, number)
@@ -114,11 +114,6 @@ class _Rows:
     """The item as features are made of it."""
     del rng
     return item
-
-  def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
-    """What makes the features of a row: the objective, or what it draws for the row."""
-    of_row = getattr(self.objective, 'of_row', None)
-    return of_row(rng.at(epoch, row, WHOLE_ROW)) if of_row else self.objective
 
 
 class Pipeline(_Rows):
@@ -167,7 +162,7 @@ class Pipeline(_Rows):
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
       else:
-        maker = self._maker(rng, step, b)
+        maker = self.objective.of_row(rng.at(step, b, WHOLE_ROW))
         pieces, generator = self._draw(step, b, rng)
         features = (maker.features(p, generator) for p in pieces)
         rows.append([f for f in features if f is not None])
@@ -256,7 +251,7 @@ class EvalPipeline(_Rows):
 
   def _number(self, batch: int, b: int) -> int:
     """Which row is row b of a batch; there may be none of that number."""
-    if getattr(self.objective, 'recurrent', False):
+    if self.objective.recurrent:
       return b * len(self) + batch
     return batch * self.batch_size + b
 

@@ -24,7 +24,7 @@ from flaxlm.decoding import cache as caches
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import without_repeats
 from flaxlm.models.scores import log_probabilities
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.types import Array
 
 

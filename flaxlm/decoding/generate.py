@@ -18,7 +18,7 @@ from flaxlm.decoding import cache as caches
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling, choose, without_repeats
 from flaxlm.models.scores import logits
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.types import Array
 
 # New tokens between two looks for stop strings.

@@ -58,11 +58,6 @@ def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int
     start = stop + stride - size
 
 
-def is_masked(objective: Any) -> bool:
-  """Whether a model of the objective predicts masked tokens, and not the next one."""
-  return 'mlm_loss' in objective.terms
-
-
 class Scorer:
   """Scores texts with a model.
 
@@ -77,7 +72,7 @@ class Scorer:
     self._model, self._params = model, params
     self._objective, self._tokenizer = objective, tokenizer
     self.window, self.stride, self._rows = window, min(stride, window), rows
-    self._masked = is_masked(objective)
+    self._masked = objective.predicts_masks
     decoders = [s.capacity for s in objective.streams.values() if 'decoder_inputs' in s.keys]
     self._target_window = max([*decoders, window])
 
@@ -95,8 +90,7 @@ class Scorer:
     if context is None and prompt.encoder_inputs is not None:
       raise UserError('an encoder-decoder scores a text given its source: a context is missing')
     before, tokens = prompt.inputs, t.encode(text)
-    if prompt.encoder_inputs is not None and not hasattr(self._objective, 'prompts'):
-      # Such targets say by sentinels which gap of the source the words after them fill.
+    if self._objective.sentinels:
       tokens = t.encode_marked(text, t.sentinel_marks)
     if context and self._objective.packing == 'concatenate' and prompt.encoder_inputs is None:
       # Running text knows no seam between the two, so that neither do its tokens.
@@ -131,8 +125,8 @@ class Scorer:
     room = (self.window - 2 if self._masked else self.window + 1) - longest
     if room < (0 if self._masked else 1) or texts[0].encoder_inputs is not None:
       return list(texts)
-    # A model that was trained on prompts has read no row that does not begin with its mark.
-    marks = min(room, int(hasattr(self._objective, 'prompts')))
+    # Such a model has read no row that does not begin with them.
+    marks = min(room, self._objective.prompt_marks)
 
     def cut(context: np.ndarray) -> np.ndarray:
       tail = context[marks:]

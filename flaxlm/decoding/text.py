@@ -13,7 +13,7 @@ from flaxlm.decoding.beam import Beam
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.errors import UserError
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,8 @@ class Writer:
   def text(self, prompt: Prompt, tokens: Sequence[int]) -> str:
     """What new tokens say behind their prompt."""
     if prompt.encoder_inputs is not None:
-      # Sentinels say which gap of the prompt the words after them fill. Targets of labelled rows,
-      # which `prompts` are for, have none.
-      sentinels = not hasattr(self._objective, 'prompts')
-      return self._tokenizer.decode(tokens, keep_special=sentinels)
+      # Sentinels say which gap of the prompt the words after them fill.
+      return self._tokenizer.decode(tokens, keep_special=self._objective.sentinels)
     # Only behind its prompt is a token decoded as it stands there, with the space before it.
     before = self._tokenizer.decode(prompt.inputs)
     return self._tokenizer.decode([*prompt.inputs, *tokens])[len(before) :]

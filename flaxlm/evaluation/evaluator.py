@@ -209,7 +209,7 @@ def _write_predictions(
   lines = task.records(found, examples)
   text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
   files.write_text(out / f'{name}.jsonl', text)
-  for ending, content in getattr(task, 'files', lambda *_: {})(found, examples).items():
+  for ending, content in task.files(found, examples).items():
     (out / f'{name}-{ending}').write_bytes(content)
 
 

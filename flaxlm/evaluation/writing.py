@@ -16,8 +16,9 @@ from flaxlm.decoding.text import Writer
 
 def writes(experiment: Any) -> bool:
   """Whether the task scores written texts, and the objective can write."""
-  wanted = getattr(experiment.task, 'writes', False)
-  return wanted and hasattr(experiment.objective, 'prompts')
+  return (
+    experiment.task is not None and experiment.task.writes and bool(experiment.objective.prompts)
+  )
 
 
 def write(

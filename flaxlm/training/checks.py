@@ -14,12 +14,14 @@ from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
+from flaxlm.objectives.base import Objective
+from flaxlm.tasks.base import Task
 from flaxlm.training.paths import all_virtual_paths
 
 
-def objective_class(config: Config) -> type:
+def objective_class(config: Config) -> type[Objective]:
   """The class `Objective` of the file that `config.objective.name` names."""
-  return tree.load_module('flaxlm.objectives', config.objective.name).Objective
+  return tree.load_class('flaxlm.objectives', config.objective.name, Objective)
 
 
 def check_parts(config: Config) -> None:
@@ -37,8 +39,8 @@ def check_parts(config: Config) -> None:
     wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
     raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
   if labelled:
-    task = tree.load_module('flaxlm.tasks', config.task.name).Task
-    missing = [key for key in getattr(cls, 'needs', ()) if key not in task.gives]
+    task = tree.load_class('flaxlm.tasks', config.task.name, Task)
+    missing = [key for key in cls.needs if key not in task.gives]
     if missing:
       raise UserError(
         f'config.task.name: {config.objective.name!r} learns from the {missing[0]} of a row, which '
@@ -141,9 +143,9 @@ def check_unfreezing(
     )
 
 
-def check_r_drop(config: Config, objective: Any) -> None:
+def check_r_drop(config: Config, objective: Objective) -> None:
   """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
-  if not hasattr(objective, 'divergence'):
+  if not objective.divergence:
     raise UserError(
       f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
     )

@@ -163,7 +163,7 @@ class Experiment:
 
   def empty_memory(self, rows: int) -> Any:
     """What `eval_step` takes with a first batch of so many rows: None if nothing is remembered."""
-    if not getattr(self.objective, 'recurrent', False):
+    if not self.objective.recurrent:
       return None
     make = functools.partial(self.model.trunk.empty_memory, rows)
     return jax.jit(make, out_shardings=self.batch_sharding)()
@@ -202,7 +202,7 @@ def build(
     config, examples = inputs.read_examples(config, training, bad)
   task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
-  if not stands_in and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
+  if not stands_in and objective.prompts:
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   model = make_model(config.model, objective.head(config.model))
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
@@ -284,7 +284,7 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
 def _objective(config: Config, tokenizer: Tokenizer) -> Any:
   """The objective, if its rows fit the trunk."""
   objective = checks.objective_class(config)(config, tokenizer)
-  longest = getattr(objective, 'longest', None) or max(
+  longest = objective.longest or max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )
   if config.model.position == 'learned' and longest > config.model.max_length:

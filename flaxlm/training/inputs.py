@@ -18,6 +18,8 @@ from flaxlm.data.augment import Augmentation
 from flaxlm.data.bad_rows import BadRows, Handler
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError
+from flaxlm.objectives.base import Objective
+from flaxlm.tasks.base import Task
 from flaxlm.training import checkpoint
 
 _SHOWN_LABELS = 10
@@ -47,32 +49,25 @@ def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
   return for_corpus(config, holdout.training(config.data))
 
 
-def _always(row: Mapping[str, str]) -> bool:
-  return True
-
-
-def task_of(config: Config) -> Any:
+def task_of(config: Config) -> Task | None:
   """The task that the config names, or None for running text."""
   if not config.task.name:
     return None
-  return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+  return tree.load_class('flaxlm.tasks', config.task.name, Task)(config)
 
 
 def rows_of(
-  task: Any, config: Config, training: bool, bad: BadRows
+  task: Task, config: Config, training: bool, bad: BadRows
 ) -> dict[str, list[tuple[str, dict[str, str]]]]:
   """`holdout.rows` as the task reads its files and holds rows together.
 
   A row of an evaluation set whose cell of the task's column `unique` stands in another row of it
   goes to `bad`.
   """
-  splits = holdout.rows(
-    config.data, training, getattr(task, 'readers', {}), bad, getattr(task, 'held_together', '')
-  )
-  unique = getattr(task, 'unique', '')
-  for name in splits if unique else ():
+  splits = holdout.rows(config.data, training, task.readers, bad, task.held_together)
+  for name in splits if task.unique else ():
     if name != 'train':
-      splits[name] = _once(splits[name], unique, bad.of(name))
+      splits[name] = _once(splits[name], task.unique, bad.of(name))
   return splits
 
 
@@ -117,7 +112,7 @@ def _parsed_sets(
   """The examples of sets of rows; UserError for one of which none is left."""
   examples, task = {}, task_of(config)
   for name, rows in splits.items():
-    has_label = getattr(task, 'has_label', _always) if name == 'test' else _always
+    has_label = task.has_label if name == 'test' else Task.has_label
     examples[name] = parsed(task, rows, bad.of(name), has_label)
     if not examples[name]:
       bad.report()
@@ -136,10 +131,10 @@ def _say_labels(labels: Sequence[str], examples: Sequence[Mapping[str, Any]]) ->
 
 
 def parsed(
-  task: Any,
+  task: Task,
   rows: Iterable[tuple[str, dict[str, str]]],
   bad: Handler,
-  has_label: Callable[[Mapping[str, str]], bool] = _always,
+  has_label: Callable[[Mapping[str, str]], bool] = Task.has_label,
 ) -> list[dict[str, Any]]:
   """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns.
 
@@ -158,7 +153,7 @@ def parsed(
 def make_data(
   config: Config,
   tokenizer: Tokenizer,
-  objective: Any,
+  objective: Objective,
   examples: Examples,
   parts: pipeline.Parts,
   training: bool,
@@ -180,7 +175,9 @@ def rows_digest(examples: Sequence[Mapping[str, Any]]) -> str:
   return found.hexdigest()
 
 
-def _labelled(config: Config, objective: Any, examples: Examples, parts: pipeline.Parts) -> Data:
+def _labelled(
+  config: Config, objective: Objective, examples: Examples, parts: pipeline.Parts
+) -> Data:
   """Training batches, where there are training examples, and evaluation sets."""
   train, evals = None, {}
   for name, rows in examples.items():

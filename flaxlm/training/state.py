@@ -57,7 +57,7 @@ def init_state(
   """The state before the first step, of parameters that are boxed with their logical axes."""
   trained = partition.take(nn.unbox(params))
   extras = init_extras(config, trained)
-  if getattr(objective, 'recurrent', False):
+  if objective.recurrent:
     extras[MEMORY] = model.trunk.empty_memory(config.global_batch_size)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), extras)
 

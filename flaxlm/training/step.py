@@ -173,9 +173,8 @@ def make_eval_step(
   def step(params: Any, batch: Batch, memory: Any) -> tuple[Metrics, Metrics, Any]:
     outputs, trunk = model.apply({'params': params}, batch, **_recurrent(memory))
     _, metrics = objective.losses(outputs, batch)
-    predict = getattr(objective, 'predict', None)
-    found = predict(outputs, batch) if predict else {}
-    return metrics, found, None if memory is None else trunk.cache
+    predictions = objective.predict(outputs, batch)
+    return metrics, predictions, None if memory is None else trunk.cache
 
   return step
 

@@ -16,7 +16,7 @@ from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.decoding.text import Writer
 from flaxlm.errors import UserError
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 RUNS = {
   'gpt': 'gpt2.py:mini',

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import stubs
 import tiny
 
 from flaxlm.config.data import DataConfig, TokenizerConfig
@@ -16,7 +17,7 @@ from flaxlm.data.packing import Stream
 from flaxlm.errors import UserError
 
 
-class Reading:
+class Reading(stubs.Objective):
   """An objective that shows what it was given: tokens, and one random number a piece."""
 
   def __init__(self, span=16, gap=0):
@@ -33,7 +34,7 @@ class Reading:
     return {'inputs': tokens, 'drawn': rng.integers(1, 1 << 30, 1).astype(np.int32)}
 
 
-class Labelled:
+class Labelled(stubs.Objective):
   """A first-fit objective over examples {'tokens': n}."""
 
   streams = {'inputs': Stream(10, ('inputs',), prefix='')}
