@@ -16,7 +16,9 @@ import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.layers.attention import Cache, KeyValues
+from flaxlm.models.model import Model
 from flaxlm.models.stack import unstacked
+from flaxlm.objectives.base import Objective
 from flaxlm.types import Array, VocabOutput
 
 # Lengths are rounded up to powers of two from the first to the second of these, then to multiples
@@ -41,12 +43,12 @@ class Reader:
   longest: tokens that its decoder reads at most.
   """
 
-  model: Any
+  model: Model
   params: Any
   longest: int
 
   @classmethod
-  def of(cls, model: Any, params: Any, objective: Any = None) -> 'Reader':
+  def of(cls, model: Model, params: Any, objective: Objective | None = None) -> 'Reader':
     """Of parameters as they are trained: {'trunk', 'head'}.
 
     objective: of the run. Where its rows are longer than `model.max_length`, which position schemes
@@ -91,7 +93,7 @@ def empty(config: TransformerConfig, layers: int, batch: int, slots: int) -> tup
   return tuple(Cache(KeyValues(zeros(), zeros())) for _ in range(layers))
 
 
-def encode(model: Any, params: Any, source: Source) -> Array:
+def encode(model: Model, params: Any, source: Source) -> Array:
   """Encoder output [B, L, D]."""
   rows, width = source.inputs.shape
   batch = {
@@ -105,7 +107,7 @@ def encode(model: Any, params: Any, source: Source) -> Array:
 
 
 def call(
-  model: Any,
+  model: Model,
   params: Any,
   inputs: Array,
   positions: Array,
@@ -136,7 +138,7 @@ def call(
 
 
 def prefill(
-  model: Any,
+  model: Model,
   params: Any,
   slots: int,
   prompts: Array,

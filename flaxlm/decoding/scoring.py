@@ -18,9 +18,12 @@ import jax
 import numpy as np
 
 from flaxlm.data import packing
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import cache as caches
 from flaxlm.errors import UserError
+from flaxlm.models.model import Model
 from flaxlm.objectives import losses
+from flaxlm.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +69,15 @@ class Scorer:
   """
 
   def __init__(
-    self, model: Any, params: Any, objective: Any, tokenizer: Any, window: int, stride: int,
+    self,
+    model: Model,
+    params: Any,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    window: int,
+    stride: int,
     rows: int = 8,
-  ):  # fmt: skip
+  ):
     self._model, self._params = model, params
     self._objective, self._tokenizer = objective, tokenizer
     self.window, self.stride, self._rows = window, min(stride, window), rows
@@ -212,7 +221,7 @@ class Scorer:
 
 
 def masked_batch(
-  objective: Any, inputs: np.ndarray, lengths: np.ndarray, positions: np.ndarray
+  objective: Objective, inputs: np.ndarray, lengths: np.ndarray, positions: np.ndarray
 ) -> dict[str, np.ndarray]:
   """What a masked model reads: inputs [B, L] of `lengths` [B], predicted at positions [B, T]."""
   batch = {

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import beam as beams
 from flaxlm.decoding import generate as sampler
 from flaxlm.decoding.beam import Beam
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.errors import UserError
-from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.base import Objective, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Writer:
   objective: has `prompt(text)`; longest: tokens that the encoder was trained on, at most.
   """
 
-  def __init__(self, reader: Reader, objective: Any, tokenizer: Any, longest: int):
+  def __init__(self, reader: Reader, objective: Objective, tokenizer: Tokenizer, longest: int):
     self._reader, self._objective = reader, objective
     self._tokenizer, self._longest = tokenizer, longest
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +17,9 @@ from flaxlm.models.family import family_of
 from flaxlm.objectives.base import Objective
 from flaxlm.tasks.base import Task
 from flaxlm.training.paths import all_virtual_paths
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 
 def objective_class(config: Config) -> type[Objective]:
@@ -90,7 +93,7 @@ def evaluation_mesh(config: Config, boxed: Any) -> Mesh:
   return sharding.make_mesh((-1, 1, 1), devices)
 
 
-def check_first_batches(experiment: Any) -> None:
+def check_first_batches(experiment: 'Experiment') -> None:
   """Makes the first batch of each set, so that what is wrong with one does not wait for its turn.
 
   Raises:

@@ -21,6 +21,8 @@ from flaxlm.data.bad_rows import BadRows
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.models.model import Model, make_model
+from flaxlm.objectives.base import Objective
+from flaxlm.tasks.base import Task
 from flaxlm.training import checks, compiler, execution, inputs, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
@@ -39,7 +41,7 @@ class Experiment:
 
   config: Config
   tokenizer: Tokenizer
-  objective: Any
+  objective: Objective
   model: Model
   mesh: Mesh
   total_steps: int
@@ -49,7 +51,7 @@ class Experiment:
   abstract_state: TrainState
   train_data: pipeline.Pipeline | None
   eval_data: Mapping[str, pipeline.EvalPipeline]
-  task: Any
+  task: Task | None
   examples: inputs.Examples
   skipped: Mapping[str, int]
 
@@ -281,7 +283,7 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
   return dataclasses.replace(config, model=model)
 
 
-def _objective(config: Config, tokenizer: Tokenizer) -> Any:
+def _objective(config: Config, tokenizer: Tokenizer) -> Objective:
   """The objective, if its rows fit the trunk."""
   objective = checks.objective_class(config)(config, tokenizer)
   longest = objective.longest or max(

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -17,6 +17,9 @@ from flaxlm.training.guard import without_memory
 from flaxlm.training.interrupt import Interrupts
 from flaxlm.training.run import Run
 from flaxlm.types import TrainState
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 
 def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
@@ -49,7 +52,7 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
 
 
 def fit(
-  experiment: Any,
+  experiment: 'Experiment',
   workdir: epath.PathLike,
   overrides: Sequence[tuple[str, str]] = (),
   interrupts: Interrupts | None = None,

@@ -7,7 +7,7 @@ only, begins at step 0 with a fresh optimizer, and accounts for every leaf.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from flaxlm.training import checkpoint, lora, matching, vocabulary, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
 from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 # How layers are run never changes a checkpoint.
 _RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
@@ -81,7 +84,7 @@ def check_resumed_steps(meta: Mapping[str, Any], config: Config, total_steps: in
     )
 
 
-def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
+def init_from(experiment: 'Experiment', params: Any, workdir: epath.PathLike) -> Any:
   """Parameters from the newest whole checkpoint of `config.init_from`; prints what became of each.
 
   Args:

@@ -12,6 +12,7 @@ from flaxlm import sharding
 from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.models.model import Model
+from flaxlm.objectives.base import Objective
 from flaxlm.training import guard, lora
 from flaxlm.training.partition import Partition
 from flaxlm.training.paths import leaf_paths
@@ -20,7 +21,7 @@ from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 _DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
 
 
-def init_params(config: Config, model: Model, objective: Any, key: jax.Array) -> Any:
+def init_params(config: Config, model: Model, objective: Objective, key: jax.Array) -> Any:
   """Parameters, boxed with their logical axes."""
   batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
   params = model.init(key, batch)['params']
@@ -49,7 +50,7 @@ def with_params(
 def init_state(
   config: Config,
   model: Model,
-  objective: Any,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   partition: Partition,
   params: Any,
@@ -65,7 +66,7 @@ def init_state(
 def abstract_state(
   config: Config,
   model: Model,
-  objective: Any,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   partition: Partition,
   params: Any,
