@@ -20,6 +20,7 @@ from flaxlm.config.field import Named, rules_of
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.models.family import FAMILIES
+from flaxlm.training import restore
 from flaxlm.training.paths import leaf_paths, virtual_paths
 
 OBJECTIVES = tree.named_files('flaxlm.objectives')
@@ -218,7 +219,11 @@ def step(config, folder):
 
 @pytest.mark.parametrize('place', RECIPES)
 def test_every_recipe_takes_a_step(place, folder):
-  experiment, batch, state, metrics = step(tiny.load(place, folder), folder)
+  config = tiny.load(place, folder)
+  experiment, batch, state, metrics = step(config, folder)
+  # The same command goes on, before and after the rows have decided what it leaves open.
+  restore.check_resume(experiment.config, config, complete=False)
+  restore.check_resume(experiment.config, experiment.config)
   assert all(isinstance(s, Stream) for s in experiment.objective.streams.values())
   assert {len(rows) for rows in batch.values()} == {4}
   objective = experiment.objective

@@ -41,7 +41,8 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
   with held, Interrupts() as interrupts:
     saved = saved_config(epath.Path(workdir) / 'checkpoints')
     if saved is not None:
-      restore.check_resume(saved, config)  # before the data are prepared, which may take long
+      # Before the data are prepared, which may take long; again when they are.
+      restore.check_resume(saved, config, complete=False)
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
     checks.check_first_batches(experiment)

@@ -43,13 +43,16 @@ _CLASSES = re.compile('head/classes/out/')
 _UNNAMED = re.compile(r'LABEL_\d+')
 
 
-def check_resume(saved: Config, now: Config) -> None:
-  """Raises UserError, naming the field, if a run that was saved cannot go on with this config."""
+def check_resume(saved: Config, now: Config, *, complete: bool = True) -> None:
+  """Raises UserError, naming the field, if a run that was saved cannot go on with this config.
+
+  complete: whether `now` has what the training rows decide where it is unset (`Task.discover`).
+  """
   for key, before, after in overrides.differing_fields(saved, now):
     if any(key == allowed or key.startswith(f'{allowed}.') for allowed in RESUMABLE):
       continue
-    if key == 'task.labels' and not after:
-      continue  # not discovered yet; compared once they are
+    if not complete and key.startswith('task.') and after in (None, ()):
+      continue
     if key == 'task.labels':
       raise UserError(
         f'config.task.labels: the run in this workdir has {",".join(before)}, and the rows have '
