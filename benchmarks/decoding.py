@@ -40,7 +40,7 @@ from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.objectives import next_token
 from flaxlm.objectives.base import Prompt
-from flaxlm.training.paths import leaf_paths, nested
+from flaxlm.paths import leaf_paths, nested
 
 PARTS = ('cached', 'uncached', 'transformers')
 

@@ -20,8 +20,8 @@ from flaxlm.config.field import Named, rules_of
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.models.family import FAMILIES
+from flaxlm.paths import leaf_paths, virtual_paths
 from flaxlm.training import restore
-from flaxlm.training.paths import leaf_paths, virtual_paths
 
 OBJECTIVES = tree.named_files('flaxlm.objectives')
 MODELS = tree.named_files('flaxlm.models')

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'flaxlm'
 
 # From the bottom to the top. A module imports only its own layer and those below it.
 LAYERS = (
-  {'errors', 'types', 'terminal', 'config', 'host', 'distributed', 'files'},
+  {'errors', 'types', 'terminal', 'config', 'host', 'distributed', 'files', 'paths'},
   {'sharding'},
   {'layers'},
   {'models'},

@@ -23,7 +23,7 @@ from flaxlm.config.field import SET
 from flaxlm.data import pipeline
 from flaxlm.data import tokenizer as tokenizers
 from flaxlm.errors import UserError
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 # The first that shows an effect decides, so the cheap ones come first.
 PLACES = (

@@ -19,6 +19,7 @@ from flaxlm.layers.attention import Cache, KeyValues
 from flaxlm.models.model import Model
 from flaxlm.models.stack import unstacked
 from flaxlm.objectives.base import Objective
+from flaxlm.paths import path_name
 from flaxlm.types import Array, VocabOutput
 
 # Lengths are rounded up to powers of two from the first to the second of these, then to multiples
@@ -168,7 +169,6 @@ def _ready(dtype: Any, params: Any) -> Any:
   """Each layer by itself, and matrices in the precision of the computation."""
 
   def cast(path, leaf):
-    name = '/'.join(str(getattr(key, 'key', key)) for key in path)
-    return leaf.astype(dtype) if name.endswith(_CAST) else leaf
+    return leaf.astype(dtype) if path_name(path).endswith(_CAST) else leaf
 
   return unstacked(jax.tree_util.tree_map_with_path(cast, params))

@@ -15,8 +15,8 @@ from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
 from flaxlm.objectives.base import Objective
+from flaxlm.paths import all_virtual_paths
 from flaxlm.tasks.base import Task
-from flaxlm.training.paths import all_virtual_paths
 
 if TYPE_CHECKING:
   from flaxlm.training.experiment import Experiment

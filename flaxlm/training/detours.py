@@ -9,8 +9,8 @@ import numpy as np
 
 from flaxlm import terminal
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths
 from flaxlm.training.guard import FINE, NOT_FINITE, fresh
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import GUARD, TrainState
 
 if TYPE_CHECKING:

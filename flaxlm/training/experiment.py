@@ -29,7 +29,7 @@ from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
 from flaxlm.training.state import abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
-from flaxlm.types import EMA, Batch, TrainState
+from flaxlm.types import DELTA, EMA, Batch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,11 +139,11 @@ class Experiment:
   def abstract_weights(self) -> Any:
     """Shapes and shardings of {'trunk', 'head'}, which is what the model takes."""
     params = self.abstract_state.params
-    return {name: node for name, node in params.items() if name != lora.DELTA}
+    return {name: node for name, node in params.items() if name != DELTA}
 
   def weights(self, params: Any, extras: Mapping[str, Any] | None = None) -> Any:
     """What is evaluated, decoded and exported: averaged where that is asked for, LoRA merged."""
-    if not weights.is_averaged(self.config) and lora.DELTA not in params:
+    if not weights.is_averaged(self.config) and DELTA not in params:
       return params
     return self._weights(params, extras)
 

@@ -18,10 +18,11 @@ from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training import checkpoint, lora, matching, vocabulary, weights
+from flaxlm.paths import is_stacked, leaf_paths, nested, virtual_paths
+from flaxlm.training import checkpoint, matching, vocabulary, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
-from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
+from flaxlm.types import DELTA
 
 if TYPE_CHECKING:
   from flaxlm.training.experiment import Experiment
@@ -166,7 +167,7 @@ def _fill(
   sources = [plan[name] for name in names]
   if not any(sources):
     return fresh
-  if names == [path]:
+  if not is_stacked(path, leaf):
     value = _part(sources[0], loaded).reshape(leaf.shape)
   elif _is_whole(sources, loaded):
     value = loaded[sources[0].path].reshape(leaf.shape)
@@ -209,7 +210,7 @@ def _check_deltas(
   Raises:
     UserError: if the checkpoint has LoRA and the model has not: its weights would lack a part.
   """
-  has = lambda leaves: {path for path in leaves if path.startswith(f'{lora.DELTA}/')}
+  has = lambda leaves: {path for path in leaves if path.startswith(f'{DELTA}/')}
   if has(stored) and not has(wanted):
     raise UserError(
       f'config.init_from: {source} was tuned with LoRA, which its weights lack; merge it first: '

@@ -13,9 +13,9 @@ from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.models.model import Model
 from flaxlm.objectives.base import Objective
+from flaxlm.paths import leaf_paths, path_name
 from flaxlm.training import guard, lora
 from flaxlm.training.partition import Partition
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 
 _DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
@@ -103,7 +103,7 @@ def _placed_alike(tree: Any, trained: Any, shardings: Any, otherwise: Any) -> An
   leaves, places = leaf_paths(trained), leaf_paths(shardings)
 
   def place(path: Any, leaf: Any) -> Any:
-    nodes = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    nodes = path_name(path).split('/')
     ends = ('/'.join(nodes[i:]) for i in range(len(nodes)))
     found = next((end for end in ends if end in leaves), None)
     return places[found] if found and leaves[found].shape == leaf.shape else otherwise

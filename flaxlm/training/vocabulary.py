@@ -18,7 +18,7 @@ from flaxlm.data import packing
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives.base import Objective
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 DECLARED = 'vocab_size'
 

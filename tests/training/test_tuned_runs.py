@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint, loop
-from flaxlm.training.paths import leaf_paths
 
 LENGTH = (('total_steps', '6'), ('checkpoint.every_steps', '3'), ('evaluation.every_steps', '6'))
 WAYS = {
