@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.errors import UserError, nearest
+from flaxlm.data.cells import column
+from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
@@ -291,20 +292,6 @@ def _texts(
     text = column(row, config.text_column, where, column_key)
     if text.strip():
       yield where, text
-
-
-def column(row: Mapping[str, str], name: str, where: str, key: str) -> str:
-  """A column of a row by name or, in a file without a header, by number.
-
-  key: what names the column, for messages.
-  """
-  if name not in row:
-    hint = nearest(name, [n if len(n) <= 20 else n[:20] + '...' for n in row])
-    raise UserError(
-      f'{key}: {where} has no column {name!r}{hint}; where the file has no header, '
-      'give the number of the column, from 0'
-    )
-  return row[name]
 
 
 def _table(

@@ -119,7 +119,7 @@ def test_unknown_names(data_dir):
   ]:
     with pytest.raises(UserError, match=message):
       list(source.rows(place, DataConfig()))
-  with pytest.raises(UserError, match="config.data.text_column.*'txt'.*did you mean 'text'"):
+  with pytest.raises(UserError, match="'txt'.*did you mean 'text'.*config.data.text_column"):
     list(source.documents('tfds:flaxlm_lines', DataConfig(text_column='txt')).texts())
 
 
