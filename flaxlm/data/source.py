@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.data.cells import column
+from flaxlm.data.cells import column, json_row
 from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
@@ -365,6 +365,6 @@ def _json_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
     if not line.strip():
       continue
     try:
-      yield f'{path}:{number}', binary_tables.json_row(line, f'{path}:{number}')
+      yield f'{path}:{number}', json_row(line, f'{path}:{number}')
     except UserError as error:
       bad(error)

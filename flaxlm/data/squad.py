@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.data import bad_rows, binary_tables, source
+from flaxlm.data import bad_rows, cells, source
 from flaxlm.errors import UserError
 
 _KINDS = {str: 'a text', list: 'a list', dict: 'an object'}
@@ -69,7 +69,7 @@ def _row(
       raise UserError(f"{where}: 'id' is empty")
   except KeyError as error:
     raise UserError(f'{where}: has no {error.args[0]!r}') from None
-  return {name: binary_tables.as_text(value, where) for name, value in row.items()}
+  return {name: cells.as_text(value, where) for name, value in row.items()}
 
 
 def _entries(node: Mapping[str, Any], key: str, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
-from flaxlm.data import bad_rows, cache
+from flaxlm.data import bad_rows, cache, cells
 from flaxlm.errors import UserError, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
@@ -48,8 +48,8 @@ def _value(value: Any, classes: Any, where: str) -> str:
   """
   if classes is not None:
     name = lambda number: classes.int2str(int(number)) if number >= 0 else str(number)
-    return name(value) if np.ndim(value) == 0 else _text([name(number) for number in value], where)
-  return _text(value, where)
+    value = name(value) if np.ndim(value) == 0 else [name(number) for number in value]
+  return cells.as_text(value, where)
 
 
 def identity(place: str, config: Any, split: str) -> list[Any]:
@@ -213,23 +213,6 @@ def _class_names(features: Any) -> dict[str, Any]:
     if isinstance(label, tfds.features.ClassLabel):
       found[name] = label
   return found
-
-
-def _text(value: Any, where: str) -> str:
-  if isinstance(value, bytes):
-    try:
-      return value.decode()
-    except UnicodeDecodeError as error:
-      raise UserError(f'{where}: not UTF-8 ({error.reason})') from None
-  if isinstance(value, str):
-    return value
-  return json.dumps(value, default=_plain, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, bytes):
-    return value.decode(errors='replace')
-  return value.tolist()
 
 
 def _first_line(error: Exception) -> str:
