@@ -14,6 +14,8 @@ import numpy as np
 
 from flaxlm.errors import UserError
 
+OPEN_ROWS = 64  # Rows into which the next item may still go.
+
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
@@ -194,7 +196,7 @@ class FirstFit:
     lengths: Mapping[str, np.ndarray],
     streams: Mapping[str, Stream],
     seed: int | None,
-    open_rows: int = 64,
+    open_rows: int = OPEN_ROWS,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
   ):
     if placed is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import cache, holdout, mixture, packing, packing_index, store, workers
+from flaxlm.data import cache, mixture, packing, packing_index, splits, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
 from flaxlm.errors import UserError
 
@@ -70,7 +70,7 @@ class PackedItems:
     taken = [objective.lengths(item) for item in items]
     lengths = {name: np.array([t[name] for t in taken], np.int64) for name in objective.streams}
     pack = functools.partial(packing_index.first_fit, data) if data else packing.FirstFit
-    self._rows = pack(lengths, objective.streams, seed, 64 * together)
+    self._rows = pack(lengths, objective.streams, seed, packing.OPEN_ROWS if together else 0)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -292,7 +292,7 @@ def _order(config: Any, rows: Any) -> Any:
 
 def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL) -> Pipeline:
   """Training batches from the text of `config.data.train`; parts: what this host makes."""
-  documents = holdout.training(config.data)
+  documents = splits.training(config.data)
   sources = {
     name: _concatenated(
       store.for_documents(config.data, part, tokenizer), objective, name or part.name
@@ -315,9 +315,9 @@ def eval_pipelines(
   test: bool = False,
 ) -> dict[str, EvalPipeline]:
   """Validation sets by name; with `test`, also 'test' where `config.data.test` is set."""
-  found = holdout.validation(config.data)
+  found = splits.validation(config.data)
   if test and config.data.test:
-    found['test'] = holdout.test(config.data)
+    found['test'] = splits.test(config.data)
   return {
     name: EvalPipeline(
       config,

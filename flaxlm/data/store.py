@@ -90,7 +90,7 @@ class TokenStore:
 
 
 def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
-  """The store of `documents` (`holdout.Documents`), made if it is not in the cache.
+  """The store of `documents` (`splits.Documents`), made if it is not in the cache.
 
   config: DataConfig. Raises UserError for a corpus without a single token.
   """

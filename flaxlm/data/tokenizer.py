@@ -266,7 +266,7 @@ def train(
 
 
 def train_on(config: Any, documents: Any) -> Tokenizer:
-  """The tokenizer of `config` (TokenizerConfig) for `holdout.Documents`, perhaps of a mixture."""
+  """The tokenizer of `config` (TokenizerConfig) for `splits.Documents`, perhaps of a mixture."""
   parts = zip(documents.weights, documents.sources.values(), strict=True)
   return train(config, documents.texts(), [(weight, part.texts()) for weight, part in parts])
 
@@ -274,7 +274,7 @@ def train_on(config: Any, documents: Any) -> Tokenizer:
 def for_corpus(config: Any, documents: Any) -> Tokenizer:
   """The tokenizer of an experiment: `config.tokenizer.path`, or one trained on the training text.
 
-  documents: a `holdout.Documents` (`identity`, `texts()`). A trained tokenizer is kept in the
+  documents: a `splits.Documents` (`identity`, `texts()`). A trained tokenizer is kept in the
   cache under the hash of the text and of the options it was trained with.
   """
   options = config.tokenizer

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flaxlm.config.data import DataConfig
-from flaxlm.data import holdout, source, tfds
+from flaxlm.data import source, splits, tfds
 from flaxlm.errors import UserError
 
 BUILDER = """
@@ -110,7 +110,7 @@ def test_splits_may_be_named_and_cut(data_dir):
 
 def test_documents_of_a_prepared_set(data_dir):
   config = DataConfig(train='tfds:flaxlm_lines', validation='tfds:flaxlm_lines/test')
-  train, held_out = holdout.training(config), holdout.validation(config)['validation']
+  train, held_out = splits.training(config), splits.validation(config)['validation']
   assert (train.num_documents, held_out.num_documents) == (20, 5)
   assert all('of 5' in text for text in held_out.texts())
   assert train.identity != held_out.identity

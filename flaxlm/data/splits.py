@@ -1,4 +1,4 @@
-"""Which documents train, and which are held out."""
+"""The splits of a corpus or of labelled rows: what trains, what is held out, what tests."""
 
 import dataclasses
 import itertools
@@ -53,7 +53,7 @@ def validation(config: Any) -> dict[str, Documents]:
     found = places(config.validation)
     return {name: _whole(config, place, 'validation') for name, place in found.items()}
   return {
-    name or 'validation': _part(config, _training_documents(place, config), False, True)
+    name or 'validation': _part(config, _training_documents(place, config), first=False, split=True)
     for name, place in training_places(config).items()
   }
 
@@ -72,7 +72,7 @@ def everything(config: Any) -> Documents:
 def _joined(config: Any, split: bool) -> Documents:
   """The first part of each source of `config.train`, or all of it; of one place, its documents."""
   parts = {
-    name: _part(config, _training_documents(place, config), True, split)
+    name: _part(config, _training_documents(place, config), first=True, split=split)
     for name, place in training_places(config).items()
   }
   if '' in parts:
