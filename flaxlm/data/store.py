@@ -1,7 +1,7 @@
 """The token store: a corpus, tokenised once, in shards that are read at random.
 
 Lies in the cache directory under the hash of text and tokenizer, so that a change of either makes
-another store. A shard holds about 8 MB of text: `tokens` (zarr3, one object) and `lengths.npy`
+another store. A shard is of about 8 million characters: `tokens` (zarr3, one object), `lengths.npy`
 (tokens of each document); it appears as a whole, so an interrupted run goes on after the last one.
 What is read was written: chunks have checksums, and files that are damaged or gone are an error.
 """
@@ -21,9 +21,11 @@ from flaxlm.data import cache
 from flaxlm.errors import UserError
 
 FORMAT = 1
-SHARD_BYTES = 8 << 20
+# Characters of text after which a shard ends; with another number, stores that are half built would
+# go on in the wrong place, unless FORMAT changes too.
+SHARD_CHARACTERS = 8 << 20
 CHUNK = 1 << 14  # Tokens that are read at once from a store that is not in memory.
-BATCH_BYTES = 1 << 19  # Text given to the tokenizer at once.
+BATCH_CHARACTERS = 1 << 19  # Characters of the texts that are tokenised at once.
 IN_MEMORY = 100_000_000  # Tokens up to which a store is read into memory.
 
 
@@ -134,7 +136,7 @@ def _shards(texts: Iterator[str]) -> Iterator[list[str]]:
   for text in texts:
     shard.append(text)
     size += len(text)
-    if size >= SHARD_BYTES:
+    if size >= SHARD_CHARACTERS:
       yield shard
       shard, size = [], 0
   if shard:
@@ -148,7 +150,7 @@ def _write_shard(shard: epath.Path, texts: list[str], tokenizer: Any, dtype: Any
   for number, text in enumerate(texts, start=1):
     batch.append(text)
     size += len(text)
-    if size >= BATCH_BYTES or number == len(texts):
+    if size >= BATCH_CHARACTERS or number == len(texts):
       ids += [i.astype(dtype) for i in tokenizer.encode_batch(batch)]
       bar.advance(len(batch))
       batch, size = [], 0

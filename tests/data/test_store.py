@@ -24,8 +24,8 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-  monkeypatch.setattr(store, 'SHARD_BYTES', 1000)
-  monkeypatch.setattr(store, 'BATCH_BYTES', 300)
+  monkeypatch.setattr(store, 'SHARD_CHARACTERS', 1000)
+  monkeypatch.setattr(store, 'BATCH_CHARACTERS', 300)
   monkeypatch.setattr(store, 'CHUNK', 64)
 
 
@@ -110,7 +110,7 @@ def test_the_digest_is_of_the_tokens_and_not_of_their_files(corpus, letters, tmp
   opened = lambda: store.for_documents(config, splits.everything(config), letters)
   before = opened().digest()
   (tmp_path / 'x.txt').write_text('\n\n'.join(texts) + '\n')
-  monkeypatch.setattr(store, 'SHARD_BYTES', 1000)
+  monkeypatch.setattr(store, 'SHARD_CHARACTERS', 1000)
   assert opened().digest() == before
   (tmp_path / 'x.txt').write_text('\n\n'.join([*texts[:-1], 'z' + texts[-1][1:] + 'z']))
   assert opened().digest() != before  # In one letter, of two bytes as before.
