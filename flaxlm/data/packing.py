@@ -120,19 +120,25 @@ class Piece:
     return self.store.read(self.document, start, stop)
 
 
+def _virtual_lengths(store: Any, gap: int) -> np.ndarray:
+  """Virtual positions of each document, int64: of n > 0 tokens, n + gap.
+
+  The gap is the room that its marks (BOS, EOS, CLS, ...) need. With gap = -1, a document of n
+  tokens is n - 1 pairs of input and target.
+  """
+  lengths = np.asarray(store.lengths, np.int64)
+  return np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
+
+
 class Concatenated:
   """All documents end to end, cut into rows of `span` virtual positions.
 
-  A document of n > 0 tokens takes n + gap virtual positions: the room that its marks (BOS, EOS,
-  CLS, ...) need. With gap = -1, a document of n tokens is n - 1 pairs of input and target.
-  Memory: one int64 a document.
+  A document of n > 0 tokens takes n + gap of them. Memory: one int64 a document.
   """
 
   def __init__(self, store: Any, span: int, gap: int):
     self.store, self.span, self.gap = store, span, gap
-    lengths = np.asarray(store.lengths, np.int64)
-    taken = np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
-    self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(taken)])
+    self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(_virtual_lengths(store, gap))])
 
   @property
   def num_positions(self) -> int:
@@ -167,8 +173,7 @@ class Windows:
 
   def __init__(self, store: Any, span: int, gap: int):
     self.store, self.span = store, span
-    lengths = np.asarray(store.lengths, np.int64)
-    self._taken = np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
+    self._taken = _virtual_lengths(store, gap)
     self._stops = np.cumsum(self._taken)
 
   def draw(self, rng: np.random.Generator) -> list[Piece]:
