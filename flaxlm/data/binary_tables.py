@@ -21,10 +21,9 @@ from flaxlm.errors import UserError
 READ = 1024  # Rows or records that are read at once.
 PAGES = 1 << 20  # Bytes of a column of a parquet file that are read at once.
 TEXT = 'text'  # The column of records that are texts.
-Rows = Iterator[tuple[str, dict[str, str]]]
 
 
-def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> Rows:
+def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:ROW', column -> text), rows from 1; of the columns, or of all if one is missing or none.
 
   Raises UserError for a file that is no parquet file; `bad` gets rows that are no text.
@@ -55,7 +54,7 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
 
 
-def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
+def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:RECORD', column -> text), records from 1; a record that is a text has the column `text`.
 
   Raises UserError for a file that is no ArrayRecord file; `bad` gets records of another kind than

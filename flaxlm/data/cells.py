@@ -1,13 +1,15 @@
-"""Cells of a table's rows: values as text, and which columns there are."""
+"""Rows of a table and their cells: values as text, and which columns there are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from flaxlm.errors import UserError, nearest
 
+LocatedRow = tuple[str, dict[str, str]]  # ('FILE:LINE', column -> text).
+Rows = Iterator[LocatedRow]
 _SHOWN = 20  # Characters of a name, which may be a line of text if a file has no header.
 
 

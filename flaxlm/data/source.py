@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.data.cells import column, json_row
+from flaxlm.data.cells import Rows, column, json_row
 from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
@@ -27,7 +27,6 @@ TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
 # The ending under which a task names its reader of files that are no tables.
 ANY_OTHER = '*'
-Rows = Iterator[tuple[str, dict[str, str]]]
 # (file, DataConfig, handler of bad rows) -> rows.
 Reader = Callable[[epath.Path, Any, bad_rows.Handler], Rows]
 
@@ -285,9 +284,7 @@ def whole(path: epath.Path) -> str:
   raise UserError(f'{path}: not UTF-8')
 
 
-def _texts(
-  table: Iterable[tuple[str, dict[str, str]]], config: Any, column_key: str
-) -> Iterator[tuple[str, str]]:
+def _texts(table: Rows, config: Any, column_key: str) -> Iterator[tuple[str, str]]:
   for where, row in table:
     text = column(row, config.text_column, where, column_key)
     if text.strip():

@@ -12,6 +12,7 @@ import numpy as np
 from flaxlm import files, terminal
 from flaxlm.data import cache, source
 from flaxlm.data.bad_rows import BadRows
+from flaxlm.data.cells import LocatedRow
 from flaxlm.errors import UserError
 
 # No names of sets: the splits, and what eval.py writes beside the sets.
@@ -135,7 +136,7 @@ def rows(
   readers: Mapping[str, source.Reader] | None = None,
   bad: BadRows | None = None,
   held_together: str = '',
-) -> dict[str, list[tuple[str, dict[str, str]]]]:
+) -> dict[str, list[LocatedRow]]:
   """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
 
   Where nothing is given to validate on, a fixed part of the training rows, chosen at random, is
@@ -155,7 +156,7 @@ def rows(
   if '' not in training_places(config):
     raise UserError('config.data.train: only running text can be mixed; a task reads one place')
 
-  def read(place: str, split: str, name: str, most: int | None = None) -> list[Any]:
+  def read(place: str, split: str, name: str, most: int | None = None) -> list[LocatedRow]:
     key = f'config.data.{split}'
     found = list(
       itertools.islice(source.rows(place, config, split, readers, bad.of(name), key), most)
@@ -180,7 +181,9 @@ def rows(
   return splits
 
 
-def _drawn(rows: list[Any], config: Any, column: str) -> tuple[list[Any], list[Any]]:
+def _drawn(
+  rows: list[LocatedRow], config: Any, column: str
+) -> tuple[list[LocatedRow], list[LocatedRow]]:
   """Rows to train on, and the share config.holdout of them, or of what `column` holds of them."""
   groups: dict[Any, list[int]] = {}
   for i, (_, row) in enumerate(rows):

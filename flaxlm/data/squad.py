@@ -12,9 +12,7 @@ from flaxlm.errors import UserError
 _KINDS = {str: 'a text', list: 'a list', dict: 'an object'}
 
 
-def rows(
-  path: epath.Path, config: Any, bad: bad_rows.Handler
-) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(path: epath.Path, config: Any, bad: bad_rows.Handler) -> cells.Rows:
   """('FILE: question ID', columns) of each question, in the order of the file.
 
   Columns: id, title, context, question, and `answers`, where the file has them, as json: {"text":

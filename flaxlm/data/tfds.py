@@ -22,9 +22,7 @@ from flaxlm.errors import UserError, nearest
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
 
-def rows(
-  place: str, config: Any, split: str, bad: bad_rows.Handler = bad_rows.stop
-) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(place: str, config: Any, split: str, bad: bad_rows.Handler = bad_rows.stop) -> cells.Rows:
   """('tfds:NAME/SPLIT:NUMBER', column -> text); a ClassLabel is the name of its class.
 
   split: the one that is read where the place names none; bad: gets the mistake of a row that is not

@@ -16,6 +16,7 @@ from flaxlm.config.schema import Config
 from flaxlm.data import cache, pipeline, splits
 from flaxlm.data.augment import Augmentation
 from flaxlm.data.bad_rows import BadRows, Handler
+from flaxlm.data.cells import LocatedRow
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError
 from flaxlm.objectives.base import Objective
@@ -58,7 +59,7 @@ def task_of(config: Config) -> Task | None:
 
 def rows_of(
   task: Task, config: Config, training: bool, bad: BadRows
-) -> dict[str, list[tuple[str, dict[str, str]]]]:
+) -> dict[str, list[LocatedRow]]:
   """`splits.rows` as the task reads its files and holds rows together.
 
   A row of an evaluation set whose cell of the task's column `unique` stands in another row of it
@@ -71,9 +72,7 @@ def rows_of(
   return sets
 
 
-def _once(
-  rows: Iterable[tuple[str, dict[str, str]]], column: str, bad: Handler
-) -> list[tuple[str, dict[str, str]]]:
+def _once(rows: Iterable[LocatedRow], column: str, bad: Handler) -> list[LocatedRow]:
   """The rows, without those whose cell of `column` is that of one before; `bad` gets these."""
   found, seen = [], set()
   for where, row in rows:
@@ -107,7 +106,7 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
 
 
 def _parsed_sets(
-  config: Config, sets: Mapping[str, list[tuple[str, dict[str, str]]]], bad: BadRows
+  config: Config, sets: Mapping[str, list[LocatedRow]], bad: BadRows
 ) -> dict[str, list[dict[str, Any]]]:
   """The examples of sets of rows; UserError for one of which none is left."""
   examples, task = {}, task_of(config)
@@ -132,7 +131,7 @@ def _say_labels(labels: Sequence[str], examples: Sequence[Mapping[str, Any]]) ->
 
 def parsed(
   task: Task,
-  rows: Iterable[tuple[str, dict[str, str]]],
+  rows: Iterable[LocatedRow],
   bad: Handler,
   has_label: Callable[[Mapping[str, str]], bool] = Task.has_label,
 ) -> list[dict[str, Any]]:
