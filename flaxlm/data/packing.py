@@ -8,7 +8,7 @@ rows). Both are random access, so that a batch is a function of its step.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -101,6 +101,17 @@ def _pack_row(row, items, streams, counting, num_keys) -> None:
     starts = stops
 
 
+class RowSource(Protocol):
+  """Rows by number, each a list of items, such as a `Piece`, of which features are made."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, row: int) -> list[Any]: ...
+
+  def describe(self, row: int) -> str:
+    """What the row holds: which documents (and tokens of them), or which items."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
   """Virtual positions [start, stop) of a document; those from `length` on are its gap."""
@@ -162,6 +173,15 @@ class Concatenated:
         first = stop
       document += 1
     return pieces
+
+  def describe(self, row: int) -> str:
+    """Which documents, and tokens of them, the row holds."""
+    pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in self[row])
+    return f'row {row} (documents {pieces})'
+
+  def summary(self) -> str:
+    """How much text there is."""
+    return f'{self.store.num_documents:,} documents, {self.store.num_tokens:,} tokens'
 
 
 class Windows:
@@ -246,11 +266,3 @@ def _place(
     rows[row_of[slot]].append(int(item))
   items = np.fromiter((item for row in rows for item in row), np.int64, len(order))
   return items, np.cumsum([0, *map(len, rows)])
-
-
-def describe(rows: Any, row: int) -> str:
-  """Which documents (and tokens of them) or items a row holds."""
-  if hasattr(rows, 'describe'):
-    return rows.describe(row)
-  pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in rows[row])
-  return f'row {row} (documents {pieces})'

@@ -58,6 +58,8 @@ class PackedItems:
   data: DataConfig, in whose cache the index of many items is kept; None keeps none.
   """
 
+  store = None  # Only running text has one.
+
   def __init__(
     self,
     objective: Any,
@@ -82,11 +84,15 @@ class PackedItems:
     """Which items the row holds."""
     return f'row {row} (items {", ".join(map(str, self._rows[row]))})'
 
+  def summary(self) -> str:
+    """How many items there are."""
+    return f'{len(self.items):,} labelled rows'
+
 
 class _Rows:
   """What training and evaluation share: a row source, and features of its items."""
 
-  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts):
+  def __init__(self, config: Any, objective: Any, rows: packing.RowSource, parts: Parts):
     self.config, self.objective, self.rows = config, objective, rows
     self._parts = parts
 
@@ -119,17 +125,17 @@ class _Rows:
 class Pipeline(_Rows):
   """Training batches.
 
-  rows: len() and [row] -> items, of one source or a `mixture.Rows`; with `sampling='windows'`,
-  `windows`, one for each source, draws them instead. augment: (item, rng) -> item, or None.
-  corpus: a hash of all text or rows. Public: rows, corpus, batch_size, steps_per_epoch,
-  num_positions (of tokens, in a global batch).
+  rows: of one source or a `mixture.Rows`; with `sampling='windows'`, `windows`, one for each
+  source, draws them instead. augment: (item, rng) -> item, or None. corpus: a hash of all text or
+  rows. Public: rows, corpus, batch_size, steps_per_epoch, num_positions (of tokens, in a global
+  batch).
   """
 
   def __init__(
     self,
     config: Any,
     objective: Any,
-    rows: Any,
+    rows: packing.RowSource,
     windows: Sequence[packing.Windows] = (),
     parts: Parts = _ALL,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
@@ -216,9 +222,7 @@ class Pipeline(_Rows):
       drawn = [self._draw(step, b, rng)[0][0] for b in self._mine]
       return '; '.join(f'document {p.document} from token {p.start}' for p in drawn)
     places = [self._order[step * self.batch_size + b] for b in self._mine]
-    return f'epoch {places[0][0]}: ' + '; '.join(
-      packing.describe(self.rows, row) for _, row in places
-    )
+    return f'epoch {places[0][0]}: ' + '; '.join(self.rows.describe(row) for _, row in places)
 
 
 class EvalPipeline(_Rows):
@@ -227,14 +231,19 @@ class EvalPipeline(_Rows):
   Where a memory goes from batch to batch, row b of a batch goes on where that of the batch before
   ended: the b-th of `batch_size` equal parts of the rows is read there.
 
-  num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
+  store; num_bytes: of the UTF-8 text. Both are None for labelled items.
   """
 
-  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts = _ALL):
+  def __init__(
+    self,
+    config: Any,
+    objective: Any,
+    rows: packing.Concatenated | PackedItems,
+    parts: Parts = _ALL,
+  ):
     super().__init__(config, objective, rows, parts)
-    self.store = getattr(rows, 'store', None)
+    self.store = rows.store
     self.num_bytes = self.store.num_bytes if self.store else None
-    self.num_documents = self.store.num_documents if self.store else len(rows.items)
     self.batch_size = config.evaluation_rows
     self._mine = self._part(self.batch_size)
 
@@ -274,7 +283,7 @@ class EvalPipeline(_Rows):
     return map(self.batch, range(number))
 
 
-def _order(config: Any, rows: Any) -> Any:
+def _order(config: Any, rows: packing.RowSource) -> Any:
   """order[i] = (epoch, row) of place i: row b of step s is place s * global_batch_size + b."""
   mixed = isinstance(rows, mixture.Rows)
   sources = rows.sources if mixed else (rows,)

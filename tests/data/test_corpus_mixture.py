@@ -163,7 +163,7 @@ def test_each_source_has_a_held_out_part_of_its_own(config, made):
     for batch in held_out.batches():
       assert set(made.decode(batch['inputs'][batch['segment_ids'] > 0])) <= set(LETTERS[name])
     together = {*held_out_texts(config, name), *train.sources[name].texts()}
-    assert len(together) == held_out.num_documents + train.sources[name].num_documents
+    assert len(together) == held_out.store.num_documents + train.sources[name].num_documents
   kept = changed(config, validation=config.data.train.split(',')[0].partition('=')[2])
   assert splits.training(kept.data).num_documents == 137
   assert list(splits.validation(kept.data)) == ['validation']
