@@ -20,6 +20,7 @@ from etils import epath
 
 from flaxlm import distributed, terminal
 from flaxlm.data import cache, tokenizer_codecs, tokenizer_published, tokenizer_training
+from flaxlm.data.tokenizer_codecs import Codec
 from flaxlm.data.tokenizer_training import special_pieces
 from flaxlm.errors import UserError
 
@@ -236,7 +237,7 @@ def _fingerprint(spec: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
   return digest.hexdigest()
 
 
-def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]) -> Any:
+def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]) -> Codec:
   """What cuts text; `names` are the special tokens that a tokenizer trained here begins with."""
   if spec['name'] == 'sentencepiece':
     return tokenizer_codecs.SentencePiece(files['tokenizer.model'], spec, names)
@@ -246,7 +247,7 @@ def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[
     return tokenizer_codecs.Bytes(len(names))
   from flaxlm.data import tokenizer_library
 
-  return tokenizer_library.Library(spec, files, names)
+  return tokenizer_library.LibraryCodec(spec, files, names)
 
 
 def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
