@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from flaxlm.config.data import DataConfig
+from flaxlm.config.schema import Config
 from flaxlm.data import cache, mixture, packing, packing_index, splits, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
 TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
@@ -55,7 +58,7 @@ class ItemRng:
 class PackedItems:
   """Labelled items, packed first-fit: [row] is the list of its items; of one, if not `together`.
 
-  data: DataConfig, in whose cache the index of many items is kept; None keeps none.
+  data: in whose cache the index of many items is kept; None keeps none.
   """
 
   store = None  # Only running text has one.
@@ -66,7 +69,7 @@ class PackedItems:
     items: Sequence[Any],
     seed: int | None,
     together: bool = True,
-    data: Any = None,
+    data: DataConfig | None = None,
   ):
     self.items = items
     taken = [objective.lengths(item) for item in items]
@@ -92,7 +95,7 @@ class PackedItems:
 class _Rows:
   """What training and evaluation share: a row source, and features of its items."""
 
-  def __init__(self, config: Any, objective: Any, rows: packing.RowSource, parts: Parts):
+  def __init__(self, config: Config, objective: Any, rows: packing.RowSource, parts: Parts):
     self.config, self.objective, self.rows = config, objective, rows
     self._parts = parts
 
@@ -133,7 +136,7 @@ class Pipeline(_Rows):
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     objective: Any,
     rows: packing.RowSource,
     windows: Sequence[packing.Windows] = (),
@@ -236,7 +239,7 @@ class EvalPipeline(_Rows):
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     objective: Any,
     rows: packing.Concatenated | PackedItems,
     parts: Parts = _ALL,
@@ -283,7 +286,7 @@ class EvalPipeline(_Rows):
     return map(self.batch, range(number))
 
 
-def _order(config: Any, rows: packing.RowSource) -> Any:
+def _order(config: Config, rows: packing.RowSource) -> Any:
   """order[i] = (epoch, row) of place i: row b of step s is place s * global_batch_size + b."""
   mixed = isinstance(rows, mixture.Rows)
   sources = rows.sources if mixed else (rows,)
@@ -299,7 +302,9 @@ def _order(config: Any, rows: packing.RowSource) -> Any:
   return mixture.Order(rows, orders) if mixed else orders[0]
 
 
-def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL) -> Pipeline:
+def train_pipeline(
+  config: Config, tokenizer: Tokenizer, objective: Any, parts: Parts = _ALL
+) -> Pipeline:
   """Training batches from the text of `config.data.train`; parts: what this host makes."""
   documents = splits.training(config.data)
   sources = {
@@ -317,8 +322,8 @@ def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _
 
 
 def eval_pipelines(
-  config: Any,
-  tokenizer: Any,
+  config: Config,
+  tokenizer: Tokenizer,
   objective: Any,
   parts: Parts = _ALL,
   test: bool = False,

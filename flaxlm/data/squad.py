@@ -6,13 +6,14 @@ from typing import Any
 
 from etils import epath
 
+from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, cells, source
 from flaxlm.errors import UserError
 
 _KINDS = {str: 'a text', list: 'a list', dict: 'an object'}
 
 
-def rows(path: epath.Path, config: Any, bad: bad_rows.Handler) -> cells.Rows:
+def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> cells.Rows:
   """('FILE: question ID', columns) of each question, in the order of the file.
 
   Columns: id, title, context, question, and `answers`, where the file has them, as json: {"text":

@@ -17,7 +17,10 @@ import numpy as np
 from etils import epath
 
 from flaxlm import distributed, files, terminal
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cache
+from flaxlm.data.splits import Documents
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
 FORMAT = 1
@@ -91,10 +94,10 @@ class TokenStore:
       return np.asarray(tokens[chunk * CHUNK : stop].read().result())
 
 
-def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
-  """The store of `documents` (`splits.Documents`), made if it is not in the cache.
+def for_documents(config: DataConfig, documents: Documents, tokenizer: Tokenizer) -> TokenStore:
+  """The store of `documents`, made if it is not in the cache.
 
-  config: DataConfig. Raises UserError for a corpus without a single token.
+  Raises UserError for a corpus without a single token.
   """
   key = cache.key(
     {'format': FORMAT, 'text': documents.identity, 'tokenizer': tokenizer.fingerprint}
@@ -112,7 +115,7 @@ def shard_name(number: int) -> str:
   return f'shard-{number:06d}'
 
 
-def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
+def _build(directory: epath.Path, documents: Documents, tokenizer: Tokenizer) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
   total = {'documents': 0, 'tokens': 0, 'bytes': 0, 'shards': 0}
@@ -143,7 +146,9 @@ def _shards(texts: Iterator[str]) -> Iterator[list[str]]:
     yield shard
 
 
-def _write_shard(shard: epath.Path, texts: list[str], tokenizer: Any, dtype: Any, bar: Any) -> None:
+def _write_shard(
+  shard: epath.Path, texts: list[str], tokenizer: Tokenizer, dtype: Any, bar: Any
+) -> None:
   ids: list[np.ndarray] = []
   batch: list[str] = []
   size = 0

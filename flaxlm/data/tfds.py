@@ -16,13 +16,16 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
+from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, cache, cells
 from flaxlm.errors import UserError, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
 
-def rows(place: str, config: Any, split: str, bad: bad_rows.Handler = bad_rows.stop) -> cells.Rows:
+def rows(
+  place: str, config: DataConfig, split: str, bad: bad_rows.Handler = bad_rows.stop
+) -> cells.Rows:
   """('tfds:NAME/SPLIT:NUMBER', column -> text); a ClassLabel is the name of its class.
 
   split: the one that is read where the place names none; bad: gets the mistake of a row that is not
@@ -50,7 +53,7 @@ def _value(value: Any, classes: Any, where: str) -> str:
   return cells.as_text(value, where)
 
 
-def identity(place: str, config: Any, split: str) -> list[Any]:
+def identity(place: str, config: DataConfig, split: str) -> list[Any]:
   """What the prepared files hash to, and which split of them is read."""
   builder, split = _find(place, config, split)
   paths = [path for info in builder.info.splits.values() for path in info.filepaths]
@@ -58,7 +61,7 @@ def identity(place: str, config: Any, split: str) -> list[Any]:
   return [builder.info.full_name, split, files]
 
 
-def convert(name: str, config: Any) -> epath.Path:
+def convert(name: str, config: DataConfig) -> epath.Path:
   """Writes a set that is prepared as tfrecord again as array_record, into the cache directory.
 
   Both hold the same serialised examples, so neither TensorFlow nor a download is needed. Returns
@@ -113,7 +116,7 @@ def _tfrecords(path: epath.Path) -> Iterator[bytes]:
       yield record[:-4]
 
 
-def _find(place: str, config: Any, default: str) -> tuple[Any, str]:
+def _find(place: str, config: DataConfig, default: str) -> tuple[Any, str]:
   """The prepared builder of a place, and the split to read."""
   name = place.removeprefix('tfds:')
   head, _, tail = name.rpartition('/')

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cells
 from flaxlm.errors import UserError
 
@@ -31,7 +32,7 @@ def text_or_pair(
   return found
 
 
-def of_lines(data: Any, pair_column: str) -> str:
+def of_lines(data: DataConfig, pair_column: str) -> str:
   """The column that a bare line of text fills: that of the text or, of pairs, none ('')."""
   return '' if pair_column else data.text_column
 
