@@ -174,11 +174,11 @@ def _question(
   scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
-  from flaxlm.data import source
+  from flaxlm.data import cells
   from flaxlm.tasks import columns
 
-  context = source.column(row, data.text_column, where, '--text-column')
-  cell = source.column(row, args.choices_column, where, '--choices-column')
+  context = cells.column(row, data.text_column, where, '--text-column')
+  cell = cells.column(row, args.choices_column, where, '--choices-column')
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')

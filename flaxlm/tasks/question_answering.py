@@ -88,8 +88,6 @@ class Task(base.Task):
     """
     example: Example = {'id': row.get('id') or where}
     for name, key in (('question', 'question'), ('context', 'text')):
-      if name not in row:
-        raise UserError(f'{where}: no column {name!r}; there are {", ".join(row)}')
       example[key] = columns.text(row, name, '', where)
     read = lambda: _label_part(row, example['text'], where)
     return example | columns.label_part(read, labelled)

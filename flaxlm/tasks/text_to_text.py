@@ -8,8 +8,8 @@ import numpy as np
 
 from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
-from flaxlm.errors import UserError, nearest
-from flaxlm.tasks import base
+from flaxlm.errors import UserError
+from flaxlm.tasks import base, columns
 from flaxlm.tasks.base import Example, Predictions
 
 
@@ -47,18 +47,13 @@ class Task(base.Task):
     Raises:
       UserError: for a missing column, or an empty source or target.
     """
-    columns = {'data.text_column': self._source, 'task.target_column': self._target}
-    if not labelled and self._target not in row:
-      del columns['task.target_column']
-    for key, name in columns.items():
-      if name not in row:
-        raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
-    if not str(row[self._source]).strip():
+    source = columns.cell(row, self._source, 'data.text_column', where)
+    target = ''
+    if labelled or self._target in row:
+      target = columns.cell(row, self._target, 'task.target_column', where)
+    if not source.strip():
       raise UserError(f'{where}: the source in column {self._source!r} is empty')
-    example = {'text': self._prefix + str(row[self._source])}
-    if self._target not in row:
-      return example
-    target = str(row[self._target])
+    example = {'text': self._prefix + source}
     if target.strip():
       return example | {'target': target}
     if labelled:
