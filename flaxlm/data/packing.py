@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flaxlm.errors import UserError
+from flaxlm.types import Array
 
 OPEN_ROWS = 64  # Rows into which the next item may still go.
 
@@ -52,6 +53,16 @@ def span_and_gap(streams: Mapping[str, Stream]) -> tuple[int, int]:
 def dtype_of(key: str) -> type:
   """float32 for weights and values, int32 for everything else."""
   return np.float32 if key.endswith(('weights', 'values')) else np.int32
+
+
+def one_segment(prefix: str, inputs: Array, segment_ids: Array) -> dict[str, Array]:
+  """Keys of a stream whose rows [B, L] hold one segment each (segment_ids 1; 0 is padding)."""
+  positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+  return {
+    f'{prefix}inputs': inputs,
+    f'{prefix}positions': positions,
+    f'{prefix}segment_ids': segment_ids,
+  }
 
 
 def pack_rows(

@@ -235,9 +235,8 @@ def masked_batch(
 
 def _stream(prefix: str, inputs: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
   """inputs [B, L], one segment of `lengths` [B] in each row."""
-  places = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
-  segments = (places < lengths[:, None]).astype(np.int32)
-  return {f'{prefix}inputs': inputs, f'{prefix}positions': places, f'{prefix}segment_ids': segments}
+  segments = (np.arange(inputs.shape[1]) < lengths[:, None]).astype(np.int32)
+  return packing.one_segment(prefix, inputs, segments)
 
 
 @functools.partial(jax.jit, static_argnums=0)
