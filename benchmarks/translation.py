@@ -46,6 +46,7 @@ FIELDS = {
   'data.max_target_length': 64,
   'global_batch_size': 64,
   'total_steps': 8000,
+  'optimizer.schedule': 'rsqrt',
   'optimizer.learning_rate': 5e-3,
   'optimizer.warmup_steps': 1000,
   'evaluation.every_steps': 1000,

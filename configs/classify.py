@@ -41,10 +41,7 @@ def get_config(variant):
 
 def fine_tuned(config, recipe):
   """The config with the trunk of `recipe`, in its mini size, and what fine-tuning wants."""
-  pretraining = recipe.get_config('mini')
-  with config.unlocked():
-    config.model = pretraining.model
-    config.tokenizer = pretraining.tokenizer
+  trunk_and_schedule(config, recipe)
   config.model.dropout_rate = 0.1
   if config.objective.name not in ('seq2seq', 'completion'):
     # The trunk is what init_from is for; the head of pretraining predicts tokens.
@@ -66,6 +63,15 @@ def fine_tuned(config, recipe):
     'adapter_dim',
     'adapter_placement',
   )
+  return config
+
+
+def trunk_and_schedule(config, recipe):
+  """Sets the trunk of `recipe`, in its mini size, and the schedule of fine-tuning."""
+  pretraining = recipe.get_config('mini')
+  with config.unlocked():
+    config.model = pretraining.model
+    config.tokenizer = pretraining.tokenizer
   config.num_epochs = 3.0
   config.global_batch_size = 16
   config.optimizer.learning_rate = 3e-4
@@ -76,4 +82,3 @@ def fine_tuned(config, recipe):
   config.optimizer.warmup_steps = 20
   config.evaluation.every_steps = 100
   config.checkpoint.every_steps = 100
-  return config

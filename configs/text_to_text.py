@@ -15,7 +15,7 @@ configs/t5.py or configs/gpt2.py.
 Evaluation reports loss, perplexity, token accuracy and exact match, and writes each row's scores.
 """
 
-from configs import bart, gpt2, t5
+from configs import bart, classify, gpt2, t5
 from flaxlm.config import tree
 
 VARIANTS = ('encoder_decoder', 'decoder')
@@ -36,20 +36,8 @@ def writer(trunk, task):
   """The config of a task that writes, with a trunk of TRUNKS in its mini size."""
   recipe, family, objective = TRUNKS[trunk]
   config = tree.new(model=family, objective=objective, task=task)
-  pretraining = recipe.get_config('mini')
-  with config.unlocked():
-    config.model = pretraining.model
-    config.tokenizer = pretraining.tokenizer
+  classify.trunk_and_schedule(config, recipe)
+  config.optimizer.weight_decay = 0.0
   if trunk == 'bart':
     config.objective.marks = 'bart'
-  config.num_epochs = 3.0
-  config.global_batch_size = 16
-  config.optimizer.learning_rate = 3e-4
-  config.optimizer.schedule = 'linear'
-  config.optimizer.end_ratio = 0.0
-  config.optimizer.b2 = 0.98
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.warmup_steps = 20
-  config.evaluation.every_steps = 100
-  config.checkpoint.every_steps = 100
   return config

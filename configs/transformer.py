@@ -7,25 +7,25 @@
 Rows are read from jsonl, csv, tsv or parquet. Variants: `mini` (3 + 3 layers, 256 wide) for two
 cores; `base` and `big` as published (Vaswani et al. 2017, sections 3 and 5 and table 3): sinusoidal
 positions, one table for source, target and output, scaled by sqrt(D) where it embeds, label
-smoothing of 0.1. The schedule (equation 3) is `rsqrt`, whose peak is (D * warmup)^-0.5: change it
-with the width. Batches of some 25,000 tokens of each language are 96 rows of 256, which hold
-several sentences each. Dropout of attention and inside the MLP, and Adam's settings, are those of
-the released code and section 5.3.
+smoothing of 0.1, and the schedule of equation 3, of which learning_rate is a factor. Batches of
+some 25,000 tokens of each language are 96 rows of 256, which hold several sentences each. Dropout
+of attention and inside the MLP, and Adam's settings, are those of the released code and section
+5.3.
 """
 
 from flaxlm.config import tree
 
-# layers of each stack, width, heads, dropout, updates, warm-up, peak learning rate, D^-0.5
+# layers of each stack, width, heads, dropout, updates, warm-up, D^-0.5
 VARIANTS = {
-  'mini': (3, 256, 4, 0.1, 3000, 400, 3.125e-3, 0.0625),
-  'base': (6, 512, 8, 0.1, 100_000, 4000, 6.98771e-4, 0.0442),
-  'big': (6, 1024, 16, 0.3, 300_000, 4000, 4.94106e-4, 0.03125),
+  'mini': (3, 256, 4, 0.1, 3000, 400, 0.0625),
+  'base': (6, 512, 8, 0.1, 100_000, 4000, 0.0442),
+  'big': (6, 1024, 16, 0.3, 300_000, 4000, 0.03125),
 }
 
 
 def get_config(variant):
   config = tree.new(model='encoder_decoder', objective='seq2seq', task='text_to_text')
-  layers, width, heads, dropout, steps, warmup, learning_rate, std = VARIANTS[variant]
+  layers, width, heads, dropout, steps, warmup, std = VARIANTS[variant]
   config.total_steps = steps
   config.objective.label_smoothing = 0.1
   config.model.num_layers = layers
@@ -43,8 +43,8 @@ def get_config(variant):
   config.model.init_std = std
   config.tokenizer.model_type = 'bpe'
   config.tokenizer.sentinels = 0
-  config.optimizer.learning_rate = learning_rate
-  config.optimizer.schedule = 'rsqrt'
+  config.optimizer.learning_rate = 1.0
+  config.optimizer.schedule = 'noam'
   config.optimizer.warmup_steps = warmup
   config.optimizer.b2 = 0.98
   config.optimizer.eps = 1e-9
