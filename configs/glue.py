@@ -35,7 +35,7 @@ METRICS = {
 }
 WRITTEN = '-text_to_text'
 VARIANTS = (*METRICS, *(name + WRITTEN for name in METRICS if name != 'stsb'))
-ANY_MODEL = True
+ANY_MODEL = VARIANTS
 
 
 def get_config(variant):

@@ -17,7 +17,7 @@ task.lead_sentences sentences of each source beside them.
 from configs import text_to_text
 
 VARIANTS = tuple(text_to_text.TRUNKS)
-ANY_MODEL = True
+ANY_MODEL = VARIANTS
 
 
 def get_config(variant):

@@ -19,7 +19,7 @@ from configs import bart, classify, gpt2, t5
 from flaxlm.config import tree
 
 VARIANTS = ('encoder_decoder', 'decoder')
-ANY_MODEL = True
+ANY_MODEL = VARIANTS
 # Name -> recipe of the trunk, its family, the objective that writes.
 TRUNKS = {
   'encoder_decoder': (t5, 'encoder_decoder', 'seq2seq'),

@@ -20,7 +20,7 @@ from configs import text_to_text, transformer
 from flaxlm.config import tree
 
 VARIANTS = ('transformer', *text_to_text.TRUNKS)
-ANY_MODEL = True
+ANY_MODEL = VARIANTS
 
 
 def get_config(variant):

@@ -30,7 +30,8 @@ def places():
   """'NAME.py' or 'NAME.py:variant' of every recipe."""
   found = []
   for file in sorted((ROOT / 'configs').glob('*.py')):
-    found += [f'{file.name}:{variant}' for variant in recipe.variants(str(file))] or [file.name]
+    variants = recipe.Recipe(str(file)).variants
+    found += [f'{file.name}:{variant}' for variant in variants] or [file.name]
   return found
 
 
@@ -85,7 +86,8 @@ def load(place, folder, changes=()):
   and what differs with them only (rates, schedule length) are the same for all, so that variants
   of one architecture are one config and share what is compiled.
   """
-  config = recipe.read(*recipe.split(str(ROOT / 'configs' / place)))
+  path, variant = recipe.split(str(ROOT / 'configs' / place))
+  config = recipe.Recipe(path).config(variant)
   for node, sizes in SIZES.items():
     config[node].update(sizes)
   if config.model.mlp_dim:

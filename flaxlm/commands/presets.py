@@ -57,8 +57,9 @@ def names() -> Iterator[str]:
   from flaxlm.config import recipe
 
   for file in sorted(CONFIGS.glob('*.py')):
-    if not recipe.is_of_task(str(file)):
-      yield from (f'{file.name}:{variant}' for variant in recipe.variants(str(file)))
+    found = recipe.Recipe(str(file))
+    if not found.imports_recipes:
+      yield from (f'{file.name}:{variant}' for variant in found.variants)
 
 
 def measure(name: str) -> Preset:
@@ -71,7 +72,8 @@ def measure(name: str) -> Preset:
   from flaxlm.training.footprint import total_bytes
   from flaxlm.training.optimizer import make_optimizer
 
-  config = tree.from_config_dict(recipe.read(*recipe.split(str(CONFIGS / name))))
+  path, variant = recipe.split(str(CONFIGS / name))
+  config = tree.from_config_dict(recipe.Recipe(path).config(variant))
   # How layers are run changes no shape, and one traced layer is traced faster than many.
   model = {'vocab_size': config.tokenizer.vocab_size, 'scan_layers': True}
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))

@@ -130,11 +130,11 @@ def parse(key: str, text: str, kind: tree.Kind) -> Any:
   if kind.optional and text.strip().lower() in ('none', ''):
     return None
   if kind.is_tuple:
-    return tuple(_scalar(key, item, kind) for item in _elements(text, kind))
+    return tuple(_scalar(key, item, kind) for item in _elements(text))
   return _scalar(key, text, kind)
 
 
-def _elements(text: str, kind: tree.Kind) -> list[Any]:
+def _elements(text: str) -> list[Any]:
   """Elements of a tuple's text, as texts, or as they are where they were written as a literal."""
   stripped = text.strip()
   if stripped[:1] in ('(', '['):

@@ -2,7 +2,7 @@
 
 A recipe defines `get_config()`, which returns a ConfigDict made by `tree.new`. One that offers
 variants also defines `VARIANTS`, names in order of which the first is the default, and
-`get_config(variant)`. Variants choose the model, but for those in `ANY_MODEL`; True: none does.
+`get_config(variant)`. Variants choose the model, but for those in `ANY_MODEL`.
 """
 
 import os
@@ -35,15 +35,12 @@ def load(place: str, overrides: Sequence[tuple[str, str]] = (), workdir: str = '
       that `overrides.apply` and `tree.from_config_dict` know.
   """
   path, variant = split(place)
-  config_dict = read(path, variant)
+  recipe = Recipe(path)
+  config_dict = recipe.config(variant)
   start = [text for key, text in overrides if key == 'init_from']
   start = os.path.expanduser(start[-1] if start else config_dict.init_from)
   if start:
-    module = _execute(path)
-    any_model = getattr(module, 'ANY_MODEL', ())
-    chosen = variant and not (any_model is True or variant in any_model)
-    free = bool(_variants(module)) and not chosen
-    adopt(config_dict, start, free, workdir)
+    adopt(config_dict, start, with_model=recipe.leaves_the_model(variant), resumed=workdir)
   override_lib.apply(config_dict, overrides)
   return tree.from_config_dict(config_dict)
 
@@ -56,39 +53,42 @@ def split(place: str) -> tuple[str, str]:
   return place, ''
 
 
-def read(path: str, variant: str = '') -> cd.ConfigDict:
-  """The recipe's own config, before overrides."""
-  module = _execute(path)
-  if not callable(getattr(module, 'get_config', None)):
-    raise UserError(f'{path}: a recipe defines get_config()')
-  variants = _variants(module)
-  if variant and not variants:
-    raise UserError(f'{path} has no variants, got {variant!r}')
-  if variant and variant not in variants:
-    hint = nearest_of_all(variant, variants, 'the variants')
-    raise UserError(f'{path} has no variant {variant!r}{hint}')
-  arguments = (variant or variants[0],) if variants else ()
-  config_dict = _guarded(path, lambda: module.get_config(*arguments))
-  if not isinstance(config_dict, cd.ConfigDict):
-    raise UserError(f'{path}: get_config() must return a config made by flaxlm.config.tree.new')
-  return config_dict
+class Recipe:
+  """A recipe's file, which is run once.
 
+  path: of the file; variants: their names, of which the first is the default, or none;
+  imports_recipes: whether it takes its models from other recipes.
+  """
 
-def variants(path: str) -> list[str]:
-  """Names of a recipe's variants, of which the first is the default; empty if it has none."""
-  return _variants(_execute(path))
+  def __init__(self, path: str):
+    self.path, self._module = path, _execute(path)
+    if not callable(getattr(self._module, 'get_config', None)):
+      raise UserError(f'{path}: a recipe defines get_config()')
+    self.variants = list(getattr(self._module, 'VARIANTS', ()))
+    self.imports_recipes = any(
+      isinstance(value, types.ModuleType) and hasattr(value, 'get_config')
+      for value in vars(self._module).values()
+    )
 
+  def config(self, variant: str = '') -> cd.ConfigDict:
+    """The recipe's own config, before overrides."""
+    if variant and not self.variants:
+      raise UserError(f'{self.path} has no variants, got {variant!r}')
+    if variant and variant not in self.variants:
+      hint = nearest_of_all(variant, self.variants, 'the variants')
+      raise UserError(f'{self.path} has no variant {variant!r}{hint}')
+    arguments = (variant or self.variants[0],) if self.variants else ()
+    config_dict = _guarded(self.path, lambda: self._module.get_config(*arguments))
+    if not isinstance(config_dict, cd.ConfigDict):
+      raise UserError(
+        f'{self.path}: get_config() must return a config made by flaxlm.config.tree.new'
+      )
+    return config_dict
 
-def is_of_task(path: str) -> bool:
-  """Whether a recipe takes its models from other recipes, which it imports."""
-  return any(
-    isinstance(value, types.ModuleType) and hasattr(value, 'get_config')
-    for value in vars(_execute(path)).values()
-  )
-
-
-def _variants(module: types.ModuleType) -> list[str]:
-  return list(getattr(module, 'VARIANTS', ()))
+  def leaves_the_model(self, variant: str) -> bool:
+    """Whether `init_from` may give the model: there are several, and the user chose none."""
+    any_model = getattr(self._module, 'ANY_MODEL', ())
+    return bool(self.variants) and (not variant or variant in any_model)
 
 
 def _execute(path: str) -> types.ModuleType:
@@ -150,12 +150,12 @@ def saved(workdir: str) -> schema.Config:
     raise UserError(f'{file}: {error}') from error
 
 
-def _begun_from(workdir: str, own: str) -> schema.Config | None:
-  """The config of the run in `own` if it began from that in `workdir`, which is gone; else None."""
-  there, here = (epath.Path(folder) / 'config.json' for folder in (workdir, own))
-  if not own or there.is_file() or not here.is_file():
+def _begun_from(workdir: str, resumed: str) -> schema.Config | None:
+  """The config of the run in `resumed` if it began from that in `workdir`, which is gone."""
+  there, here = (epath.Path(folder) / 'config.json' for folder in (workdir, resumed))
+  if not resumed or there.is_file() or not here.is_file():
     return None
-  config = saved(own)
+  config = saved(resumed)
   return config if os.path.expanduser(config.init_from) == workdir else None
 
 
@@ -163,29 +163,28 @@ def _begun_from(workdir: str, own: str) -> schema.Config | None:
 _MARKS = ('marks', 'decoder_marks', 'pair_separators')
 
 
-def adopt(config_dict: cd.ConfigDict, workdir: str, model: bool, own: str = '') -> None:
+def adopt(config_dict: cd.ConfigDict, workdir: str, *, with_model: bool, resumed: str = '') -> None:
   """Takes the tokenizer, the marks, and the model if asked, of the run in `workdir`; says so.
 
-  own: workdir of a run that may have begun there, and then has taken the same before.
+  resumed: workdir of a run that may have begun there, and then has taken the same before.
   """
   try:
-    config = tree.to_config_dict(_begun_from(workdir, own) or saved(workdir))
+    config = tree.to_config_dict(_begun_from(workdir, resumed) or saved(workdir))
   except UserError as error:
     raise UserError(f'config.init_from: {error}') from error
   config.tokenizer.path = str(epath.Path(workdir) / 'tokenizer')
   config.tokenizer.add = ()  # It has what the run added.
-  taken = ['tokenizer']
-  if model:
-    taken.insert(0, f'model ({config.model.name})')
+  nodes = ('model', 'tokenizer') if with_model else ('tokenizer',)
   with config_dict.unlocked():
-    for node in ('model', 'tokenizer') if model else ('tokenizer',):
+    for node in nodes:
       del config_dict[node]
       config_dict[node] = config[node]
   config_dict.lock()
-  own = {name: config.objective[name] for name in _MARKS if name in config.objective}
+  taken = [f'model ({config.model.name})', 'tokenizer'] if with_model else ['tokenizer']
+  marks = {name: config.objective[name] for name in _MARKS if name in config.objective}
   if config.objective.name == 'denoising':
-    own['marks'] = 'bart'
-  for name, value in own.items():
+    marks['marks'] = 'bart'
+  for name, value in marks.items():
     if config_dict.objective.get(name, value) != value:
       config_dict.objective[name] = value
       taken.append(f'objective.{name}={value}')

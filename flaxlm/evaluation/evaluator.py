@@ -15,6 +15,7 @@ from flaxlm import distributed, files, terminal
 from flaxlm.config import recipe
 from flaxlm.config.schema import Config
 from flaxlm.evaluation import changes, writing
+from flaxlm.objectives.base import Objective
 from flaxlm.tasks.base import Task
 from flaxlm.training import checkpoint, restore
 from flaxlm.training.writers import write_json
@@ -77,15 +78,7 @@ def evaluate(
         collected.append(_real(predictions))
       count += 1
       bar.advance()
-  # As in training: the sum of the terms' means, where a term without any target counts as 0.
-  terms = [mean for term in experiment.objective.terms if (mean := totals[term]).weight]
-  result = {'loss': sum(term.value() for term in terms) if terms else math.nan}
-  result |= {key: mean.value() for key, mean in sorted(totals.items()) if key != 'loss'}
-  if experiment.objective.perplexity:
-    result['perplexity'] = _exp(totals[experiment.objective.perplexity].value())
-  if experiment.objective.likelihood and data.num_bytes:
-    num_bytes = data.num_bytes * data.share(count)
-    result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / num_bytes
+  result = _metrics(experiment.objective, totals, data, count)
   predictions = _joined(collected)
   if predictions and writing.writes(experiment):
     numbers = range(len(experiment.examples[name]))
@@ -99,6 +92,22 @@ def evaluate(
   if predictions and experiment.task is not None:
     result |= experiment.task.metrics(predictions, experiment.examples[name])
   return Evaluation(result, predictions)
+
+
+def _metrics(
+  objective: Objective, totals: Mapping[str, Mean], data: Any, count: int
+) -> dict[str, float]:
+  """Metrics of the sums over `count` batches: their means, the loss, and what follows from it."""
+  # As in training: the sum of the terms' means, where a term without any target counts as 0.
+  terms = [mean for term in objective.terms if (mean := totals[term]).weight]
+  result = {'loss': sum(term.value() for term in terms) if terms else math.nan}
+  result |= {key: mean.value() for key, mean in sorted(totals.items()) if key != 'loss'}
+  if objective.perplexity:
+    result['perplexity'] = _exp(totals[objective.perplexity].value())
+  if objective.likelihood and data.num_bytes:
+    num_bytes = data.num_bytes * data.share(count)
+    result['bits_per_byte'] = float(totals['loss'].total) / math.log(2) / num_bytes
+  return result
 
 
 def predictions(experiment: 'Experiment', params: Any, data: Any) -> dict[str, np.ndarray]:

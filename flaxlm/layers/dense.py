@@ -48,12 +48,9 @@ class Dense(nn.Module):
     return y.astype(self.dtype or x.dtype)
 
 
-def dropout(
-  module: nn.Module, x: jax.Array, rate: float, deterministic: bool, broadcast: tuple[int, ...] = ()
-) -> jax.Array:
-  """Zeroes elements with chance `rate` and scales the rest; axes in `broadcast` share one draw."""
+def dropout(module: nn.Module, x: jax.Array, rate: float, deterministic: bool) -> jax.Array:
+  """Zeroes elements with chance `rate` and scales the rest, with the module's stream 'dropout'."""
   if deterministic or rate == 0.0:
     return x
-  shape = [1 if axis in broadcast else size for axis, size in enumerate(x.shape)]
-  keep = jax.random.bernoulli(module.make_rng('dropout'), 1.0 - rate, shape)
+  keep = jax.random.bernoulli(module.make_rng('dropout'), 1.0 - rate, x.shape)
   return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -11,23 +11,11 @@ scores are not divided by it (Raffel et al. 2020, released model code).
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+from jax.nn.initializers import normal, truncated_normal
 
 from flaxlm.config.transformer import TransformerConfig
 
 Initializer = Callable[..., jax.Array]
-
-
-def normal(std: float) -> Initializer:
-  """Normal distribution with standard deviation `std`."""
-  return jax.nn.initializers.normal(std)
-
-
-def truncated_normal(std: float) -> Initializer:
-  """Normal with standard deviation `std` before it is cut at two standard deviations."""
-  return lambda key, shape, dtype=jnp.float32: (
-    std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
-  )
 
 
 def kernel(config: TransformerConfig, fan_in: int, kind: str = 'projection') -> Initializer:

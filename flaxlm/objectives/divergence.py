@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.models.scores import logits
-from flaxlm.objectives.losses import CHUNK_LOGITS
+from flaxlm.objectives.losses import in_chunks
 from flaxlm.types import Array, VocabOutput
 
 
@@ -17,20 +17,12 @@ def over_classes(first: Array, second: Array, weights: Array) -> Array:
 
 def over_vocabulary(first: VocabOutput, second: VocabOutput, weights: Array) -> Array:
   """Summed over targets, weights [B, T]; the logits of a chunk of targets are made at a time."""
-  batch, length = weights.shape
-  parts = min(length, -(-batch * length * first.table.shape[0] // CHUNK_LOGITS))
-  size = -(-length // parts)
-  pad = [(0, 0), (0, -length % size)]
-
-  def split(x: Array) -> Array:
-    x = jnp.pad(x, [*pad, *[(0, 0)] * (x.ndim - 2)])
-    return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
 
   @jax.checkpoint
   def chunk(a: Array, b: Array, w: Array) -> Array:
     p, q = logits(first.replace(hidden=a)), logits(second.replace(hidden=b))
     return over_classes(p, q, w)
 
-  xs = split(first.hidden), split(second.hidden), split(weights)
+  xs = in_chunks((first.hidden, second.hidden, weights), first.table.shape[0])
   total, _ = jax.lax.scan(lambda total, x: (total + chunk(*x), None), jnp.zeros(()), xs)
   return total

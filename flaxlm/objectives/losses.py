@@ -83,22 +83,29 @@ def _over_rows(chunk, head, tokens):
   return divided(head, tokens)
 
 
+def in_chunks(xs: tuple[Array, ...], vocabulary: int) -> tuple[Array, ...]:
+  """Arrays [B, T, ...] -> [chunks, B, t, ...], padded: the logits of a chunk fit CHUNK_LOGITS."""
+  batch, length = xs[0].shape[:2]
+  parts = min(length, -(-batch * length * vocabulary // CHUNK_LOGITS))
+  size = -(-length // parts)
+
+  def split(x: Array) -> Array:
+    x = jnp.pad(x, [(0, 0), (0, -length % size), *[(0, 0)] * (x.ndim - 2)])
+    return jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+
+  return tuple(map(split, xs))
+
+
 def _over_chunks(chunk, head, tokens):
   """Runs `chunk` along T; returns (summed tuple, d_hidden or None).
 
   head: (table, bias); tokens: (hidden, targets, weights) of the rows of one device.
   """
-  table, _ = head
-  hidden, targets, weights = tokens
+  (table, _), (hidden, *_) = head, tokens
   batch, length, _ = hidden.shape
-  parts = min(length, -(-batch * length * table.shape[0] // CHUNK_LOGITS))
-  size = -(-length // parts)
-  if size >= length:
+  xs = in_chunks(tokens, table.shape[0])
+  if len(xs[0]) == 1:
     return chunk(head, tokens)
-  pad = [(0, 0), (0, -length % size)]
-  split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
-  xs = (jnp.pad(hidden, [*pad, (0, 0)]), jnp.pad(targets, pad), jnp.pad(weights, pad))
-  xs = jax.tree.map(split, xs)
 
   def step(sums, x):
     new, d_hidden = chunk(head, x)

@@ -150,7 +150,7 @@ class Objective(base.Objective):
     """Summed loss of each term, and the metrics; `accuracy`: both ends of a window are right."""
     weights = batch['target_weights']
     # Over the tokens of its own window only, however many share the row: [B, T, L, 2].
-    log_p = jax.nn.log_softmax(_of_windows(outputs, batch, _members(batch)), axis=2)
+    log_p = jax.nn.log_softmax(_of_windows(outputs, _members(batch)), axis=2)
     targets = jnp.stack([batch['start_targets'], batch['end_targets']], -1)
     nll = -jnp.take_along_axis(log_p, targets[:, :, None], axis=2)[:, :, 0]
     loss = Mean((nll.mean(-1) * weights).sum(), weights.sum())
@@ -166,7 +166,7 @@ class Objective(base.Objective):
     """
     rows = jnp.arange(outputs.shape[0])[:, None]
     text = _members(batch) & (batch['char_ends'] > batch['char_starts'])[:, None]
-    allowed = _of_windows(outputs, batch, text)
+    allowed = _of_windows(outputs, text)
     n = min(self.config.n_best, self.max_length)
     (start, first), (end, last) = (jax.lax.top_k(allowed[..., i], n) for i in (0, 1))
     length = last[..., None, :] - first[..., None] + 1
@@ -208,7 +208,7 @@ def _members(batch: Batch) -> Array:
   return segment_ids[:, None] == wanted[..., None]
 
 
-def _of_windows(outputs: Array, batch: Batch, mask: Array) -> Array:
+def _of_windows(outputs: Array, mask: Array) -> Array:
   """[B, L, 2] -> [B, T, L, 2], IMPOSSIBLE where the mask [B, T, L] is False."""
   return jnp.where(mask[..., None], outputs[:, None], IMPOSSIBLE)
 

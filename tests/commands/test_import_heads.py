@@ -105,7 +105,7 @@ def test_a_transform_of_masked_words_is_gone_on_with(name, head, root):
   from flaxlm.config import recipe
   from flaxlm.training import matching
 
-  rules = recipe.read(str(root / 'configs' / f'{name}.py'), 'encoder').restore
+  rules = recipe.Recipe(str(root / 'configs' / f'{name}.py')).config('encoder').restore
   stored = dict.fromkeys(('head/mlm/dense/kernel', 'head/mlm/norm/scale'), np.zeros(3))
   wanted = {path.replace('head/mlm/', head): leaf for path, leaf in stored.items()}
   parts = matching.parts(stored), matching.parts(wanted)
@@ -258,7 +258,7 @@ def test_marks_are_taken_from_an_import(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(tree.to_dict(config)))
   own = tree.new(model='encoder', objective='span_qa', task='question_answering')
   assert own.objective.pair_separators == 1
-  recipe.adopt(own, str(tmp_path), model=True)
+  recipe.adopt(own, str(tmp_path), with_model=True)
   assert own.objective.pair_separators == 2
 
 

@@ -34,7 +34,7 @@ def test_over_classes():
 
 @pytest.mark.parametrize('chunk', [2**24, 60])
 def test_over_a_vocabulary_in_chunks_and_without_padding_rows(monkeypatch, chunk):
-  monkeypatch.setattr(divergence, 'CHUNK_LOGITS', chunk)
+  monkeypatch.setattr(losses, 'CHUNK_LOGITS', chunk)
   table, bias = RNG.normal(size=(10, 6)), RNG.normal(size=10)
   hidden = RNG.normal(size=(2, 3, 7, 6))
   weights = RNG.random((3, 7))
