@@ -38,9 +38,9 @@ class Processes:
           'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i), 'JAX_COORDINATOR_PORT': str(port),
         }  # fmt: skip
       elif count > 1:
-        mine += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
+        mine += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
       if count > 1:
-        mine += [f'--heartbeat_timeout={heartbeat}', '--start_timeout=120']
+        mine += [f'--heartbeat-timeout={heartbeat}', '--start-timeout=120']
       with self.logs[i].open('w') as log, self.outputs[i].open('w') as output:
         process = subprocess.Popen(mine, cwd=ROOT, env=environ, stdout=output, stderr=log)
       self.all.append(process)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 MASK = '[MASK]'
 
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str]) -> Any:
   args = parser.parse(argv)
   for name in ('top_k', 'num_beams'):
     if getattr(args, name) < 1:
-      raise UserError(f'--{name.replace("_", "-")}: must be at least 1')
+      raise UserError(f'{flag(name)}: must be at least 1')
   for text in args.text:
     if MASK not in text:
       raise UserError(f'--text: {text[:40]!r} has no {MASK}')

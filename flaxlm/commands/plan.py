@@ -4,7 +4,7 @@
   python -m flaxlm plan --config=configs/llama.py:2-7b --topology=v5e:16x16 --config.mesh=1,-1,1
 
 No text is read and no tokenizer trained: the vocabulary has as many pieces as the recipe asks for,
-or --vocab_size. The training step itself is compiled, for the devices that are here, or ahead of
+or --vocab-size. The training step itself is compiled, for the devices that are here, or ahead of
 time for a TPU slice (v4, v5e, v5p, v6e), which needs libtpu but no TPU. Where the run does not fit,
 changes that would help are tried. docs/plans.md says how to read it; no TPU figure is measured.
 """
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
   parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument('--config', required=True, help='configs/NAME.py[:VARIANT]')
   parser.add_argument('--topology', default='', help='a TPU slice, such as v5e:16x16 or v5p:4x4x8')
-  parser.add_argument('--vocab_size', type=int, help='of the tokenizer, where only text tells it')
+  parser.add_argument('--vocab-size', type=int, help='of the tokenizer, where only text tells it')
   parser.add_argument(
     '--tries', type=int, default=3, help='changes to compile at most, if the run does not fit'
   )

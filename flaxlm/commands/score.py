@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 NORMS = ('total', 'per_token', 'per_byte')
 CHUNK = 32
@@ -218,8 +218,8 @@ def _parse(argv: Sequence[str]) -> Any:
     raise UserError('--choices-column: its rows come from --input, with the text before them')
   if args.documents != 'auto' and (args.text or args.choices_column):
     raise UserError('--documents: is of an --input of running text')
-  for name in ('window', 'stride', 'batch-size'):
-    least = 1 if name == 'batch-size' else 0
-    if getattr(args, name.replace('-', '_')) < least:
-      raise UserError(f'--{name}: must be at least {least}')
+  for name in ('window', 'stride', 'batch_size'):
+    least = 1 if name == 'batch_size' else 0
+    if getattr(args, name) < least:
+      raise UserError(f'{flag(name)}: must be at least {least}')
   return args

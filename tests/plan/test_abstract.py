@@ -78,11 +78,11 @@ def test_both_passes_of_r_drop_count_and_what_is_frozen_is_said():
 
 def test_what_only_text_tells():
   config = load('nanogpt_char.py')
-  with pytest.raises(UserError, match='--vocab_size=N'):
+  with pytest.raises(UserError, match='--vocab-size=N'):
     abstract.experiment(config)
   assert abstract.experiment(config, 65).config.model.vocab_size == 65
   for size in (-5, 0, 7):
-    with pytest.raises(UserError, match=f'--vocab_size: {size} pieces, of which 7 are special'):
+    with pytest.raises(UserError, match=f'--vocab-size: {size} pieces, of which 7 are special'):
       abstract.tokenizer(config.tokenizer, size)
   assert (
     abstract.experiment(load('gpt2.py:mini', tokenizer__name='bytes')).tokenizer.vocab_size > 256
