@@ -103,6 +103,16 @@ class Parser(argparse.ArgumentParser):
     return [*spelled, *argv[end:]]
 
 
+def add_run_flags(
+  parser: argparse.ArgumentParser, checkpoint: str | None = 'latest', note: str = ''
+) -> None:
+  """Adds --workdir, the folder of a run, and --checkpoint, with its default and a note on that."""
+  parser.add_argument('--workdir', required=True, type=os.path.expanduser, help='folder of the run')
+  parser.add_argument(
+    '--checkpoint', default=checkpoint, help=f'latest, best, average:N or a step{note}'
+  )
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
   """Runs a command and returns its exit status.
 

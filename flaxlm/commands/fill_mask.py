@@ -11,7 +11,6 @@ the surest is filled, the text read anew, and so on, with --num-beams fillings k
 import json
 import math
 from collections.abc import Sequence
-from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -96,8 +95,7 @@ def _print(record: dict[str, Any]) -> None:
 
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', required=True, help=f'text with {MASK} in it')
   parser.add_argument('--top-k', type=int, default=5, help='candidates for each mask')
   parser.add_argument('--num-beams', type=int, default=4, help='joint fillings that are kept')

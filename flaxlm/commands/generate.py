@@ -9,7 +9,6 @@ Without a prompt the text starts from nothing. `--json` prints one object a line
 
 import json
 from collections.abc import Sequence
-from os.path import expanduser
 from typing import Any
 
 from flaxlm import commandline, terminal
@@ -49,8 +48,7 @@ def _print(text: str, prompt: Any, output: Any, as_json: bool) -> None:
 
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--num-samples', type=int, default=1, help='texts for each prompt')
   _writing.add_flags(parser, temperature=1.0, max_new_tokens=100)

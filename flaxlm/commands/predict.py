@@ -17,7 +17,6 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os.path import expanduser
 from typing import Any
 
 from etils import epath
@@ -224,12 +223,8 @@ def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str,
 
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument(
-    '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
-  )
-  parser.add_argument(
-    '--checkpoint',
-    help='latest, best, average:N or a step; best unless given, or latest if none was evaluated',
+  commandline.add_run_flags(
+    parser, checkpoint=None, note='; best unless given, or latest if none was evaluated'
   )
   parser.add_argument('--input', default='-', help='file or glob of rows; -: standard input')
   parser.add_argument('--output', default='', help='file to write')

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import expanduser
 from typing import Any
 
 import numpy as np
@@ -195,8 +194,7 @@ def _question(
 
 def _parse(argv: Sequence[str]) -> Any:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', default=[], help='may be given several times')
   parser.add_argument('--input', default='', help='file or glob of documents or rows')
   parser.add_argument(
