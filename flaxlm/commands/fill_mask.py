@@ -8,6 +8,7 @@ the surest is filled, the text read anew, and so on, with --num-beams fillings k
 `--json` prints one object a text.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def _print(record: dict[str, Any]) -> None:
       print(f'  {math.exp(filling["log_probability"]):.2e}  {filling["text"]}')
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = commandline.Parser(__doc__)
   commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', required=True, help=f'text with {MASK} in it')

@@ -11,6 +11,7 @@ json objects or of text. Labels are not needed. A run that was tuned to write
 with it, a command that was stopped goes on behind the rows it has done.
 """
 
+import argparse
 import codecs
 import contextlib
 import pathlib
@@ -32,7 +33,7 @@ Predictor = Callable[[Sequence[int], Sequence[Mapping[str, Any]]], Iterator[dict
 
 
 def main(argv: Sequence[str]) -> None:
-  args = _parse(argv)
+  args, options = _parse(argv)
   terminal.phase('init', args.workdir)
   from flaxlm.evaluation import changes
   from flaxlm.training import checkpoint
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
       f'{args.workdir} was trained without a task: it does not predict rows; to write texts, use '
       'python -m flaxlm generate'
     )
-  size, predict = _predictor(experiment, params, args)
+  size, predict = _predictor(experiment, params, args, options)
   terminal.phase('data', args.input)
   with _local(args.input) as place:
     # Another training may have come to the same step. Without a file nothing is gone on with.
@@ -57,7 +58,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(
-  args: Any, experiment: Any, place: str, weights: Any, size: int, predict: Predictor
+  args: argparse.Namespace,
+  experiment: Any,
+  place: str,
+  weights: Any,
+  size: int,
+  predict: Predictor,
 ) -> None:
   """Predicts the rows of `place`, `size` at once, in order; `weights`: a digest of the model's."""
   from flaxlm.data.bad_rows import BadRows
@@ -103,12 +109,15 @@ def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str
   return found
 
 
-def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:
+def _predictor(
+  experiment: Any, params: Any, args: argparse.Namespace, options: _writing.Options
+) -> tuple[int, Predictor]:
   """(rows at once, what predicts them): by writing if the objective can, else by its `predict`."""
   if hasattr(experiment.objective, 'prompts'):
-    return args.batch_size, _written(experiment, params, args)
+    writer = _writing.writer(experiment, params, args.workdir)
+    return options.batch_size, _written(experiment, writer, options)
   if args.given:
-    raise UserError(f'--{args.given[0]}: {args.workdir} was not tuned to write texts')
+    raise UserError(f'{args.given[0]}: {args.workdir} was not tuned to write texts')
   return CHUNK, _labelled(experiment, params)
 
 
@@ -127,21 +136,20 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
   return predict
 
 
-def _written(experiment: Any, params: Any, args: Any) -> Predictor:
-  writer = _writing.writer(experiment, params, args.workdir)
-  longest = args.max_new_tokens or experiment.config.max_new_tokens
-  how = _writing.how(args, longest)
+def _written(experiment: Any, writer: Any, options: _writing.Options) -> Predictor:
+  longest = options.max_new_tokens or experiment.config.max_new_tokens
+  how = _writing.how(options, longest)
 
   def predict(
     numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
   ) -> Iterator[dict[str, Any]]:
     prompts = experiment.objective.prompts(examples, longest)
-    draws = [(args.seed, number) for number in numbers]
-    found = writer.write(prompts, how, draws, args.stop)
+    draws = [(options.seed, number) for number in numbers]
+    found = writer.write(prompts, how, draws, options.stop)
     texts = [outputs[0].text.strip() for outputs in found]
     for record, outputs in zip(_records(experiment.task, examples, texts), found, strict=True):
-      if args.num_beams:
-        best = outputs[: args.num_best]
+      if options.num_beams:
+        best = outputs[: options.num_best]
         record['best'] = [{'text': o.text.strip(), 'score': round(o.score, 6)} for o in best]
       yield record
 
@@ -207,7 +215,9 @@ def _local(place: str) -> Iterator[str]:
       raise UserError(str(error).replace(f'{folder}/', '')) from None
 
 
-def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str, Any]:
+def _identity(
+  args: argparse.Namespace, experiment: Any, place: str, weights: Any
+) -> dict[str, Any]:
   """What output that was begun must have in common with this command to be gone on with."""
   from flaxlm.data import cache, source, tfds
 
@@ -221,7 +231,7 @@ def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str,
   return {'flags': flags, 'weights': weights, 'input': content}
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, _writing.Options]:
   parser = commandline.Parser(__doc__, overrides=True)
   commandline.add_run_flags(
     parser, checkpoint=None, note='; best unless given, or latest if none was evaluated'
@@ -234,5 +244,4 @@ def _parse(argv: Sequence[str]) -> Any:
   _writing.add_flags(parser, temperature=0.0, max_new_tokens=None)
   args = parser.parse(argv)
   args.given = _writing.given(args, parser)
-  _writing.check(args)
-  return args
+  return args, _writing.Options.of(args)

@@ -14,6 +14,7 @@ one (by its number from 0, its text or its letter), the accuracy of each. --text
 --label-column name other columns than those of the run.
 """
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def _scorer(experiment: Any, params: Any, args: Any) -> Any:
+def _scorer(experiment: Any, params: Any, args: argparse.Namespace) -> Any:
   from flaxlm.decoding.scoring import Scorer, is_masked
 
   objective, config = experiment.objective, experiment.config
@@ -71,7 +72,7 @@ def _scorer(experiment: Any, params: Any, args: Any) -> Any:
   )
 
 
-def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+def _texts(experiment: Any, scorer: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """A record for each text and, of several, one for all."""
   from flaxlm.data import source
 
@@ -94,14 +95,14 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
     yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
 
 
-def _data(experiment: Any, args: Any) -> Any:
+def _data(experiment: Any, args: argparse.Namespace) -> Any:
   """How the run reads rows, but for columns that the flags name."""
   named = {'text_column': args.text_column, 'label_column': args.label_column}
   named = {field: column for field, column in named.items() if column}
   return dataclasses.replace(experiment.config.data, **named)
 
 
-def _scored(scorer: Any, text: str, where: str, args: Any) -> Any:
+def _scored(scorer: Any, text: str, where: str, args: argparse.Namespace) -> Any:
   """What is scored of a text; UserError for what cannot be."""
   try:
     found = scorer.text(text, args.context, args.end)
@@ -135,7 +136,7 @@ def _record(log_p: float, tokens: int, size: int) -> dict[str, Any]:
   }
 
 
-def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+def _choices(experiment: Any, scorer: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """A record for each row and, where rows have labels, the accuracies."""
   from flaxlm.data import source
   from flaxlm.tasks import multiple_choice
@@ -170,7 +171,7 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
 
 
 def _question(
-  scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
+  scorer: Any, row: Mapping[str, str], where: str, data: Any, args: argparse.Namespace
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
   from flaxlm.data import source
@@ -192,7 +193,7 @@ def _question(
   return context, choices, texts
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = commandline.Parser(__doc__)
   commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', default=[], help='may be given several times')
