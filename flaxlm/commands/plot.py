@@ -7,17 +7,14 @@ Training is drawn faint, and smoothed over itself; held-out text is drawn with m
 """
 
 import io
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from os.path import expanduser
-from typing import Any
 
 from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.errors import UserError, nearest
-from flaxlm.training.writers import metrics_files
+from flaxlm.training.writers import metrics_files, read_metrics
 
 # Steps over which a training curve is smoothed, as a share of the curve's points.
 SMOOTHING = 0.03
@@ -44,7 +41,7 @@ def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]
     raise UserError(f'{workdir} is not the workdir of a run: it has no metrics.jsonl')
   found: dict[str, tuple[list[int], list[float]]] = {}
   names: dict[str, None] = {}
-  for line in itertools.chain.from_iterable(map(_lines, files)):
+  for line in read_metrics(workdir, strict=True):
     names.update(dict.fromkeys(line))
     if isinstance(line.get(metric), int | float):
       steps, values = found.setdefault(line['split'], ([], []))
@@ -53,20 +50,6 @@ def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]
   if not found:
     raise UserError(f'{files[0]}: no line has {metric!r}{nearest(metric, names)}')
   return found
-
-
-def _lines(file: epath.Path) -> list[Mapping[str, Any]]:
-  """The objects of a metrics file; a last line that is still being written is left out."""
-  texts = file.read_text().split('\n')
-  lines = []
-  for number, text in enumerate(texts, start=1):
-    try:
-      if text:
-        lines.append(json.loads(text))
-    except json.JSONDecodeError as error:
-      if number < len(texts):
-        raise UserError(f'{file}:{number}: malformed JSON: {error.msg}') from error
-  return lines
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
