@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     found |= {'attempts': [report.as_dict(plan) for plan in plans], 'change': plans[-1].change}
     print(json.dumps({**found, 'fits': plans[-1].fits}, indent=2))
   else:
-    print('\n'.join(_text(args, plans, left)))
+    print('\n'.join(_text(plans, left)))
   return 0 if plans[-1].fits in (True, None) else 1
 
 
@@ -87,7 +87,7 @@ def _next(args, devices, change, built, made):
   return {}, None
 
 
-def _text(args, plans, left) -> list[str]:
+def _text(plans, left) -> list[str]:
   from flaxlm.plan import report
 
   lines = []
@@ -101,5 +101,5 @@ def _text(args, plans, left) -> list[str]:
     lines += ['', 'No change that was tried makes it fit.']
     if more:
       lines.append('Next: ' + ' '.join(f'--config.{key}={value}' for key, value in more.items()))
-    lines.append(f'Its state alone asks for {needed} such devices, or for more of fewer parts.')
+    lines.append(f'The state alone needs {needed} such devices with every parameter sharded.')
   return lines

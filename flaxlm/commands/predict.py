@@ -125,9 +125,7 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
   from flaxlm.data import pipeline
   from flaxlm.evaluation import evaluator
 
-  def predict(
-    numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
-  ) -> Iterator[dict[str, Any]]:
+  def predict(_: Sequence[int], examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     items = experiment.objective.items(examples)
     packed = pipeline.PackedItems(experiment.objective, items, None)
     data = pipeline.EvalPipeline(experiment.config, experiment.objective, packed)

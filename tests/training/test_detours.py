@@ -46,7 +46,7 @@ def test_skipped_is_as_if_the_batches_had_not_been_there(tmp_path, capsys):
   assert int(state.step) == 18 and int(state.extras[GUARD].skipped) == 2
   said = capsys.readouterr().err
   assert 'step 9: loss nan, gradient norm nan; not finite: the gradient of head/kernel' in said
-  assert ', a spike; batch: rows of step 12; skipped, as the 2. of this run' in said
+  assert ', a spike; batch: rows of step 12; skipped (2 so far in this run)' in said
   lines = train_lines(tmp_path / 'skip')
   assert [line['skipped'] for line in lines] == [0] * 8 + [1] * 4 + [2] * 6
   assert lines[8]['loss'] is None
