@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_objective, padded, setup
+from reference import log_softmax
 
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
@@ -30,12 +31,6 @@ def test_windows_score_each_place_once(length, size, stride):
 
 # What every objective has; of one that predicts next tokens.
 NEXT = {'terms': ('loss',), 'streams': {}}
-
-
-def log_softmax(scores):
-  scores = np.asarray(scores, np.float64)
-  scores = scores - scores.max(-1, keepdims=True)
-  return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
 def scorer_of(model, params, window, stride, **objective):
