@@ -10,17 +10,13 @@ from flaxlm.config import recipe
 from flaxlm.errors import UserError
 from flaxlm.plan import abstract, sizes
 
+pytestmark = pytest.mark.usefixtures('in_the_checkout')
 SMALL = {'model.num_layers': 2, 'model.emb_dim': 16, 'model.num_heads': 2, 'model.max_length': 32}
 
 
 def load(place, **changes):
   overrides = {**SMALL, **{key.replace('__', '.'): str(value) for key, value in changes.items()}}
   return recipe.load(f'configs/{place}', [(key, str(value)) for key, value in overrides.items()])
-
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(root, monkeypatch):
-  monkeypatch.chdir(root)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import jax
 import linear_experiment as linear
 import numpy as np
 import pytest
-from test_loop import assert_same_state, fit, stop_at
+from conftest import assert_same_tree
+from test_loop import fit, stop_at
 
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint, guard, loop
@@ -30,7 +31,7 @@ def keys(workdir, *names):
 
 
 def same_training(a, b):
-  assert_same_state((a.params, a.opt_state), (b.params, b.opt_state))
+  assert_same_tree((a.params, a.opt_state), (b.params, b.opt_state))
 
 
 def poisoned(on_batch=None):
@@ -82,7 +83,7 @@ def test_the_schedule_waits_for_a_skipped_step(tmp_path):
 def test_stopped_and_gone_on_equals_left_alone(tmp_path, policy, step):
   whole = fit(tmp_path / 'whole', poisoned(), **policy, **SHORT)
   state = stopped_and_gone_on(tmp_path / 'cut', policy, step)
-  assert_same_state(state, whole)
+  assert_same_tree(state, whole)
   names = 'step', 'loss', 'learning_rate', 'skipped', 'rollbacks'
   assert keys(tmp_path / 'cut', *names) == keys(tmp_path / 'whole', *names)
 

@@ -11,10 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-import jax
 import linear_experiment as linear
-import numpy as np
 import pytest
+from conftest import assert_same_tree
 
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
@@ -34,11 +33,6 @@ def fit(workdir, data=None, **changes):
 def exact(workdir):
   """What a resumed run must repeat; wall-clock rates may differ."""
   return [{k: line[k] for k in EXACT if k in line} for line in read_metrics(workdir)]
-
-
-def assert_same_state(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
 @pytest.fixture(scope='module')
@@ -97,7 +91,7 @@ def test_stopped_and_gone_on_equals_left_alone(whole, tmp_path, capsys, signum, 
   data = linear.Data()
   state = fit(tmp_path, data)
   assert data.seen[0] == saved
-  assert_same_state(state, whole[1])
+  assert_same_tree(state, whole[1])
   assert exact(tmp_path) == exact(whole[0])
 
 
@@ -129,7 +123,7 @@ def stop_during_evaluation(workdir, **changes):
 def test_a_stop_during_an_evaluation_saves_and_evaluates_again(whole, tmp_path):
   stop_during_evaluation(tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints')[-1] == 10
-  assert_same_state(fit(tmp_path), whole[1])
+  assert_same_tree(fit(tmp_path), whole[1])
   assert exact(tmp_path) == exact(whole[0])
 
 
@@ -145,7 +139,7 @@ def test_patience_goes_on_after_a_stop_between_two_sets(tmp_path):
   changes = early(checkpoint__best_metric='other/loss')
   whole = fit(tmp_path / 'whole', **changes)
   stop_during_evaluation(tmp_path / 'cut', **changes)
-  assert_same_state(fit(tmp_path / 'cut', **changes), whole)
+  assert_same_tree(fit(tmp_path / 'cut', **changes), whole)
   assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 
@@ -205,7 +199,7 @@ def test_a_damaged_checkpoint_costs_steps_and_not_exactness(whole, tmp_path, cap
     fit(tmp_path, stop_at(13))
   latest = checkpoint.steps_in(tmp_path / 'checkpoints')[-1]
   (tmp_path / 'checkpoints' / str(latest) / 'meta' / 'metadata').write_text('{')
-  assert_same_state(fit(tmp_path), whole[1])
+  assert_same_tree(fit(tmp_path), whole[1])
   assert exact(tmp_path) == exact(whole[0])
   assert 'DAMAGED' in capsys.readouterr().err
   assert (tmp_path / 'checkpoints-damaged' / str(latest)).exists()
@@ -300,7 +294,7 @@ def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path
 def test_a_complete_run_does_nothing_more(whole, capsys):
   before = (whole[0] / 'metrics.jsonl').read_text()
   data = linear.Data()
-  assert_same_state(fit(whole[0], data), whole[1])
+  assert_same_tree(fit(whole[0], data), whole[1])
   assert not data.seen
   assert (whole[0] / 'metrics.jsonl').read_text() == before
   said = capsys.readouterr().err
@@ -347,7 +341,7 @@ def test_patience_is_kept_over_a_stop(tmp_path):
   whole = fit(tmp_path / 'whole', **early())
   with pytest.raises(Interrupted):
     fit(tmp_path / 'cut', stop_at(5), **early())
-  assert_same_state(fit(tmp_path / 'cut', **early()), whole)
+  assert_same_tree(fit(tmp_path / 'cut', **early()), whole)
   assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 
