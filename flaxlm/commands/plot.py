@@ -6,14 +6,15 @@
 Training is drawn faint, and smoothed over itself; held-out text is drawn with markers.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from os.path import expanduser
+from typing import Any
 
 from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.errors import UserError, nearest
+from flaxlm.metrics import figures
 from flaxlm.training.writers import metrics_files, read_metrics
 
 # Steps over which a training curve is smoothed, as a share of the curve's points.
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse(argv)
   output = epath.Path(args.output) if args.output else epath.Path(args.workdir[0]) / 'curves.png'
   runs = {workdir: curves(workdir, args.metric) for workdir in args.workdir}
-  output.write_bytes(draw(runs, args.metric))
+  output.write_bytes(figures.png(draw(runs, args.metric)))
   terminal.say(f'learning curves are in {output}')
 
 
@@ -61,8 +62,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
   return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ends]
 
 
-def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric: str) -> bytes:
-  """A PNG: a colour a run; training faint and smoothed over itself, held-out text with markers."""
+def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric: str) -> Any:
+  """A Figure: a colour a run; training faint and smoothed over itself, held-out text marked."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(8, 4.5), dpi=150, layout='constrained')
@@ -92,6 +93,4 @@ def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric
   axes.set_ylabel(metric.replace('_', ' ') + unit)
   axes.grid(alpha=0.3)
   axes.legend()
-  png = io.BytesIO()
-  figure.savefig(png, format='png')
-  return png.getvalue()
+  return figure
