@@ -36,17 +36,6 @@ def experiment(request, folder):
   return tiny.experiment(request.param, folder, (('global_batch_size', '8'),))
 
 
-def uneven(batches):
-  """Batches whose rows weigh differently: targets are dropped, most of all in the first rows."""
-  rng = np.random.default_rng(0)
-  for batch in batches:
-    for key in batch:
-      if key.endswith('weights'):
-        rows = np.linspace(0.05, 1, len(batch[key]))[:, None]
-        batch[key] = batch[key] * (rng.random(batch[key].shape) < rows)
-  return batches
-
-
 def start(experiment, optimizer):
   state = tiny.random_state(experiment)
   return state.replace(opt_state=optimizer.init(state.params))
@@ -107,7 +96,7 @@ def assert_same_parameters(expected, actual, start):
 
 
 def test_four_microbatches_equal_one(experiment, whole_step):
-  batches = uneven([experiment.train_data.batch(i) for i in range(STEPS)])
+  batches = tiny.uneven([experiment.train_data.batch(i) for i in range(STEPS)])
   for batch in batches:
     shares = batch['target_weights'].reshape(2, 4, -1).sum((0, 2))
     assert len(set(shares)) > 1  # Interleaved parts: a mean of means would differ.
