@@ -61,6 +61,23 @@ class Processes:
     return self.logs[number].read_text()
 
 
+def start(*words, folder=ROOT):
+  """A Python program in a process of its own, whose output is in its pipes."""
+  return subprocess.Popen(
+    [sys.executable, *map(str, words)],
+    env=os.environ | {'PYTHONPATH': str(ROOT)}, cwd=folder,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def finish(process, status=0, timeout=300):
+  """(stdout, stderr) of a process that ends with this status, and without a traceback."""
+  output, errors = process.communicate(timeout=timeout)
+  assert process.returncode == status, errors
+  assert 'Traceback' not in errors
+  return output, errors
+
+
 def simulated(program, *arguments, devices=8, folders=()):
   """What a program prints in a process that sees so many devices; `folders` are to import from."""
   flags = os.environ['XLA_FLAGS'] + f' --xla_force_host_platform_device_count={devices}'
