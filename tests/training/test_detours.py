@@ -5,7 +5,7 @@ import linear_experiment as linear
 import numpy as np
 import pytest
 from conftest import assert_same_tree
-from test_loop import fit, stop_at
+from linear_experiment import fit, stop_at
 
 from flaxlm.errors import UserError
 from flaxlm.training import checkpoint, guard, loop

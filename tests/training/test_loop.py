@@ -5,15 +5,14 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import linear_experiment as linear
 import pytest
 from conftest import assert_same_tree
+from linear_experiment import exact, fit, stop_at
+from processes import finish, start
 
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
@@ -21,34 +20,12 @@ from flaxlm.training import checkpoint, loop, validation
 from flaxlm.training.interrupt import Interrupted, Interrupts
 from flaxlm.training.writers import read_metrics
 
-EXACT = ('step', 'split', 'loss', 'learning_rate', 'grad_norm', 'perplexity')
-
-
-def fit(workdir, data=None, **changes):
-  experiment = linear.Experiment(linear.make_config(**changes), data)
-  with Interrupts() as interrupts:
-    return loop.fit(experiment, workdir, [('total_steps', '20')], interrupts)
-
-
-def exact(workdir):
-  """What a resumed run must repeat; wall-clock rates may differ."""
-  return [{k: line[k] for k in EXACT if k in line} for line in read_metrics(workdir)]
-
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   """A run that was left alone: (workdir, final state)."""
   workdir = tmp_path_factory.mktemp('whole')
   return workdir, fit(workdir)
-
-
-def stop_at(step, signum=signal.SIGTERM):
-  def on_batch(number):
-    if number == step:
-      os.kill(os.getpid(), signum)
-      time.sleep(0.05)
-
-  return linear.Data(on_batch=on_batch)
 
 
 def test_a_run_leaves_what_it_promises(whole):
@@ -150,27 +127,17 @@ def kill_and_repeat(workdir, kills, seed):
   or this process run: else the last lives would find nothing to do.
   """
   rng = random.Random(seed)
-  command = [sys.executable, linear.__file__, str(workdir)]
-  root = Path(linear.__file__).parents[1]
-  environment = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
-  done = 0
-  while True:
-    process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE)
-    if done == kills:
-      _, errors = process.communicate(timeout=120)
-      assert process.returncode == 0, errors.decode()
-      return
+  for done in range(kills):
+    process = start(linear.__file__, workdir)
     before = len(read_metrics(workdir))
     while len(read_metrics(workdir)) in (0, before) and process.poll() is None:
       time.sleep(0.01)
     until, furthest = time.monotonic() + rng.random() * 0.7, 40 * (done + 1) / kills
     while time.monotonic() < until and read_metrics(workdir)[-1]['step'] < furthest:
       time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read().decode()
     process.kill()
-    process.wait()
-    process.stderr.close()
-    done += 1
+    finish(process, -signal.SIGKILL)
+  finish(start(linear.__file__, workdir))
 
 
 def check_killed(tmp_path, kills):
