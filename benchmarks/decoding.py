@@ -39,8 +39,8 @@ from flaxlm.models import decoder
 from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.objectives import next_token
-from flaxlm.objectives.next_token import Prompt
-from flaxlm.training.paths import leaf_paths, nested
+from flaxlm.objectives.base import Prompt
+from flaxlm.paths import leaf_paths, nested
 
 PARTS = ('cached', 'uncached', 'transformers')
 

@@ -29,9 +29,9 @@ import jax
 import numpy as np
 
 from flaxlm.config import tree
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint
 from flaxlm.training.experiment import build
-from flaxlm.training.paths import leaf_paths
 from flaxlm.training.writers import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent

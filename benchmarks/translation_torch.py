@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from flaxlm.layers import position
-from flaxlm.training.paths import leaf_paths, nested
+from flaxlm.paths import leaf_paths, nested
 
 MASKED = -1e9  # Finite: rows of padding have no other place to look at.
 LOG_EVERY = 100

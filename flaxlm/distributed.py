@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from flaxlm import terminal
-from flaxlm.errors import UserError, flag
+from flaxlm.errors import UserError, first_line, flag
 
 # Flags that say what no cluster tells, and the variables that stand in for them.
 VARIABLES = {
@@ -154,7 +154,7 @@ def start(settings: Settings) -> None:
   except (RuntimeError, OSError) as error:
     if all(value is None for value in named) and 'before any JAX' in str(error):
       return  # called from a program that has used its devices: one process
-    raise UserError(f'the processes of the run cannot start: {_first_line(error)}') from error
+    raise UserError(f'the processes of the run cannot start: {first_line(error)}') from error
   finally:
     alarm.cancel()
   _keep_output_clean()
@@ -389,14 +389,10 @@ def leave() -> None:
 
 def lost_another(error: BaseException) -> str:
   """What to tell the user, if an error means that another process is gone; else ''."""
-  text = _first_line(error)
+  text = first_line(error)
   if count() == 1 or not any(word in str(error).lower() for word in _CONNECTION):
     return ''
   return (
     f'process {index()} of {count()} lost another one ({text}); see what that one says, and start '
     'all of them again: the run goes on from its last checkpoint'
   )
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,11 @@ class UserError(Exception):
   """
 
 
+def first_line(error: BaseException) -> str:
+  """Of the message of a library's error, at most 200 characters; its type where it has none."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def flag(name: str) -> str:
   """The flag of an argument as messages and the help spell it: 'top_k' -> '--top-k'."""
   return f'--{name.replace("_", "-")}'
@@ -27,3 +32,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return ''
   shown = ', '.join(choices[:12]) + (', ...' if len(choices) > 12 else '')
   return f' (valid: {shown})'
+
+
+def nearest_of_all(word: str, choices: Iterable[str], what: str) -> str:
+  """The nearest choice, and all of them, as `; WHAT are A, B`; '' without any."""
+  choices = [str(choice) for choice in choices]
+  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
+  guess = f' (did you mean {close[0]!r}?)' if close else ''
+  return f'{guess}; {what} are {", ".join(choices)}' if choices else ''

@@ -23,6 +23,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxlm.errors import UserError, nearest
+from flaxlm.paths import path_name
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -292,7 +293,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Mapping[str, tuple[str, .
   """
 
   def one(path, leaf) -> NamedSharding:
-    name = '/'.join(str(getattr(key, 'key', key)) for key in path)
+    name = path_name(path)
     used: set[str] = set()
     spec = []
     for size, logical in zip(leaf.value.shape, leaf.names, strict=True):

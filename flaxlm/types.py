@@ -15,6 +15,8 @@ Batch = Mapping[str, Array]
 # In the extras of a TrainState: the moving average of the parameters that train, what a trunk
 # remembers of the rows of the step before, and what the guard of the steps knows of them.
 EMA, MEMORY, GUARD = 'ema', 'memory', 'guard'
+# In the parameters, beside 'trunk' and 'head': the factors of LoRA.
+DELTA = 'delta'
 
 
 @flax.struct.dataclass

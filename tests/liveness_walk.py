@@ -13,7 +13,7 @@ from flaxlm.config import schema, tree
 from flaxlm.config.field import SET
 from flaxlm.data import tokenizer as tokenizers
 from flaxlm.errors import UserError
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 
 def can_be_read(rules, names):

@@ -15,9 +15,9 @@ from processes import simulated
 from flaxlm import sharding
 from flaxlm.config import recipe
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths
 from flaxlm.plan import estimate, hlo
 from flaxlm.training import checks, execution
-from flaxlm.training.paths import leaf_paths
 
 PLACES = ('gpt2.py:mini', 'bert.py:mini', 't5.py:mini', 'xlnet.py:mini')
 STEPS = 3

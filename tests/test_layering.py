@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / 'flaxlm'
 
 # From the bottom to the top. A module imports only its own layer and those below it.
 LAYERS = (
-  {'errors', 'types', 'terminal', 'config', 'host', 'distributed', 'files'},
+  {'errors', 'types', 'terminal', 'config', 'host', 'distributed', 'files', 'paths'},
   {'sharding'},
   {'layers'},
   {'models'},
@@ -39,9 +39,15 @@ def sources():
 
 
 def imports(name, text, modules):
-  """Modules of the package that a module imports, at its top or inside a function."""
-  found = set()
-  for node in ast.walk(ast.parse(text)):
+  """Modules of the package that a module imports, at its top or inside a function.
+
+  What is imported for annotations only, and never as the program runs, is not among them.
+  """
+  found, tree = set(), ast.parse(text)
+  for block in tree.body:
+    if isinstance(block, ast.If) and ast.unparse(block.test) == 'TYPE_CHECKING':
+      block.body = []
+  for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       found.update(alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

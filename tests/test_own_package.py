@@ -12,9 +12,9 @@ import tiny
 
 from flaxlm.config import recipe
 from flaxlm.evaluation import evaluator
+from flaxlm.paths import leaf_paths
 from flaxlm.training import loop
 from flaxlm.training.experiment import open_model
-from flaxlm.training.paths import leaf_paths
 
 GUIDE = tiny.ROOT / 'docs' / 'adding.md'
 # `mylab/NAME.py` in the text above a block of code says which file it is.

@@ -9,8 +9,8 @@ import numpy as np
 
 from flaxlm.config import overrides, recipe, tree
 from flaxlm.data import tokenizer_training
+from flaxlm.paths import leaf_paths, nested
 from flaxlm.training.experiment import build
-from flaxlm.training.paths import leaf_paths, nested
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = 400

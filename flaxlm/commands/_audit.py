@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxlm import terminal
-from flaxlm.data import audit, bad_rows, holdout
+from flaxlm.data import audit, bad_rows, splits
 from flaxlm.errors import UserError
 
 
@@ -26,13 +26,13 @@ def running(config: Any, args: argparse.Namespace) -> tuple[dict[str, audit.Loca
   """The documents of each set, and how many they are; of --input nothing is held out."""
   data = config.data
   if args.input:
-    parts = {audit.TRAIN: holdout.everything(data)}
+    parts = {audit.TRAIN: splits.everything(data)}
   else:
-    parts = {audit.TRAIN: holdout.training(data)} | holdout.validation(data)
+    parts = {audit.TRAIN: splits.training(data)} | splits.validation(data)
   if data.test:
-    parts['test'] = holdout.test(data)
+    parts['test'] = splits.test(data)
   if args.against:
-    parts |= holdout.against(data, args.against)
+    parts |= splits.against(data, args.against)
   total = sum(part.num_documents for part in parts.values())
   return {name: part.located for name, part in parts.items()}, total
 
@@ -43,11 +43,11 @@ def labelled(config: Any) -> tuple[dict[str, audit.Located], int]:
 
   task = task_of(config)
   bad = bad_rows.BadRows(config.data.on_bad_row)
-  splits = rows_of(task, config, True, bad)
+  sets = rows_of(task, config, True, bad)
   if config.data.test:
-    splits['test'] = rows_of(task, config, False, bad)['test']
+    sets['test'] = rows_of(task, config, False, bad)['test']
   found = {}
-  for name, rows in splits.items():
+  for name, rows in sets.items():
     found[name] = [
       (where, '\n'.join(task.texts(example)))
       for where, row in rows

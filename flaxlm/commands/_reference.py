@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
+from flaxlm.data import packing
 from flaxlm.errors import UserError
 from flaxlm.interop import files
 from flaxlm.models.family import family_of
@@ -103,12 +104,16 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     if public.head.is_pooled:
       # As the original does by itself: the decoder reads the text one place later.
       shifted = np.insert(ids, 0, public.start, axis=1)[:, :-1]
-      streams = _stream('encoder_', ids, segments)
-      streams |= _stream('decoder_', shifted, np.ones_like(shifted))  # It masks no padding.
+      streams = packing.one_segment('encoder_', ids, segments)
+      streams |= packing.one_segment(
+        'decoder_', shifted, np.ones_like(shifted)
+      )  # It masks no padding.
       return {**streams, 'target_positions': last}
     targets = arrays.get('decoder_input_ids', ids).astype(np.int32)
-    return _stream('encoder_', ids, segments) | _stream('decoder_', targets, np.ones_like(targets))
-  batch = _stream('', ids, segments)
+    return packing.one_segment('encoder_', ids, segments) | packing.one_segment(
+      'decoder_', targets, np.ones_like(targets)
+    )
+  batch = packing.one_segment('', ids, segments)
   batch['target_positions'] = batch['positions']
   if not getattr(public.family, 'COUNTS_PADDING', True):
     batch['positions'] = np.maximum(np.cumsum(segments, -1, dtype=np.int32) - 1, 0)
@@ -121,15 +126,6 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
       types = arrays.get('token_type_ids', np.zeros_like(ids))
       batch['token_type_ids'] = types.astype(np.int32)
   return batch
-
-
-def _stream(prefix: str, ids: np.ndarray, segments: np.ndarray) -> dict[str, np.ndarray]:
-  positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
-  return {
-    f'{prefix}inputs': ids,
-    f'{prefix}positions': positions,
-    f'{prefix}segment_ids': segments,
-  }
 
 
 def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:

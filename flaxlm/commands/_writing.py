@@ -130,7 +130,7 @@ def writer(experiment: Any, params: Any, workdir: str) -> Any:
   from flaxlm.decoding.cache import Reader
   from flaxlm.decoding.text import Writer
 
-  if not hasattr(experiment.objective, 'prompt'):
+  if not experiment.objective.prompt:
     name = experiment.config.objective.name
     raise UserError(f'{workdir} was trained with the objective {name!r}: it does not generate')
   reader = Reader.of(experiment.model, params, experiment.objective)

@@ -101,16 +101,16 @@ def _convert(args: argparse.Namespace) -> None:
 
 def statistics(config: Any) -> dict[str, dict[str, Any]]:
   """Tokenises every part of the config's text; split -> documents, bytes, tokens, lengths, path."""
-  from flaxlm.data import holdout, store
+  from flaxlm.data import splits, store
   from flaxlm.data import tokenizer as tokenizers
 
   terminal.phase('data', config.data.train)
-  train = holdout.training(config.data)
+  train = splits.training(config.data)
   tokenizer = tokenizers.for_corpus(config, train)
   parts = {f'train/{name}': part for name, part in train.sources.items()} or {'train': train}
-  parts |= holdout.validation(config.data)
+  parts |= splits.validation(config.data)
   if config.data.test:
-    parts['test'] = holdout.test(config.data)
+    parts['test'] = splits.test(config.data)
   found = {}
   for name, documents in parts.items():
     tokens = store.for_documents(config.data, documents, tokenizer)

@@ -90,8 +90,8 @@ def _read(workdir: epath.Path, which: str) -> tuple[Any, dict[str, Any], int | s
   import numpy as np
 
   from flaxlm.config import recipe, tree
+  from flaxlm.paths import leaf_paths
   from flaxlm.training import restore, weights
-  from flaxlm.training.paths import leaf_paths
 
   recipe.check_workdir(str(workdir))
   directory = workdir / 'checkpoints'

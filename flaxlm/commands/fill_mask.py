@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
   from flaxlm.training.experiment import open_model
 
   experiment, params, _ = open_model(args.workdir, args.checkpoint)
-  if 'mlm_loss' not in experiment.objective.terms:
+  if not experiment.objective.predicts_masks:
     name = experiment.config.objective.name
     raise UserError(f'{args.workdir} was trained with the objective {name!r}, not masked_lm')
   tokenizer = experiment.tokenizer

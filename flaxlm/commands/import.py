@@ -70,8 +70,8 @@ def _convert(public: Any, tensors: Any, temporary: epath.Path, workdir: epath.Pa
   """Writes config.json, tokenizer/ and checkpoints/; what became of the tensors."""
   from flaxlm.commands import _reference
   from flaxlm.interop import convert
+  from flaxlm.paths import leaf_paths, nested
   from flaxlm.training.experiment import build
-  from flaxlm.training.paths import leaf_paths, nested
 
   tokenizer = _tokenizer(tensors.folder, public.model.vocab_size)
   _check_start(public, tokenizer)

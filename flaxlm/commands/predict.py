@@ -74,9 +74,8 @@ def _run(
   if not rows:
     bad.report()
     raise UserError(f'{args.input} has no rows' + ' that can be used' * bool(bad.counts))
-  if hasattr(experiment.task, 'settle'):
-    experiment.task.settle(example for _, example in rows)
-  terminal.phase('decode' if hasattr(experiment.objective, 'prompts') else 'eval', args.input)
+  experiment.task.settle(example for _, example in rows)
+  terminal.phase('decode' if experiment.objective.prompts else 'eval', args.input)
   with _resumable.lines(args.output, _identity(args, experiment, place, weights)) as output:
     if output.done:
       terminal.say(f'going on behind row {output.done} of {len(rows)}')
@@ -113,7 +112,7 @@ def _predictor(
   experiment: Any, params: Any, args: argparse.Namespace, options: _writing.Options
 ) -> tuple[int, Predictor]:
   """(rows at once, what predicts them): by writing if the objective can, else by its `predict`."""
-  if hasattr(experiment.objective, 'prompts'):
+  if experiment.objective.prompts:
     writer = _writing.writer(experiment, params, args.workdir)
     return options.batch_size, _written(experiment, writer, options)
   if args.given:
@@ -158,7 +157,7 @@ def _records(
   task: Any, examples: Sequence[Mapping[str, Any]], texts: Sequence[str]
 ) -> list[dict[str, Any]]:
   """What is said of rows for which these texts were written: of a classifier, which labels."""
-  if hasattr(task, 'read_back'):
+  if task.writes_labels:
     return list(task.records({'output_ids': range(len(texts)), 'outputs': texts}, examples))
   return [dict(row) | {'prediction': text} for row, text in zip(examples, texts, strict=True)]
 
@@ -167,11 +166,12 @@ def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str
   """Rows of the files of the task's kind; of plain text, a line each."""
   from flaxlm.data import source
 
-  readers = dict(getattr(experiment.task, 'readers', {}))
+  readers = dict(experiment.task.readers)
   own = readers.get(source.ANY_OTHER)
-  # A file with no ending of a table is the task's, if it reads such files.
-  default = '' if own else experiment.config.data.text_column
-  column = getattr(experiment.task, 'line_column', default)
+  column = experiment.task.line_column
+  if column is None:
+    # A file with no ending of a table is the task's, if it reads such files.
+    column = '' if own else experiment.config.data.text_column
 
   def read(path: Any, config: Any, bad: Any) -> Iterator[tuple[str, dict[str, str]]]:
     if own and not _is_plain(path, column):

@@ -48,11 +48,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _scorer(experiment: Any, params: Any, args: argparse.Namespace) -> Any:
-  from flaxlm.decoding.scoring import Scorer, is_masked
+  from flaxlm.decoding.scoring import Scorer
 
   objective, config = experiment.objective, experiment.config
-  masked = is_masked(objective)
-  if not hasattr(objective, 'prompt') and not masked:
+  masked = objective.predicts_masks
+  if not objective.prompt and not masked:
     raise UserError(
       f'{args.workdir} was trained with the objective {config.objective.name!r}, which gives '
       'tokens no probability'
@@ -174,11 +174,11 @@ def _question(
   scorer: Any, row: Mapping[str, str], where: str, data: Any, args: argparse.Namespace
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
-  from flaxlm.data import source
+  from flaxlm.data import cells
   from flaxlm.tasks import columns
 
-  context = source.column(row, data.text_column, where, '--text-column')
-  cell = source.column(row, args.choices_column, where, '--choices-column')
+  context = cells.column(row, data.text_column, where, '--text-column')
+  cell = cells.column(row, args.choices_column, where, '--choices-column')
   choices = columns.strings(cell, 'the choices', where)
   if len(choices) < 2:
     raise UserError(f'{where}: {len(choices)} choices, there must be two or more')

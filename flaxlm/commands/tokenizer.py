@@ -27,11 +27,11 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f'{args.output} holds a tokenizer already; choose another folder')
   config = _text.config(args, args.input)
   terminal.phase('data', args.input)
-  from flaxlm.data import holdout
+  from flaxlm.data import splits
   from flaxlm.data import tokenizer as tokenizers
   from flaxlm.data.tokenizer_training import spread_sample
 
-  documents = holdout.everything(config.data)
+  documents = splits.everything(config.data)
   terminal.phase('data', f'training a {config.tokenizer.name} tokenizer on {args.input}')
   tokenizer = tokenizers.train_on(config.tokenizer, documents)
   tokenizer.save(args.output)

@@ -16,7 +16,7 @@ from ml_collections import config_dict as cd
 from flaxlm import files, terminal
 from flaxlm.config import overrides as override_lib
 from flaxlm.config import schema, tree
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError, nearest, nearest_of_all
 
 
 def load(place: str, overrides: Sequence[tuple[str, str]] = (), workdir: str = '') -> schema.Config:
@@ -65,7 +65,8 @@ def read(path: str, variant: str = '') -> cd.ConfigDict:
   if variant and not variants:
     raise UserError(f'{path} has no variants, got {variant!r}')
   if variant and variant not in variants:
-    raise UserError(f'{path} has no variant {variant!r}{_hint(variant, variants)}')
+    hint = nearest_of_all(variant, variants, 'the variants')
+    raise UserError(f'{path} has no variant {variant!r}{hint}')
   arguments = (variant or variants[0],) if variants else ()
   config_dict = _guarded(path, lambda: module.get_config(*arguments))
   if not isinstance(config_dict, cd.ConfigDict):
@@ -90,12 +91,6 @@ def _variants(module: types.ModuleType) -> list[str]:
   return list(getattr(module, 'VARIANTS', ()))
 
 
-def _hint(name: str, names: Sequence[str]) -> str:
-  """The nearest name, and all of them."""
-  hint = nearest(name, names)
-  return hint if 'valid:' in hint else f'{hint}; there are {", ".join(names)}'
-
-
 def _execute(path: str) -> types.ModuleType:
   """Runs a recipe's file, which may lie wherever epath reads."""
   file = epath.Path(path)
@@ -105,7 +100,8 @@ def _execute(path: str) -> types.ModuleType:
     folder = file.parent if beside else epath.Path('configs')
     names = sorted(str(f) for f in folder.glob('*.py')) if folder.is_dir() else []
     guess = path if path.endswith('.py') else path + '.py'
-    raise UserError(f'there is no config file {path!r}{_hint(guess, names) if names else ""}')
+    hint = nearest_of_all(guess, names, 'the files')
+    raise UserError(f'there is no config file {path!r}{hint}')
   module = types.ModuleType(file.stem)
   module.__file__ = str(file)
   text = file.read_text()

@@ -17,7 +17,7 @@ from ml_collections import config_dict as cd
 
 from flaxlm.config import schema
 from flaxlm.config.field import FLAG, Named, Rules, rules_of
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError, nearest, nearest_of_all
 
 # Nodes that are rebuilt from the file they name, and the package in which it is looked for.
 PACKAGES = {'model': 'flaxlm.models', 'objective': 'flaxlm.objectives', 'task': 'flaxlm.tasks'}
@@ -64,12 +64,24 @@ def load_module(package: str, name: str) -> types.ModuleType:
   return module
 
 
+def load_class(package: str, name: str, base: type) -> type:
+  """The class of `load_module` that is named as `base` and derives from it.
+
+  Raises UserError if there is none, or it lacks a method that it must have.
+  """
+  cls = getattr(load_module(package, name), base.__name__, None)
+  wanted = f'{base.__module__}.{base.__name__}'
+  if not (isinstance(cls, type) and issubclass(cls, base)):
+    raise UserError(f'module {name!r} has no class {base.__name__} that derives from {wanted}')
+  missing = sorted(cls.__abstractmethods__)
+  if missing:
+    raise UserError(f'module {name!r}: {base.__name__} has no method {missing[0]!r} of {wanted}')
+  return cls
+
+
 def _no_such_file(package: str, name: str) -> str:
   """Message for a name that no file of the package implements: the nearest, and all of them."""
-  names = named_files(package)
-  hint = nearest(name, names)
-  if names and 'valid:' not in hint:
-    hint += f'; the files are {", ".join(names)}'
+  hint = nearest_of_all(name, named_files(package), 'the files')
   return f'{package.replace(".", "/")} has no {name!r}{hint}'
 
 
@@ -152,14 +164,10 @@ def checked(key: str, value: Any, kind: Kind, rules: Rules) -> Any:
   if not right or (kind.item is float and not math.isfinite(value)):
     raise UserError(f'config.{key}: expected {kind.describe()}, got {value!r}')
   if rules.choices is not None and value not in rules.choices:
-    raise UserError(f'config.{key}: {value!r} is not a choice{_choices(value, rules.choices)}')
+    hint = nearest_of_all(value, rules.choices, 'the choices')
+    raise UserError(f'config.{key}: {value!r} is not a choice{hint}')
   _check_range(key, value, rules)
   return value
-
-
-def _choices(value: Any, choices: tuple[Any, ...]) -> str:
-  hint = nearest(value, choices)
-  return hint if 'valid:' in hint else f'{hint}; the choices are {", ".join(map(str, choices))}'
 
 
 def _check_range(key: str, value: Any, rules: Rules) -> None:

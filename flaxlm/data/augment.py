@@ -19,7 +19,7 @@ class Augmentation:
   def __init__(self, config: DataConfig, objective: Any, name: str):
     """Raises UserError where a rate is set and the objective or the tokenizer does not allow it."""
     self._config = config
-    self._keys = getattr(objective, 'augmented', ())
+    self._keys = objective.augmented
     rates = {key: getattr(config, key) for key in ('word_drop', 'word_swap', 'word_mask')}
     wanted = [key for key, rate in rates.items() if rate]
     self.is_on = bool(wanted)

@@ -6,7 +6,6 @@ that a row group may be larger than memory. An ArrayRecord file holds serialised
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
 import tempfile
@@ -16,16 +15,15 @@ from typing import Any
 from etils import epath
 
 from flaxlm import files
-from flaxlm.data import bad_rows
+from flaxlm.data import bad_rows, cells
 from flaxlm.errors import UserError
 
 READ = 1024  # Rows or records that are read at once.
 PAGES = 1 << 20  # Bytes of a column of a parquet file that are read at once.
 TEXT = 'text'  # The column of records that are texts.
-Rows = Iterator[tuple[str, dict[str, str]]]
 
 
-def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> Rows:
+def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:ROW', column -> text), rows from 1; of the columns, or of all if one is missing or none.
 
   Raises UserError for a file that is no parquet file; `bad` gets rows that are no text.
@@ -47,7 +45,7 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
           number += 1
           where = f'{path}:{number}'
           try:
-            values = {name: as_text(value, where) for name, value in row.items()}
+            values = {name: cells.as_text(value, where) for name, value in row.items()}
           except UserError as error:
             bad(error)
             continue
@@ -56,7 +54,7 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
 
 
-def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
+def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:RECORD', column -> text), records from 1; a record that is a text has the column `text`.
 
   Raises UserError for a file that is no ArrayRecord file; `bad` gets records of another kind than
@@ -108,7 +106,7 @@ def _parser(record: bytes) -> Any:
   if _example(record) is not None:
     return _example_row
   if record.lstrip()[:1] == b'{':
-    return lambda record, where: json_row(_decoded(record, where), where)
+    return lambda record, where: cells.json_row(_decoded(record, where), where)
   return lambda record, where: {TEXT: _decoded(record, where)}
 
 
@@ -131,9 +129,7 @@ def _example_row(record: bytes, where: str) -> dict[str, str]:
   for name, feature in sorted(features.items()):
     kind = feature.WhichOneof('kind')
     values = list(getattr(feature, kind).value) if kind else []
-    if kind == 'bytes_list':
-      values = [_decoded(value, where) for value in values]
-    row[name] = as_text(values[0] if len(values) == 1 else values or None, where)
+    row[name] = cells.as_text(values[0] if len(values) == 1 else values or None, where)
   return row
 
 
@@ -142,36 +138,3 @@ def _decoded(record: bytes, where: str) -> str:
     return record.decode()
   except UnicodeDecodeError as error:
     raise UserError(f'{where}: not UTF-8 ({error.reason})') from None
-
-
-def json_row(line: str, where: str) -> dict[str, str]:
-  """The row that a line of JSON is; UserError, naming the place, if it is no object."""
-  try:
-    row = json.loads(line)
-  except (ValueError, RecursionError) as error:  # Numbers too long, lists too deep for Python.
-    raise UserError(f'{where}: malformed json: {error}') from None
-  if not isinstance(row, dict):
-    raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
-  return {name: as_text(value, where) for name, value in row.items()}
-
-
-def _plain(value: Any) -> str:
-  """Bytes of text, a decimal number, a date; of other bytes, such as a picture's, what they are."""
-  if isinstance(value, bytes):
-    with contextlib.suppress(UnicodeDecodeError):
-      return value.decode()
-  return str(value)
-
-
-def as_text(value: Any, where: str) -> str:
-  """A value of a row as text; half a surrogate pair has no bytes and is an error."""
-  if value is None:
-    return ''
-  if not isinstance(value, str | bool | int | float | list | dict):
-    value = _plain(value)
-  text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    raise UserError(f'{where}: half a surrogate pair in {text[:40]!r}') from None
-  return text

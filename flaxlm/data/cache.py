@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from flaxlm import files
+from flaxlm.config.data import DataConfig
 from flaxlm.errors import UserError
 
 # Characters of what a library says about a file that it cannot read.
@@ -19,8 +20,8 @@ _LONGEST = 200
 BIG = 1 << 28  # Bytes; hashing fewer takes less than a second.
 
 
-def directory(config: Any) -> epath.Path:
-  """`config.cache_dir` (DataConfig), else $FLAXLM_CACHE, else ~/.cache/flaxlm."""
+def directory(config: DataConfig) -> epath.Path:
+  """`config.cache_dir`, else $FLAXLM_CACHE, else ~/.cache/flaxlm."""
   place = config.cache_dir or os.environ.get('FLAXLM_CACHE') or '~/.cache/flaxlm'
   return epath.Path(place).expanduser()
 
@@ -30,7 +31,7 @@ def key(content: Any) -> str:
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def digest(config: Any, path: epath.Path) -> list[Any]:
+def digest(config: DataConfig, path: epath.Path) -> list[Any]:
   """Name, size and sha256 of a file's bytes.
 
   The hash of a big file is kept beside its modification time, so that it is read once.

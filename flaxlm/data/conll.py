@@ -9,11 +9,12 @@ whose first column numbers the words, the lines of ranges (`3-4 zum`) and of emp
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from etils import epath
 
+from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, source
+from flaxlm.data.cells import Rows
 from flaxlm.errors import UserError
 
 DOCUMENT = '-DOCSTART-'
@@ -22,9 +23,7 @@ COMMENT = re.compile(r'#[^\t]* = [^\t]*$')
 NO_WORD = re.compile(r'\d+(-|\.)\d+')
 
 
-def rows(
-  path: epath.Path, config: Any, bad: bad_rows.Handler
-) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
   """('FILE:LINE', columns) of each sentence; a cell is a json list, with an entry for each word.
 
   The columns are `tokens` (the first) and, if there are more, `tags` (the last); and all of them by
@@ -65,7 +64,7 @@ def _sentence(
   sentence: list[tuple[int, list[str]]],
   broken: list[UserError],
   bad: bad_rows.Handler,
-) -> Iterator[tuple[str, dict[str, str]]]:
+) -> Rows:
   """The row of a sentence, if it is whole. Empties `broken`."""
   mistakes = list(broken)
   broken.clear()

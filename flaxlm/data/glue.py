@@ -6,11 +6,12 @@ more columns than their first. Test files have no labels.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from etils import epath
 
 from flaxlm.data import bad_rows, source
+from flaxlm.data.cells import Rows
 from flaxlm.errors import UserError
 
 
@@ -71,9 +72,7 @@ SUBSETS = {
 }
 
 
-def rows(
-  path: epath.Path, name: str, bad: bad_rows.Handler
-) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(path: epath.Path, name: str, bad: bad_rows.Handler) -> Rows:
   """('FILE:LINE', column -> text) of a file of the subset `name`; only columns that are used.
 
   Raises:

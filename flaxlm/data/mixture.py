@@ -71,10 +71,10 @@ class Interleave:
 class Rows:
   """The rows of all sources, one source after the other: len() and [row] -> items.
 
-  sources: name -> row source (`packing.Concatenated`); weights: of each, relative to the others.
+  sources: name -> rows of each source; weights: of each, relative to the others.
   """
 
-  def __init__(self, sources: Mapping[str, Any], weights: Sequence[float]):
+  def __init__(self, sources: Mapping[str, packing.Concatenated], weights: Sequence[float]):
     self.names, self.sources = tuple(sources), tuple(sources.values())
     self.interleave = Interleave(weights)
     self._starts = np.cumsum([0, *(len(rows) for rows in self.sources)]).tolist()
@@ -94,7 +94,7 @@ class Rows:
   def describe(self, row: int) -> str:
     """The source, the row in it and the documents of that."""
     source, own = self._find(row)
-    return f'{self.names[source]}: {packing.describe(self.sources[source], own)}'
+    return f'{self.names[source]}: {self.sources[source].describe(own)}'
 
   def number(self, source: int, row: int) -> int:
     """The number among all rows of a source's own row."""

@@ -8,11 +8,14 @@ rows). Both are random access, so that a batch is a function of its step.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from flaxlm.errors import UserError
+from flaxlm.types import Array
+
+OPEN_ROWS = 64  # Rows into which the next item may still go.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,16 @@ def span_and_gap(streams: Mapping[str, Stream]) -> tuple[int, int]:
 def dtype_of(key: str) -> type:
   """float32 for weights and values, int32 for everything else."""
   return np.float32 if key.endswith(('weights', 'values')) else np.int32
+
+
+def one_segment(prefix: str, inputs: Array, segment_ids: Array) -> dict[str, Array]:
+  """Keys of a stream whose rows [B, L] hold one segment each (segment_ids 1; 0 is padding)."""
+  positions = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
+  return {
+    f'{prefix}inputs': inputs,
+    f'{prefix}positions': positions,
+    f'{prefix}segment_ids': segment_ids,
+  }
 
 
 def pack_rows(
@@ -99,6 +112,17 @@ def _pack_row(row, items, streams, counting, num_keys) -> None:
     starts = stops
 
 
+class RowSource(Protocol):
+  """Rows by number, each a list of items, such as a `Piece`, of which features are made."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, row: int) -> list[Any]: ...
+
+  def describe(self, row: int) -> str:
+    """What the row holds: which documents (and tokens of them), or which items."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Piece:
   """Virtual positions [start, stop) of a document; those from `length` on are its gap."""
@@ -118,19 +142,25 @@ class Piece:
     return self.store.read(self.document, start, stop)
 
 
+def _virtual_lengths(store: Any, gap: int) -> np.ndarray:
+  """Virtual positions of each document, int64: of n > 0 tokens, n + gap.
+
+  The gap is the room that its marks (BOS, EOS, CLS, ...) need. With gap = -1, a document of n
+  tokens is n - 1 pairs of input and target.
+  """
+  lengths = np.asarray(store.lengths, np.int64)
+  return np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
+
+
 class Concatenated:
   """All documents end to end, cut into rows of `span` virtual positions.
 
-  A document of n > 0 tokens takes n + gap virtual positions: the room that its marks (BOS, EOS,
-  CLS, ...) need. With gap = -1, a document of n tokens is n - 1 pairs of input and target.
-  Memory: one int64 a document.
+  A document of n > 0 tokens takes n + gap of them. Memory: one int64 a document.
   """
 
   def __init__(self, store: Any, span: int, gap: int):
     self.store, self.span, self.gap = store, span, gap
-    lengths = np.asarray(store.lengths, np.int64)
-    taken = np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
-    self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(taken)])
+    self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(_virtual_lengths(store, gap))])
 
   @property
   def num_positions(self) -> int:
@@ -155,6 +185,15 @@ class Concatenated:
       document += 1
     return pieces
 
+  def describe(self, row: int) -> str:
+    """Which documents, and tokens of them, the row holds."""
+    pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in self[row])
+    return f'row {row} (documents {pieces})'
+
+  def summary(self) -> str:
+    """How much text there is."""
+    return f'{self.store.num_documents:,} documents, {self.store.num_tokens:,} tokens'
+
 
 class Windows:
   """Rows at random offsets: one piece of `span` virtual positions of one document.
@@ -165,8 +204,7 @@ class Windows:
 
   def __init__(self, store: Any, span: int, gap: int):
     self.store, self.span = store, span
-    lengths = np.asarray(store.lengths, np.int64)
-    self._taken = np.where(lengths > 0, np.maximum(lengths + gap, 0), 0)
+    self._taken = _virtual_lengths(store, gap)
     self._stops = np.cumsum(self._taken)
 
   def draw(self, rng: np.random.Generator) -> list[Piece]:
@@ -194,7 +232,7 @@ class FirstFit:
     lengths: Mapping[str, np.ndarray],
     streams: Mapping[str, Stream],
     seed: int | None,
-    open_rows: int = 64,
+    open_rows: int = OPEN_ROWS,
     placed: tuple[np.ndarray, np.ndarray] | None = None,
   ):
     if placed is None:
@@ -239,11 +277,3 @@ def _place(
     rows[row_of[slot]].append(int(item))
   items = np.fromiter((item for row in rows for item in row), np.int64, len(order))
   return items, np.cumsum([0, *map(len, rows)])
-
-
-def describe(rows: Any, row: int) -> str:
-  """Which documents (and tokens of them) or items a row holds."""
-  if hasattr(rows, 'describe'):
-    return rows.describe(row)
-  pieces = ', '.join(f'{p.document}[{p.start}:{p.stop}]' for p in rows[row])
-  return f'row {row} (documents {pieces})'

@@ -4,12 +4,12 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from etils import epath
 
 from flaxlm import distributed, terminal
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cache, packing
 
 FORMAT = 1
@@ -17,7 +17,7 @@ LEAST = 50_000  # Items from which on an index is kept; fewer are placed in half
 
 
 def first_fit(
-  config: Any,
+  config: DataConfig,
   lengths: Mapping[str, np.ndarray],
   streams: Mapping[str, packing.Stream],
   seed: int | None,
@@ -25,7 +25,7 @@ def first_fit(
 ) -> packing.FirstFit:
   """As `packing.FirstFit`; that of many items is read from the cache if it is there.
 
-  config: DataConfig. The name of an index is a hash of all that it follows from.
+  The name of an index is a hash of all that it follows from.
   """
   number = len(next(iter(lengths.values())))
   if number < LEAST:

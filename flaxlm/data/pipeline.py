@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from flaxlm.data import cache, holdout, mixture, packing, packing_index, store, workers
+from flaxlm.config.data import DataConfig
+from flaxlm.config.schema import Config
+from flaxlm.data import cache, mixture, packing, packing_index, splits, store, workers
 from flaxlm.data.order import EpochOrder, StreamOrder
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
 TRAIN, EVAL = 0, 1  # Keep the random numbers of training and evaluation apart.
@@ -55,8 +58,10 @@ class ItemRng:
 class PackedItems:
   """Labelled items, packed first-fit: [row] is the list of its items; of one, if not `together`.
 
-  data: DataConfig, in whose cache the index of many items is kept; None keeps none.
+  data: in whose cache the index of many items is kept; None keeps none.
   """
+
+  store = None  # Only running text has one.
 
   def __init__(
     self,
@@ -64,13 +69,13 @@ class PackedItems:
     items: Sequence[Any],
     seed: int | None,
     together: bool = True,
-    data: Any = None,
+    data: DataConfig | None = None,
   ):
     self.items = items
     taken = [objective.lengths(item) for item in items]
     lengths = {name: np.array([t[name] for t in taken], np.int64) for name in objective.streams}
     pack = functools.partial(packing_index.first_fit, data) if data else packing.FirstFit
-    self._rows = pack(lengths, objective.streams, seed, 64 * together)
+    self._rows = pack(lengths, objective.streams, seed, packing.OPEN_ROWS if together else 0)
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -82,11 +87,15 @@ class PackedItems:
     """Which items the row holds."""
     return f'row {row} (items {", ".join(map(str, self._rows[row]))})'
 
+  def summary(self) -> str:
+    """How many items there are."""
+    return f'{len(self.items):,} labelled rows'
+
 
 class _Rows:
   """What training and evaluation share: a row source, and features of its items."""
 
-  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts):
+  def __init__(self, config: Config, objective: Any, rows: packing.RowSource, parts: Parts):
     self.config, self.objective, self.rows = config, objective, rows
     self._parts = parts
 
@@ -101,7 +110,7 @@ class _Rows:
     return [row for part in parts for row in range(part * size, (part + 1) * size)]
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
-    maker = self._maker(rng, epoch, row)
+    maker = self.objective.of_row(rng.at(epoch, row, WHOLE_ROW))
     segments = []
     for number, item in enumerate(items):
       generator = rng.at(epoch, row, number)
@@ -115,26 +124,21 @@ class _Rows:
     del rng
     return item
 
-  def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
-    """What makes the features of a row: the objective, or what it draws for the row."""
-    of_row = getattr(self.objective, 'of_row', None)
-    return of_row(rng.at(epoch, row, WHOLE_ROW)) if of_row else self.objective
-
 
 class Pipeline(_Rows):
   """Training batches.
 
-  rows: len() and [row] -> items, of one source or a `mixture.Rows`; with `sampling='windows'`,
-  `windows`, one for each source, draws them instead. augment: (item, rng) -> item, or None.
-  corpus: a hash of all text or rows. Public: rows, corpus, batch_size, steps_per_epoch,
-  num_positions (of tokens, in a global batch).
+  rows: of one source or a `mixture.Rows`; with `sampling='windows'`, `windows`, one for each
+  source, draws them instead. augment: (item, rng) -> item, or None. corpus: a hash of all text or
+  rows. Public: rows, corpus, batch_size, steps_per_epoch, num_positions (of tokens, in a global
+  batch).
   """
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     objective: Any,
-    rows: Any,
+    rows: packing.RowSource,
     windows: Sequence[packing.Windows] = (),
     parts: Parts = _ALL,
     augment: Callable[[Any, np.random.Generator], Any] | None = None,
@@ -167,7 +171,7 @@ class Pipeline(_Rows):
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
       else:
-        maker = self._maker(rng, step, b)
+        maker = self.objective.of_row(rng.at(step, b, WHOLE_ROW))
         pieces, generator = self._draw(step, b, rng)
         features = (maker.features(p, generator) for p in pieces)
         rows.append([f for f in features if f is not None])
@@ -221,9 +225,7 @@ class Pipeline(_Rows):
       drawn = [self._draw(step, b, rng)[0][0] for b in self._mine]
       return '; '.join(f'document {p.document} from token {p.start}' for p in drawn)
     places = [self._order[step * self.batch_size + b] for b in self._mine]
-    return f'epoch {places[0][0]}: ' + '; '.join(
-      packing.describe(self.rows, row) for _, row in places
-    )
+    return f'epoch {places[0][0]}: ' + '; '.join(self.rows.describe(row) for _, row in places)
 
 
 class EvalPipeline(_Rows):
@@ -232,14 +234,19 @@ class EvalPipeline(_Rows):
   Where a memory goes from batch to batch, row b of a batch goes on where that of the batch before
   ended: the b-th of `batch_size` equal parts of the rows is read there.
 
-  num_documents; num_bytes: of the UTF-8 text, or None for labelled items.
+  store; num_bytes: of the UTF-8 text. Both are None for labelled items.
   """
 
-  def __init__(self, config: Any, objective: Any, rows: Any, parts: Parts = _ALL):
+  def __init__(
+    self,
+    config: Config,
+    objective: Any,
+    rows: packing.Concatenated | PackedItems,
+    parts: Parts = _ALL,
+  ):
     super().__init__(config, objective, rows, parts)
-    self.store = getattr(rows, 'store', None)
+    self.store = rows.store
     self.num_bytes = self.store.num_bytes if self.store else None
-    self.num_documents = self.store.num_documents if self.store else len(rows.items)
     self.batch_size = config.evaluation_rows
     self._mine = self._part(self.batch_size)
 
@@ -256,7 +263,7 @@ class EvalPipeline(_Rows):
 
   def _number(self, batch: int, b: int) -> int:
     """Which row is row b of a batch; there may be none of that number."""
-    if getattr(self.objective, 'recurrent', False):
+    if self.objective.recurrent:
       return b * len(self) + batch
     return batch * self.batch_size + b
 
@@ -279,7 +286,7 @@ class EvalPipeline(_Rows):
     return map(self.batch, range(number))
 
 
-def _order(config: Any, rows: Any) -> Any:
+def _order(config: Config, rows: packing.RowSource) -> Any:
   """order[i] = (epoch, row) of place i: row b of step s is place s * global_batch_size + b."""
   mixed = isinstance(rows, mixture.Rows)
   sources = rows.sources if mixed else (rows,)
@@ -295,9 +302,11 @@ def _order(config: Any, rows: Any) -> Any:
   return mixture.Order(rows, orders) if mixed else orders[0]
 
 
-def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _ALL) -> Pipeline:
+def train_pipeline(
+  config: Config, tokenizer: Tokenizer, objective: Any, parts: Parts = _ALL
+) -> Pipeline:
   """Training batches from the text of `config.data.train`; parts: what this host makes."""
-  documents = holdout.training(config.data)
+  documents = splits.training(config.data)
   sources = {
     name: _concatenated(
       store.for_documents(config.data, part, tokenizer), objective, name or part.name
@@ -313,16 +322,16 @@ def train_pipeline(config: Any, tokenizer: Any, objective: Any, parts: Parts = _
 
 
 def eval_pipelines(
-  config: Any,
-  tokenizer: Any,
+  config: Config,
+  tokenizer: Tokenizer,
   objective: Any,
   parts: Parts = _ALL,
   test: bool = False,
 ) -> dict[str, EvalPipeline]:
   """Validation sets by name; with `test`, also 'test' where `config.data.test` is set."""
-  found = holdout.validation(config.data)
+  found = splits.validation(config.data)
   if test and config.data.test:
-    found['test'] = holdout.test(config.data)
+    found['test'] = splits.test(config.data)
   return {
     name: EvalPipeline(
       config,

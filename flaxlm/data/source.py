@@ -18,17 +18,18 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.errors import UserError, nearest
+from flaxlm.data.cells import Rows, column, json_row
+from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
 # The ending under which a task names its reader of files that are no tables.
 ANY_OTHER = '*'
-Rows = Iterator[tuple[str, dict[str, str]]]
-# (file, DataConfig, handler of bad rows) -> rows.
-Reader = Callable[[epath.Path, Any, bad_rows.Handler], Rows]
+# (file, config, handler of bad rows) -> rows.
+Reader = Callable[[epath.Path, DataConfig, bad_rows.Handler], Rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Source:
 
 def documents(
   place: str,
-  config: Any,
+  config: DataConfig,
   split: str = 'train',
   key: str = 'config.data',
   column_key: str = 'config.data.text_column',
 ) -> Source:
-  """The documents of a place, cut as `config` (DataConfig) says; empty ones are left out.
+  """The documents of a place, cut as `config` says; empty ones are left out.
 
   split: of a TFDS set whose place names none; key, column_key: what names the place and the column
   of the text, for messages.
@@ -73,7 +74,7 @@ def documents(
 
 def rows(
   place: str,
-  config: Any,
+  config: DataConfig,
   split: str = 'train',
   readers: Mapping[str, Reader] | None = None,
   bad: bad_rows.Handler = bad_rows.stop,
@@ -85,7 +86,6 @@ def rows(
 
   Args:
     place: where they lie.
-    config: DataConfig.
     split: of a TFDS set whose place names none.
     readers: ending -> reader of a task's own file format; ANY_OTHER for all that are no tables.
     bad: gets the mistake of a row that cannot be read; such a row is left out if it returns.
@@ -238,7 +238,7 @@ def _broken(text: str) -> str:
 
 
 def _file_documents(
-  paths: list[epath.Path], config: Any, column_key: str
+  paths: list[epath.Path], config: DataConfig, column_key: str
 ) -> Iterator[tuple[str, str]]:
   for path in paths:
     if kind(path) not in TABLES:
@@ -284,27 +284,11 @@ def whole(path: epath.Path) -> str:
   raise UserError(f'{path}: not UTF-8')
 
 
-def _texts(
-  table: Iterable[tuple[str, dict[str, str]]], config: Any, column_key: str
-) -> Iterator[tuple[str, str]]:
+def _texts(table: Rows, config: DataConfig, column_key: str) -> Iterator[tuple[str, str]]:
   for where, row in table:
     text = column(row, config.text_column, where, column_key)
     if text.strip():
       yield where, text
-
-
-def column(row: Mapping[str, str], name: str, where: str, key: str) -> str:
-  """A column of a row by name or, in a file without a header, by number.
-
-  key: what names the column, for messages.
-  """
-  if name not in row:
-    hint = nearest(name, [n if len(n) <= 20 else n[:20] + '...' for n in row])
-    raise UserError(
-      f'{key}: {where} has no column {name!r}{hint}; where the file has no header, '
-      'give the number of the column, from 0'
-    )
-  return row[name]
 
 
 def _table(
@@ -378,6 +362,6 @@ def _json_rows(path: epath.Path, bad: bad_rows.Handler) -> Rows:
     if not line.strip():
       continue
     try:
-      yield f'{path}:{number}', binary_tables.json_row(line, f'{path}:{number}')
+      yield f'{path}:{number}', json_row(line, f'{path}:{number}')
     except UserError as error:
       bad(error)

@@ -6,15 +6,14 @@ from typing import Any
 
 from etils import epath
 
-from flaxlm.data import bad_rows, binary_tables, source
+from flaxlm.config.data import DataConfig
+from flaxlm.data import bad_rows, cells, source
 from flaxlm.errors import UserError
 
 _KINDS = {str: 'a text', list: 'a list', dict: 'an object'}
 
 
-def rows(
-  path: epath.Path, config: Any, bad: bad_rows.Handler
-) -> Iterator[tuple[str, dict[str, str]]]:
+def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> cells.Rows:
   """('FILE: question ID', columns) of each question, in the order of the file.
 
   Columns: id, title, context, question, and `answers`, where the file has them, as json: {"text":
@@ -69,7 +68,7 @@ def _row(
       raise UserError(f"{where}: 'id' is empty")
   except KeyError as error:
     raise UserError(f'{where}: has no {error.args[0]!r}') from None
-  return {name: binary_tables.as_text(value, where) for name, value in row.items()}
+  return {name: cells.as_text(value, where) for name, value in row.items()}
 
 
 def _entries(node: Mapping[str, Any], key: str, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The token store: a corpus, tokenised once, in shards that are read at random.
 
 Lies in the cache directory under the hash of text and tokenizer, so that a change of either makes
-another store. A shard holds about 8 MB of text: `tokens` (zarr3, one object) and `lengths.npy`
+another store. A shard is of about 8 million characters: `tokens` (zarr3, one object), `lengths.npy`
 (tokens of each document); it appears as a whole, so an interrupted run goes on after the last one.
 What is read was written: chunks have checksums, and files that are damaged or gone are an error.
 """
@@ -17,13 +17,18 @@ import numpy as np
 from etils import epath
 
 from flaxlm import distributed, files, terminal
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cache
+from flaxlm.data.splits import Documents
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
 FORMAT = 1
-SHARD_BYTES = 8 << 20
+# Characters of text after which a shard ends; with another number, stores that are half built would
+# go on in the wrong place, unless FORMAT changes too.
+SHARD_CHARACTERS = 8 << 20
 CHUNK = 1 << 14  # Tokens that are read at once from a store that is not in memory.
-BATCH_BYTES = 1 << 19  # Text given to the tokenizer at once.
+BATCH_CHARACTERS = 1 << 19  # Characters of the texts that are tokenised at once.
 IN_MEMORY = 100_000_000  # Tokens up to which a store is read into memory.
 
 
@@ -89,10 +94,10 @@ class TokenStore:
       return np.asarray(tokens[chunk * CHUNK : stop].read().result())
 
 
-def for_documents(config: Any, documents: Any, tokenizer: Any) -> TokenStore:
-  """The store of `documents` (`holdout.Documents`), made if it is not in the cache.
+def for_documents(config: DataConfig, documents: Documents, tokenizer: Tokenizer) -> TokenStore:
+  """The store of `documents`, made if it is not in the cache.
 
-  config: DataConfig. Raises UserError for a corpus without a single token.
+  Raises UserError for a corpus without a single token.
   """
   key = cache.key(
     {'format': FORMAT, 'text': documents.identity, 'tokenizer': tokenizer.fingerprint}
@@ -110,7 +115,7 @@ def shard_name(number: int) -> str:
   return f'shard-{number:06d}'
 
 
-def _build(directory: epath.Path, documents: Any, tokenizer: Any) -> None:
+def _build(directory: epath.Path, documents: Documents, tokenizer: Tokenizer) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
   total = {'documents': 0, 'tokens': 0, 'bytes': 0, 'shards': 0}
@@ -134,21 +139,23 @@ def _shards(texts: Iterator[str]) -> Iterator[list[str]]:
   for text in texts:
     shard.append(text)
     size += len(text)
-    if size >= SHARD_BYTES:
+    if size >= SHARD_CHARACTERS:
       yield shard
       shard, size = [], 0
   if shard:
     yield shard
 
 
-def _write_shard(shard: epath.Path, texts: list[str], tokenizer: Any, dtype: Any, bar: Any) -> None:
+def _write_shard(
+  shard: epath.Path, texts: list[str], tokenizer: Tokenizer, dtype: Any, bar: Any
+) -> None:
   ids: list[np.ndarray] = []
   batch: list[str] = []
   size = 0
   for number, text in enumerate(texts, start=1):
     batch.append(text)
     size += len(text)
-    if size >= BATCH_BYTES or number == len(texts):
+    if size >= BATCH_CHARACTERS or number == len(texts):
       ids += [i.astype(dtype) for i in tokenizer.encode_batch(batch)]
       bar.advance(len(batch))
       batch, size = [], 0

@@ -1,15 +1,14 @@
 """What a run will read, for its log: documents, tokens, rows and epochs of each source."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from flaxlm.data import mixture
+from flaxlm.data import mixture, pipeline
 
 
-def lines(data: Any, total_steps: int) -> list[str]:
-  """One line for each source of `data` (Pipeline), and one on how full its first rows are."""
+def lines(data: pipeline.Pipeline, total_steps: int) -> list[str]:
+  """One line for each source of `data`, and one on how full its first rows are."""
   mixed = isinstance(data.rows, mixture.Rows)
   total = total_steps * data.batch_size
   if mixed:
@@ -21,19 +20,13 @@ def lines(data: Any, total_steps: int) -> list[str]:
   for name, rows, part, count in zip(names, sources, parts, counts, strict=True):
     share = f', {part} in {sum(parts)} of the rows' if mixed else ''
     found.append(
-      f'{name}: {_size(rows)} in {len(rows):,} rows{share}; '
+      f'{name}: {rows.summary()} in {len(rows):,} rows{share}; '
       f'{total_steps:,} steps read {count:,}: {count / len(rows):.3g} epochs'
     )
   found.append(
     f'packing: {filled(data.batch(0)):.1%} of the positions of the first batch hold tokens'
   )
   return found
-
-
-def _size(rows: Any) -> str:
-  if hasattr(rows, 'store'):
-    return f'{rows.store.num_documents:,} documents, {rows.store.num_tokens:,} tokens'
-  return f'{len(rows.items):,} labelled rows'
 
 
 def filled(batch: Mapping[str, np.ndarray]) -> float:

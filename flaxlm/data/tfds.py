@@ -16,15 +16,16 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
-from flaxlm.data import bad_rows, cache
+from flaxlm.config.data import DataConfig
+from flaxlm.data import bad_rows, cache, cells
 from flaxlm.errors import UserError, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
 
 def rows(
-  place: str, config: Any, split: str, bad: bad_rows.Handler = bad_rows.stop
-) -> Iterator[tuple[str, dict[str, str]]]:
+  place: str, config: DataConfig, split: str, bad: bad_rows.Handler = bad_rows.stop
+) -> cells.Rows:
   """('tfds:NAME/SPLIT:NUMBER', column -> text); a ClassLabel is the name of its class.
 
   split: the one that is read where the place names none; bad: gets the mistake of a row that is not
@@ -48,11 +49,11 @@ def _value(value: Any, classes: Any, where: str) -> str:
   """
   if classes is not None:
     name = lambda number: classes.int2str(int(number)) if number >= 0 else str(number)
-    return name(value) if np.ndim(value) == 0 else _text([name(number) for number in value], where)
-  return _text(value, where)
+    value = name(value) if np.ndim(value) == 0 else [name(number) for number in value]
+  return cells.as_text(value, where)
 
 
-def identity(place: str, config: Any, split: str) -> list[Any]:
+def identity(place: str, config: DataConfig, split: str) -> list[Any]:
   """What the prepared files hash to, and which split of them is read."""
   builder, split = _find(place, config, split)
   paths = [path for info in builder.info.splits.values() for path in info.filepaths]
@@ -60,7 +61,7 @@ def identity(place: str, config: Any, split: str) -> list[Any]:
   return [builder.info.full_name, split, files]
 
 
-def convert(name: str, config: Any) -> epath.Path:
+def convert(name: str, config: DataConfig) -> epath.Path:
   """Writes a set that is prepared as tfrecord again as array_record, into the cache directory.
 
   Both hold the same serialised examples, so neither TensorFlow nor a download is needed. Returns
@@ -115,7 +116,7 @@ def _tfrecords(path: epath.Path) -> Iterator[bytes]:
       yield record[:-4]
 
 
-def _find(place: str, config: Any, default: str) -> tuple[Any, str]:
+def _find(place: str, config: DataConfig, default: str) -> tuple[Any, str]:
   """The prepared builder of a place, and the split to read."""
   name = place.removeprefix('tfds:')
   head, _, tail = name.rpartition('/')
@@ -213,23 +214,6 @@ def _class_names(features: Any) -> dict[str, Any]:
     if isinstance(label, tfds.features.ClassLabel):
       found[name] = label
   return found
-
-
-def _text(value: Any, where: str) -> str:
-  if isinstance(value, bytes):
-    try:
-      return value.decode()
-    except UnicodeDecodeError as error:
-      raise UserError(f'{where}: not UTF-8 ({error.reason})') from None
-  if isinstance(value, str):
-    return value
-  return json.dumps(value, default=_plain, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-  if isinstance(value, bytes):
-    return value.decode(errors='replace')
-  return value.tolist()
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,11 @@ import numpy as np
 from etils import epath
 
 from flaxlm import distributed, terminal
+from flaxlm.config.data import TokenizerConfig
+from flaxlm.config.schema import Config
 from flaxlm.data import cache, tokenizer_codecs, tokenizer_published, tokenizer_training
+from flaxlm.data.splits import Documents
+from flaxlm.data.tokenizer_codecs import Codec
 from flaxlm.data.tokenizer_training import special_pieces
 from flaxlm.errors import UserError
 
@@ -236,7 +240,7 @@ def _fingerprint(spec: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
   return digest.hexdigest()
 
 
-def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]) -> Any:
+def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[str]) -> Codec:
   """What cuts text; `names` are the special tokens that a tokenizer trained here begins with."""
   if spec['name'] == 'sentencepiece':
     return tokenizer_codecs.SentencePiece(files['tokenizer.model'], spec, names)
@@ -246,7 +250,7 @@ def _codec(spec: Mapping[str, Any], files: Mapping[str, bytes], names: Sequence[
     return tokenizer_codecs.Bytes(len(names))
   from flaxlm.data import tokenizer_library
 
-  return tokenizer_library.Library(spec, files, names)
+  return tokenizer_library.LibraryCodec(spec, files, names)
 
 
 def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
@@ -256,25 +260,25 @@ def _saved_spec(file: epath.Path) -> dict[str, Any] | None:
 
 
 def train(
-  config: Any, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
+  config: TokenizerConfig, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
 ) -> Tokenizer:
-  """Trains the tokenizer of `config` (TokenizerConfig); the same text gives the same result.
+  """Trains the tokenizer of `config`; the same text gives the same result.
 
   mixed: (weight, texts) of the sources of a mixture.
   """
   return Tokenizer(*tokenizer_training.train(config, texts, mixed))
 
 
-def train_on(config: Any, documents: Any) -> Tokenizer:
-  """The tokenizer of `config` (TokenizerConfig) for `holdout.Documents`, perhaps of a mixture."""
+def train_on(config: TokenizerConfig, documents: Documents) -> Tokenizer:
+  """The tokenizer of `config` for documents, perhaps of a mixture."""
   parts = zip(documents.weights, documents.sources.values(), strict=True)
   return train(config, documents.texts(), [(weight, part.texts()) for weight, part in parts])
 
 
-def for_corpus(config: Any, documents: Any) -> Tokenizer:
+def for_corpus(config: Config, documents: Documents | None) -> Tokenizer:
   """The tokenizer of an experiment: `config.tokenizer.path`, or one trained on the training text.
 
-  documents: a `holdout.Documents` (`identity`, `texts()`). A trained tokenizer is kept in the
+  documents: not read, and may be None, where there is a path. A trained tokenizer is kept in the
   cache under the hash of the text and of the options it was trained with.
   """
   options = config.tokenizer
@@ -292,7 +296,7 @@ def for_corpus(config: Any, documents: Any) -> Tokenizer:
   return Tokenizer.load(directory)
 
 
-def _train_into(directory: epath.Path, options: Any, documents: Any) -> None:
+def _train_into(directory: epath.Path, options: TokenizerConfig, documents: Documents) -> None:
   if options.name != 'bytes':  # nothing to learn
     terminal.phase('data', f'training a {options.name} tokenizer on {documents.name}')
   tokenizer = train_on(options, documents)

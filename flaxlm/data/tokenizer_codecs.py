@@ -1,15 +1,10 @@
-"""How each kind of tokenizer cuts text: what `data/tokenizer.py` puts special tokens and roles on.
-
-A codec has vocab_size and special_ids (name -> id of the special tokens that it knows itself, or
-None), and never yields a special id from text. Its methods: encode_batch(texts), encode_rest(text)
-(a text that goes on), encode_with_offsets(text), decode(ids, first), piece(id), starts_word().
-"""
+"""How each kind of tokenizer cuts text; `data/tokenizer.py` adds special tokens and roles."""
 
 import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +19,36 @@ Offsets = list[tuple[int, int]]
 def begins_word(text: str) -> bool:
   """White space, or a character of Chinese or Japanese."""
   return text[:1].isspace() or bool(UNSPACED.match(text))
+
+
+class Codec(Protocol):
+  """Text to ids and back; no text yields a special id.
+
+  special_ids: name -> id of the special tokens that it knows itself, or None; pieces_hold_spaces:
+  whether the space before a word is part of its first piece.
+  """
+
+  vocab_size: int
+  special_ids: Mapping[str, int] | None
+  pieces_hold_spaces: bool
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text: int32 [n]."""
+
+  def encode_rest(self, text: str) -> np.ndarray:
+    """Token ids of a text that goes on, int32 [n]: not as those of a beginning."""
+
+  def encode_with_offsets(self, text: str) -> tuple[np.ndarray, Offsets]:
+    """Token ids of a text, int32 [n], and the characters from which to which each stands."""
+
+  def decode(self, ids: list[int], first: bool) -> str:
+    """The text of ids, none of them special; first: whether the text begins with them."""
+
+  def piece(self, id: int) -> str:
+    """What an id stands for, readable."""
+
+  def starts_word(self) -> np.ndarray:
+    """bool [ids]: whether each of the first ids begins a word; special ones do not count."""
 
 
 class SentencePiece:

@@ -26,8 +26,8 @@ UNSPACED_LEADS = bytes(range(0xE3, 0xEA))  # Of U+3000 to U+9FFF.
 CONTINUES = '##'  # How WordPiece writes a piece that does not begin a word.
 
 
-class Library:
-  """A tokenizer of the library.
+class LibraryCodec:
+  """A codec on a tokenizer of the library.
 
   spec['special'] names the special tokens of a published vocabulary; one that was trained here
   begins with `names`. Those in spec['rowless'] have no row in the model: they are not special, and

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxlm.config.data import TokenizerConfig
 from flaxlm.errors import UserError
 
 SPECIAL = ('<pad>', '</s>', '<unk>', '<s>', '[CLS]', '[SEP]', '[MASK]')
@@ -23,9 +24,9 @@ def special_pieces(sentinels: int) -> tuple[str, ...]:
 
 
 def train(
-  config: Any, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
+  config: TokenizerConfig, texts: Iterable[str], mixed: Sequence[tuple[float, Iterable[str]]] = ()
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """(spec, files) of the tokenizer that `config` (TokenizerConfig) describes.
+  """(spec, files) of the tokenizer that `config` describes.
 
   mixed: (weight, texts) of the sources of a mixture, whose shares of what pieces are learned from
   are their weights; `texts` are all of them.
@@ -51,7 +52,9 @@ def train(
   return spec, trainer(config, sample, spec)
 
 
-def _train_wordpiece(config: Any, sample: list[str], spec: dict[str, Any]) -> dict[str, bytes]:
+def _train_wordpiece(
+  config: TokenizerConfig, sample: list[str], spec: dict[str, Any]
+) -> dict[str, bytes]:
   """vocab.txt of pieces that BPE merges, as Hugging Face trains WordPiece.
 
   The library numbers the first pieces in the order of a hash table, which decides ties, so that
@@ -104,7 +107,9 @@ def _covering(words: collections.Counter[str]) -> set[str]:
   return found
 
 
-def _train_byte_bpe(config: Any, sample: list[str], spec: dict[str, Any]) -> dict[str, bytes]:
+def _train_byte_bpe(
+  config: TokenizerConfig, sample: list[str], spec: dict[str, Any]
+) -> dict[str, bytes]:
   """vocab.json and merges.txt of pieces merged from the 256 bytes."""
   from tokenizers import pre_tokenizers, trainers
 
@@ -130,7 +135,7 @@ def _train_byte_bpe(config: Any, sample: list[str], spec: dict[str, Any]) -> dic
   return {'vocab.json': json.dumps(vocab).encode(), 'merges.txt': merges.encode()}
 
 
-def _train_sentencepiece(config: Any, sample: list[str]) -> bytes:
+def _train_sentencepiece(config: TokenizerConfig, sample: list[str]) -> bytes:
   import sentencepiece
 
   if config.lowercase:

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.decoding import cache as caches
-from flaxlm.decoding.cache import Reader
+from flaxlm.decoding.cache import Prompts, Reader
 from flaxlm.decoding.sampling import without_repeats
+from flaxlm.models.model import Model
 from flaxlm.models.scores import log_probabilities
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.types import Array
 
 
@@ -83,27 +84,18 @@ def search(reader: Reader, prompts: Sequence[Prompt], beam: Beam) -> list[list[H
   longest = reader.longest
   reads = [np.asarray(prompt.inputs, np.int32) for prompt in prompts]
   reads = [ids if len(ids) < longest else ids[-(longest // 2) :] for ids in reads]
-  batch = 1 << (len(reads) - 1).bit_length()
-  width = caches.bucket(max(map(len, reads)), longest)
-  inputs, lengths = caches.padded(reads, batch, width)
-  limits = np.minimum(min(beam.max_new_tokens, longest), longest - lengths)
-  slots = max(width, caches.bucket(int((lengths + limits).max()), longest))
-  source, first = None, prompts[0]
-  if first.encoder_inputs is not None:
-    source = caches.padded_source([prompt.encoder_inputs for prompt in prompts], batch)
-  static = reader.model, dataclasses.replace(beam, max_new_tokens=0), first.eos_id
-  idle = np.arange(batch) >= len(reads)
-  state = _first(*static, slots, first.prefix, reader.params, inputs, lengths, source, limits, idle)
-  state = _searched(*static, reader.params, state)
+  batch = caches.prepare(reader, prompts, reads, min(beam.max_new_tokens, longest))
+  limits = np.minimum(min(beam.max_new_tokens, longest), longest - batch.lengths)
+  idle = np.arange(len(limits)) >= len(reads)
+  static = reader.model, dataclasses.replace(beam, max_new_tokens=0)
+  state = _first(*static, reader.params, batch, limits, idle)
+  state = _searched(*static, batch.eos_id, reader.params, state)
   beams, finished = jax.device_get((state.beams, state.finished))
-  return [
-    _hypotheses(beams, finished, row, len(ids), beam.size, first.eos_id)
-    for row, ids in enumerate(reads)
-  ]
+  return [_hypotheses(beams, finished, row, len(ids), beam.size) for row, ids in enumerate(reads)]
 
 
 def _hypotheses(
-  beams: _Texts, finished: _Texts, row: int, start: int, size: int, eos_id: int | None
+  beams: _Texts, finished: _Texts, row: int, start: int, size: int
 ) -> list[Hypothesis]:
   """The best of a row: of what was finished, and of beams that could not go on."""
   found = []
@@ -122,28 +114,27 @@ def penalty(tokens: Array, alpha: float) -> Array:
   return ((5.0 + tokens) / 6.0) ** alpha
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _first(
-  model, beam, eos_id, slots, prefix, params, prompts, lengths, source, limits, idle
+  model: Model, beam: Beam, params: Any, prompts: Prompts, limits: Array, idle: Array
 ) -> _State:
-  """Reads the prompts [B, P], once for all beams of a row, and takes the first step."""
-  output, cache = caches.prefill(model, params, slots, prompts, lengths, source, prefix)
-  shape = prompts.shape[0], beam.size
-  sequences = jnp.pad(prompts, [(0, 0), (0, slots - prompts.shape[1])])
+  """Reads the prompts, once for all beams of a row, and takes the first step."""
+  output, cache = caches.prefill(model, params, prompts)
+  shape = len(limits), beam.size
   texts = _Texts(
-    jnp.broadcast_to(sequences[:, None], (*shape, slots)),
-    jnp.broadcast_to(lengths[:, None], shape),
+    jnp.broadcast_to(prompts.sequences()[:, None], (*shape, prompts.slots)),
+    jnp.broadcast_to(prompts.lengths[:, None], shape),
     # All beams are the same text, of which only one counts.
     jnp.broadcast_to(jnp.where(jnp.arange(beam.size) == 0, 0.0, -jnp.inf), shape),
     jnp.full(shape, -jnp.inf),
   )
   spread = lambda leaf: jnp.repeat(leaf, beam.size, axis=0)
-  segments = None if source is None else spread(source.segment_ids)
+  segments = None if prompts.source is None else spread(prompts.source.segment_ids)
   none = dataclasses.replace(texts, log_p=texts.scores)
   state = _State(
-    jnp.int32(0), texts, none, idle, lengths, limits, segments, jax.tree.map(spread, cache)
+    jnp.int32(0), texts, none, idle, prompts.lengths, limits, segments, jax.tree.map(spread, cache)
   )
-  return _stepped(state, spread(log_probabilities(output)), beam, eos_id)
+  return _stepped(state, spread(log_probabilities(output)), beam, prompts.eos_id)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.config.transformer import TransformerConfig
+from flaxlm.data import packing
 from flaxlm.layers.attention import Cache, KeyValues
+from flaxlm.models.model import Model
 from flaxlm.models.stack import unstacked
+from flaxlm.objectives.base import Objective, Prompt
+from flaxlm.paths import path_name
 from flaxlm.types import Array, VocabOutput
 
 # Lengths are rounded up to powers of two from the first to the second of these, then to multiples
@@ -34,6 +38,25 @@ class Source:
   segment_ids: Array
 
 
+@flax.struct.dataclass
+class Prompts:
+  """What a batch begins with: ids [B, P] of `lengths` [B] and, of an encoder-decoder, the source.
+
+  slots: of the cache, at least P; prefix, eos_id: as of a `Prompt`, the same for all rows.
+  """
+
+  inputs: Array
+  lengths: Array
+  source: Source | None
+  slots: int = flax.struct.field(pytree_node=False)
+  prefix: bool = flax.struct.field(pytree_node=False)
+  eos_id: int | None = flax.struct.field(pytree_node=False)
+
+  def sequences(self) -> Array:
+    """Ids [B, slots], with room for what is written."""
+    return jnp.pad(self.inputs, [(0, 0), (0, self.slots - self.inputs.shape[1])])
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
   """A model and its parameters as decoding reads them: a copy, which serves any number of calls.
@@ -41,12 +64,12 @@ class Reader:
   longest: tokens that its decoder reads at most.
   """
 
-  model: Any
+  model: Model
   params: Any
   longest: int
 
   @classmethod
-  def of(cls, model: Any, params: Any, objective: Any = None) -> 'Reader':
+  def of(cls, model: Model, params: Any, objective: Objective | None = None) -> 'Reader':
     """Of parameters as they are trained: {'trunk', 'head'}.
 
     objective: of the run. Where its rows are longer than `model.max_length`, which position schemes
@@ -77,10 +100,24 @@ def padded(sequences: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.n
   return result, lengths
 
 
-def padded_source(inputs: Sequence[np.ndarray], batch: int) -> Source:
-  """What the encoder reads, for `batch` rows in a bucket of lengths."""
-  ids, sizes = padded(inputs, batch, bucket(max(map(len, inputs))))
-  return Source(ids, (np.arange(ids.shape[1]) < sizes[:, None]).astype(np.int32))
+def prepare(
+  reader: Reader, prompts: Sequence[Prompt], reads: Sequence[np.ndarray], new_tokens: int
+) -> Prompts:
+  """Prompts of one objective as a batch, padded so that few shapes are compiled.
+
+  reads: ids [n] that the decoder reads of each; new_tokens: how many follow at most, where they
+  fit. Rows are added up to a power of two, with a single token 0 each.
+  """
+  rows, first = 1 << (len(reads) - 1).bit_length(), prompts[0]
+  width = bucket(max(map(len, reads)), reader.longest)
+  inputs, lengths = padded(reads, rows, width)
+  source = None
+  if first.encoder_inputs is not None:
+    sources = [prompt.encoder_inputs for prompt in prompts]
+    ids, sizes = padded(sources, rows, bucket(max(map(len, sources))))
+    source = Source(ids, (np.arange(ids.shape[1]) < sizes[:, None]).astype(np.int32))
+  slots = max(width, bucket(int(lengths.max()) + new_tokens, reader.longest))
+  return Prompts(inputs, lengths, source, slots, first.prefix, first.eos_id)
 
 
 def empty(config: TransformerConfig, layers: int, batch: int, slots: int) -> tuple[Cache, ...]:
@@ -91,21 +128,16 @@ def empty(config: TransformerConfig, layers: int, batch: int, slots: int) -> tup
   return tuple(Cache(KeyValues(zeros(), zeros())) for _ in range(layers))
 
 
-def encode(model: Any, params: Any, source: Source) -> Array:
+def encode(model: Model, params: Any, source: Source) -> Array:
   """Encoder output [B, L, D]."""
-  rows, width = source.inputs.shape
-  batch = {
-    'encoder_inputs': source.inputs,
-    'encoder_positions': jnp.broadcast_to(jnp.arange(width), (rows, width)),
-    'encoder_segment_ids': source.segment_ids,
-  }
-  start = jnp.zeros((rows, 1), jnp.int32)
+  batch = packing.one_segment('encoder_', source.inputs, source.segment_ids)
+  start = jnp.zeros((len(source.inputs), 1), jnp.int32)
   batch |= {key: start for key in ('decoder_inputs', 'decoder_positions', 'decoder_segment_ids')}
   return model.apply({'params': params}, batch)[1].encoder
 
 
 def call(
-  model: Any,
+  model: Model,
   params: Any,
   inputs: Array,
   positions: Array,
@@ -135,30 +167,19 @@ def call(
   return outputs, output.cache
 
 
-def prefill(
-  model: Any,
-  params: Any,
-  slots: int,
-  prompts: Array,
-  lengths: Array,
-  source: Source | None,
-  prefix: bool,
-) -> tuple[VocabOutput, tuple[Cache, ...]]:
-  """Reads prompts [B, P] of `lengths` [B]: (output at the last token of each, [B, D]; the cache).
-
-  slots: of the cache, at least P; prefix: the tokens of a prompt see each other in both directions.
-  """
-  config = model.trunk.config
-  rows = jnp.arange(prompts.shape[0])
-  positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-  marks = (positions < lengths[:, None]).astype(jnp.int32) if prefix else None
+def prefill(model: Model, params: Any, prompts: Prompts) -> tuple[VocabOutput, tuple[Cache, ...]]:
+  """Reads prompts: (output at the last token of each, [B, D]; the cache)."""
+  config, source = model.trunk.config, prompts.source
+  rows, width = prompts.inputs.shape
+  positions = jnp.broadcast_to(jnp.arange(width), (rows, width))
+  marks = (positions < prompts.lengths[:, None]).astype(jnp.int32) if prompts.prefix else None
   memory, segments, layers = None, None, config.num_layers
   if source is not None:
     memory, segments = encode(model, params, source), source.segment_ids
     layers = config.decoder_layers
-  cache = empty(config, layers, prompts.shape[0], slots)
-  output, cache = call(model, params, prompts, positions, cache, segments, memory, marks)
-  return output.replace(hidden=output.hidden[rows, lengths - 1]), cache
+  cache = empty(config, layers, rows, prompts.slots)
+  output, cache = call(model, params, prompts.inputs, positions, cache, segments, memory, marks)
+  return output.replace(hidden=output.hidden[jnp.arange(rows), prompts.lengths - 1]), cache
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -166,7 +187,6 @@ def _ready(dtype: Any, params: Any) -> Any:
   """Each layer by itself, and matrices in the precision of the computation."""
 
   def cast(path, leaf):
-    name = '/'.join(str(getattr(key, 'key', key)) for key in path)
-    return leaf.astype(dtype) if name.endswith(_CAST) else leaf
+    return leaf.astype(dtype) if path_name(path).endswith(_CAST) else leaf
 
   return unstacked(jax.tree_util.tree_map_with_path(cast, params))

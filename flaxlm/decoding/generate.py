@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxlm.decoding import cache as caches
-from flaxlm.decoding.cache import Reader
+from flaxlm.decoding.cache import Prompts, Reader
 from flaxlm.decoding.sampling import Sampling, choose, without_repeats
+from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.types import Array
 
 # New tokens between two looks for stop strings.
@@ -156,33 +157,25 @@ def _static(sampling: Sampling) -> Sampling:
 
 def _start(reader: Reader, rows: Sequence[_Row], steps: int, sampling: Sampling) -> _State:
   """The state after the first new token. Rows are added up to a power of two; they are done."""
-  longest = reader.longest
-  batch = 1 << (len(rows) - 1).bit_length()
-  reads = [row.read for row in rows]
-  width = caches.bucket(max(map(len, reads)), longest)
-  prompts, lengths = caches.padded(reads, batch, width)
-  slots = max(width, caches.bucket(int(lengths.max()) + steps, longest))
-  source = None
-  if rows[0].prompt.encoder_inputs is not None:
-    source = caches.padded_source([row.prompt.encoder_inputs for row in rows], batch)
-  counts = np.array([[*row.draw, len(row.new)] for row in rows] + [[0] * 3] * (batch - len(rows)))
-  return _first(
-    reader.model, _static(sampling), rows[0].prompt.eos_id, slots, rows[0].prompt.prefix,
-    reader.params, prompts, lengths, source, counts, np.arange(batch) >= len(rows),
-  )  # fmt: skip
+  prompts = [row.prompt for row in rows]
+  batch = caches.prepare(reader, prompts, [row.read for row in rows], steps)
+  counts = np.zeros((len(batch.lengths), 3), np.int64)
+  counts[: len(rows)] = [[*row.draw, len(row.new)] for row in rows]
+  done = np.arange(len(counts)) >= len(rows)
+  return _first(reader.model, _static(sampling), reader.params, batch, counts, done)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _first(
-  model, sampling, eos_id, slots, prefix, params, prompts, lengths, source, counts, done
+  model: Model, sampling: Sampling, params: Any, prompts: Prompts, counts: Array, done: Array
 ) -> _State:
-  """Reads prompts [B, P]; counts [B, 3]: seed, number, tokens drawn before, of each row."""
-  output, cache = caches.prefill(model, params, slots, prompts, lengths, source, prefix)
+  """Reads the prompts; counts [B, 3]: seed, number, tokens drawn before, of each row."""
+  output, cache = caches.prefill(model, params, prompts)
   key = lambda c: jax.random.fold_in(jax.random.fold_in(jax.random.key(c[0]), c[1]), c[2])
-  sequences = jnp.pad(prompts, [(0, 0), (0, slots - prompts.shape[1])])
-  segments = None if source is None else source.segment_ids
-  state = _State(jnp.int32(0), sequences, lengths, done, jax.vmap(key)(counts), segments, cache)
-  return _drawn(state, output, sampling, eos_id)
+  segments = None if prompts.source is None else prompts.source.segment_ids
+  keys, sequences = jax.vmap(key)(counts), prompts.sequences()
+  state = _State(jnp.int32(0), sequences, prompts.lengths, done, keys, segments, cache)
+  return _drawn(state, output, sampling, prompts.eos_id)
 
 
 def _drawn(state: _State, output: Any, sampling: Sampling, eos_id: int | None) -> _State:

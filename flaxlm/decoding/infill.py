@@ -17,7 +17,9 @@ import numpy as np
 
 from flaxlm.decoding import cache as caches
 from flaxlm.decoding.scoring import masked_batch
+from flaxlm.models.model import Model
 from flaxlm.models.scores import log_probabilities
+from flaxlm.objectives.base import Objective
 
 # The masks of a text are counted up to a multiple of this, so that few shapes are compiled.
 SLOTS = 4
@@ -53,9 +55,16 @@ class Filler:
   """
 
   def __init__(
-    self, model: Any, params: Any, objective: Any, mask_id: int, *, beams: int, candidates: int,
+    self,
+    model: Model,
+    params: Any,
+    objective: Objective,
+    mask_id: int,
+    *,
+    beams: int,
+    candidates: int,
     rows: int = 4,
-  ):  # fmt: skip
+  ):
     self._model, self._params, self._objective = model, params, objective
     self._mask_id, self._beams, self.rows = mask_id, beams, rows
     self._candidates = max(beams, candidates)

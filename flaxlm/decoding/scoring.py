@@ -18,9 +18,12 @@ import jax
 import numpy as np
 
 from flaxlm.data import packing
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import cache as caches
 from flaxlm.errors import UserError
+from flaxlm.models.model import Model
 from flaxlm.objectives import losses
+from flaxlm.objectives.base import Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +61,6 @@ def windows(length: int, size: int, stride: int) -> Iterator[tuple[int, int, int
     start = stop + stride - size
 
 
-def is_masked(objective: Any) -> bool:
-  """Whether a model of the objective predicts masked tokens, and not the next one."""
-  return 'mlm_loss' in objective.terms
-
-
 class Scorer:
   """Scores texts with a model.
 
@@ -71,13 +69,19 @@ class Scorer:
   """
 
   def __init__(
-    self, model: Any, params: Any, objective: Any, tokenizer: Any, window: int, stride: int,
+    self,
+    model: Model,
+    params: Any,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    window: int,
+    stride: int,
     rows: int = 8,
-  ):  # fmt: skip
+  ):
     self._model, self._params = model, params
     self._objective, self._tokenizer = objective, tokenizer
     self.window, self.stride, self._rows = window, min(stride, window), rows
-    self._masked = is_masked(objective)
+    self._masked = objective.predicts_masks
     decoders = [s.capacity for s in objective.streams.values() if 'decoder_inputs' in s.keys]
     self._target_window = max([*decoders, window])
 
@@ -95,8 +99,7 @@ class Scorer:
     if context is None and prompt.encoder_inputs is not None:
       raise UserError('an encoder-decoder scores a text given its source: a context is missing')
     before, tokens = prompt.inputs, t.encode(text)
-    if prompt.encoder_inputs is not None and not hasattr(self._objective, 'prompts'):
-      # Such targets say by sentinels which gap of the source the words after them fill.
+    if self._objective.sentinels:
       tokens = t.encode_marked(text, t.sentinel_marks)
     if context and self._objective.packing == 'concatenate' and prompt.encoder_inputs is None:
       # Running text knows no seam between the two, so that neither do its tokens.
@@ -131,8 +134,8 @@ class Scorer:
     room = (self.window - 2 if self._masked else self.window + 1) - longest
     if room < (0 if self._masked else 1) or texts[0].encoder_inputs is not None:
       return list(texts)
-    # A model that was trained on prompts has read no row that does not begin with its mark.
-    marks = min(room, int(hasattr(self._objective, 'prompts')))
+    # Such a model has read no row that does not begin with them.
+    marks = min(room, self._objective.prompt_marks)
 
     def cut(context: np.ndarray) -> np.ndarray:
       tail = context[marks:]
@@ -218,7 +221,7 @@ class Scorer:
 
 
 def masked_batch(
-  objective: Any, inputs: np.ndarray, lengths: np.ndarray, positions: np.ndarray
+  objective: Objective, inputs: np.ndarray, lengths: np.ndarray, positions: np.ndarray
 ) -> dict[str, np.ndarray]:
   """What a masked model reads: inputs [B, L] of `lengths` [B], predicted at positions [B, T]."""
   batch = {
@@ -232,9 +235,8 @@ def masked_batch(
 
 def _stream(prefix: str, inputs: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
   """inputs [B, L], one segment of `lengths` [B] in each row."""
-  places = np.broadcast_to(np.arange(inputs.shape[1], dtype=np.int32), inputs.shape)
-  segments = (places < lengths[:, None]).astype(np.int32)
-  return {f'{prefix}inputs': inputs, f'{prefix}positions': places, f'{prefix}segment_ids': segments}
+  segments = (np.arange(inputs.shape[1]) < lengths[:, None]).astype(np.int32)
+  return packing.one_segment(prefix, inputs, segments)
 
 
 @functools.partial(jax.jit, static_argnums=0)

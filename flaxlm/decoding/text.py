@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import beam as beams
 from flaxlm.decoding import generate as sampler
 from flaxlm.decoding.beam import Beam
 from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.errors import UserError
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Objective, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Writer:
   objective: has `prompt(text)`; longest: tokens that the encoder was trained on, at most.
   """
 
-  def __init__(self, reader: Reader, objective: Any, tokenizer: Any, longest: int):
+  def __init__(self, reader: Reader, objective: Objective, tokenizer: Tokenizer, longest: int):
     self._reader, self._objective = reader, objective
     self._tokenizer, self._longest = tokenizer, longest
 
@@ -81,10 +82,8 @@ class Writer:
   def text(self, prompt: Prompt, tokens: Sequence[int]) -> str:
     """What new tokens say behind their prompt."""
     if prompt.encoder_inputs is not None:
-      # Sentinels say which gap of the prompt the words after them fill. Targets of labelled rows,
-      # which `prompts` are for, have none.
-      sentinels = not hasattr(self._objective, 'prompts')
-      return self._tokenizer.decode(tokens, keep_special=sentinels)
+      # Sentinels say which gap of the prompt the words after them fill.
+      return self._tokenizer.decode(tokens, keep_special=self._objective.sentinels)
     # Only behind its prompt is a token decoded as it stands there, with the space before it.
     before = self._tokenizer.decode(prompt.inputs)
     return self._tokenizer.decode([*prompt.inputs, *tokens])[len(before) :]

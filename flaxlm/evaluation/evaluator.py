@@ -5,7 +5,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,9 +15,13 @@ from flaxlm import distributed, files, terminal
 from flaxlm.config import recipe
 from flaxlm.config.schema import Config
 from flaxlm.evaluation import changes, writing
+from flaxlm.tasks.base import Task
 from flaxlm.training import checkpoint, restore
 from flaxlm.training.writers import finite, write_json
 from flaxlm.types import Mean
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 # Batches in flight: enough to keep the device busy, few enough not to fill its memory.
 _AHEAD = 2
@@ -32,7 +36,7 @@ class Evaluation:
 
 
 def evaluate(
-  experiment: Any,
+  experiment: 'Experiment',
   params: Any,
   name: str,
   max_batches: int | None = None,
@@ -97,7 +101,7 @@ def evaluate(
   return Evaluation(result, predictions)
 
 
-def predictions(experiment: Any, params: Any, data: Any) -> dict[str, np.ndarray]:
+def predictions(experiment: 'Experiment', params: Any, data: Any) -> dict[str, np.ndarray]:
   """What the objective predicts for rows without labels, in the order of the examples."""
   found = [_real(p) for _, p in _outputs(experiment, params, data)]
   return _joined(found)
@@ -108,7 +112,7 @@ def _length(data: Any, max_batches: int | None) -> int:
 
 
 def _outputs(
-  experiment: Any, params: Any, data: Any, max_batches: int | None = None
+  experiment: 'Experiment', params: Any, data: Any, max_batches: int | None = None
 ) -> Iterator[tuple[dict[str, Mean], dict[str, np.ndarray]]]:
   """What the step returns for each batch, on the host; the device works ahead."""
   waiting: deque[Any] = deque()
@@ -203,13 +207,13 @@ def evaluate_workdir(
 
 
 def _write_predictions(
-  task: Any, found: Mapping[str, np.ndarray], examples: Any, out: epath.Path, name: str
+  task: Task, found: Mapping[str, np.ndarray], examples: Any, out: epath.Path, name: str
 ) -> None:
   """NAME.jsonl with a prediction a line, and the task's own files as NAME-FILE."""
   lines = task.records(found, examples)
   text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
   files.write_text(out / f'{name}.jsonl', text)
-  for ending, content in getattr(task, 'files', lambda *_: {})(found, examples).items():
+  for ending, content in task.files(found, examples).items():
     (out / f'{name}-{ending}').write_bytes(content)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,15 +13,19 @@ from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.decoding.text import Writer
 
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
-def writes(experiment: Any) -> bool:
+
+def writes(experiment: 'Experiment') -> bool:
   """Whether the task scores written texts, and the objective can write."""
-  wanted = getattr(experiment.task, 'writes', False)
-  return wanted and hasattr(experiment.objective, 'prompts')
+  return (
+    experiment.task is not None and experiment.task.writes and bool(experiment.objective.prompts)
+  )
 
 
 def write(
-  experiment: Any,
+  experiment: 'Experiment',
   params: Any,
   name: str,
   numbers: Sequence[int],

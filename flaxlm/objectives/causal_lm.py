@@ -14,7 +14,8 @@ from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken, Prompt
+from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.next_token import NextToken
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,9 +38,6 @@ class Objective(Pooled):
     """The index of the example's label."""
     return self.labels.index(example['label'])
 
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
-
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
     targets, weights = batch['targets'], batch['target_weights']

@@ -14,7 +14,7 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.objectives.supervised import Supervised
 
 
@@ -27,6 +27,7 @@ class Objective(Supervised):
   """The loss is the mean over all tokens of completions."""
 
   families = ('decoder',)
+  prompt_marks = 1  # BOS
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective

@@ -17,7 +17,8 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken, Prompt
+from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.next_token import NextToken
 
 # What ends a sentence, as the last character of a token.
 STOPS = tuple('.!?\u3002\uff01\uff1f')
@@ -43,7 +44,6 @@ class Objective(NextToken):
 
   families = ('encoder_decoder',)
   packing = 'concatenate'
-  likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective

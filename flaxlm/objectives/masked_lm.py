@@ -22,7 +22,7 @@ from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.models.heads import ClassHead, VocabHead, gather
-from flaxlm.objectives import losses
+from flaxlm.objectives import base, losses
 from flaxlm.types import Array, Batch, Mean
 
 # A piece shorter than this is not cut into a pair: its halves would say too little.
@@ -62,13 +62,13 @@ class Config(losses.VocabLossConfig):
       raise UserError('random_token_rate: with mask_token_rate it must not exceed 1')
 
 
-class Objective:
+class Objective(base.Objective):
   """Loss terms mlm_loss and, with pairs, nsp_loss or sop_loss, each a mean over its positions."""
 
   families = ('encoder',)
   packing = 'concatenate'
   perplexity = 'mlm_loss'
-  likelihood = False
+  predicts_masks = True
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective

@@ -23,7 +23,7 @@ from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives import base
 from flaxlm.types import Array, Batch, Mean
 
 KEY = 'config.objective.members'
@@ -50,13 +50,11 @@ class Config(Named):
       )
 
 
-class Objective:
+class Objective(base.Objective):
   """Terms, head and loss are those that the members have in common."""
 
   families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'concatenate'
-  perplexity = ''  # That of the members, once they are known.
-  likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     configs = member_configs(config.objective)
@@ -65,7 +63,7 @@ class Objective:
     self.labels = tuple(configs)
     self.members = []
     for label, member in configs.items():
-      cls = tree.load_module('flaxlm.objectives', member.name).Objective
+      cls = tree.load_class('flaxlm.objectives', member.name, base.Objective)
       _check_kind(label, cls, config)
       self.members.append(cls(dataclasses.replace(config, objective=member), tokenizer))
     first = self.members[0]
@@ -74,6 +72,8 @@ class Objective:
     weights = np.array(config.objective.weights or [1.0] * len(self.members))
     self._bounds = np.cumsum(weights / weights.sum())[:-1]
     self.terms, self.perplexity = first.terms, first.perplexity
+    self.prompt, self.predicts_masks = first.prompt, first.predicts_masks
+    self.sentinels = any(member.sentinels for member in self.members)
     # Less text and more room for marks than a member needs: what fits all fits each.
     self.span = min(member.span for member in self.members)
     self.gap = max(member.gap for member in self.members)
@@ -112,12 +112,6 @@ class Objective:
       _, found = member.losses(fixed, weighed)
       metrics = metrics | {f'{label}/{name}': mean for name, mean in found.items()}
     return totals, metrics
-
-  def prompt(self, text: str) -> Prompt:
-    """As of the first member."""
-    if not hasattr(self.members[0], 'prompt'):
-      raise UserError(f'{KEY}: {self.labels[0]!r} does not generate')
-    return self.members[0].prompt(text)
 
 
 class _Row:

@@ -21,6 +21,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
+from flaxlm.objectives import base
 from flaxlm.objectives.marks import Marks, cut_pair
 from flaxlm.objectives.pooled import MIN_ITEM, Head, PooledConfig
 from flaxlm.types import Array, Batch, Mean
@@ -31,7 +32,7 @@ class Config(PooledConfig):
   """Multiple choice."""
 
 
-class Objective:
+class Objective(base.Objective):
   """The loss is the mean over all items of the cross-entropy of the right choice.
 
   A row holds whole items: a choice takes at most `data.max_length` over the number of choices.
@@ -40,9 +41,6 @@ class Objective:
   families = ('encoder', 'decoder')
   packing = 'first_fit'
   needs = ('text', 'choices', 'label')
-  terms = ('loss',)
-  perplexity = ''
-  likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.marks = Marks(config, tokenizer, config.objective.pair_separators)

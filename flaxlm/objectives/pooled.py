@@ -24,6 +24,7 @@ from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.models.family import at_end, family_of
 from flaxlm.models.heads import ClassHead, gather
+from flaxlm.objectives import base
 from flaxlm.objectives.marks import Marks, cut_pair, decoder_field, separators_field
 
 # Shortest text that is worth packing, in tokens: it bounds how many labels a row can hold.
@@ -89,7 +90,7 @@ class TextConfig(PooledConfig):
   decoder_marks: str = decoder_field()
 
 
-class Pooled(abc.ABC):
+class Pooled(base.Objective):
   """Texts and pairs of texts, and where they are read.
 
   Subclasses have `label_key`, the key of what is learned of a text, if that is one number;
@@ -99,9 +100,6 @@ class Pooled(abc.ABC):
 
   families = ('encoder', 'decoder', 'encoder_decoder')
   packing = 'first_fit'
-  terms = ('loss',)
-  perplexity = ''
-  likelihood = False
   label_key = 'targets'
   num_outputs = 1
   augmented = ('tokens', 'pair')

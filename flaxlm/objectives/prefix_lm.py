@@ -14,7 +14,7 @@ from flaxlm.data.packing import Piece
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives import causal_lm
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,9 +25,6 @@ class Objective(Pooled):
     """The number that is learned."""
     return example['label']
 
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
-
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""
     weights = batch['target_weights']

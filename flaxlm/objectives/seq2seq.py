@@ -15,7 +15,7 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 from flaxlm.objectives.supervised import Supervised
 
 

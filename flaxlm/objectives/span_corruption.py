@@ -17,7 +17,8 @@ from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken, Prompt
+from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.next_token import NextToken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Objective(NextToken):
 
   families = ('encoder_decoder',)
   packing = 'concatenate'
-  likelihood = False
+  sentinels = True
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective

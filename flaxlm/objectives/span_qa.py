@@ -25,6 +25,7 @@ from flaxlm.errors import UserError
 from flaxlm.layers import initializers
 from flaxlm.layers.dense import Dense
 from flaxlm.models.heads import transform
+from flaxlm.objectives import base
 from flaxlm.objectives.marks import Marks, separators_field
 from flaxlm.objectives.pooled import EachTokenConfig
 from flaxlm.types import Array, Batch, Mean
@@ -51,15 +52,12 @@ class Config(EachTokenConfig):
   pair_separators: int = separators_field()
 
 
-class Objective:
+class Objective(base.Objective):
   """The loss is the mean over all windows of the mean cross-entropy of beginning and end."""
 
   families = ('encoder', 'decoder')
   packing = 'first_fit'
   needs = ('text', 'question', 'answers')
-  terms = ('loss',)
-  perplexity = ''
-  likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
@@ -147,9 +145,6 @@ class Objective:
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model, self.config.pooler)
-
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics; `accuracy`: both ends of a window are right."""

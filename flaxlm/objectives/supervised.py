@@ -9,11 +9,12 @@ import numpy as np
 from flaxlm import terminal
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.next_token import NextToken, Prompt
+from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.next_token import NextToken
 from flaxlm.types import Array, Batch
 
 
-class Supervised(NextToken, abc.ABC):
+class Supervised(NextToken):
   """The loss is the mean over all target tokens, each given the true ones before it.
 
   Subclasses put example_ids [T], the example's number at each target, beside the
@@ -22,7 +23,6 @@ class Supervised(NextToken, abc.ABC):
 
   packing = 'first_fit'
   needs = ('text', 'target')
-  likelihood = False
   augmented = ('source',)
   tokenizer: Tokenizer
 

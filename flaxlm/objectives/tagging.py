@@ -19,7 +19,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.models.heads import ClassHead, gather
-from flaxlm.objectives import losses
+from flaxlm.objectives import base, losses
 from flaxlm.objectives.marks import Marks, decoder_field
 from flaxlm.objectives.pooled import EachTokenConfig
 from flaxlm.types import Array, Batch, Mean
@@ -37,15 +37,12 @@ class Config(EachTokenConfig):
   decoder_marks: str = decoder_field()
 
 
-class Objective:
+class Objective(base.Objective):
   """The loss is the mean over all words."""
 
   families = ('encoder', 'decoder')
   packing = 'first_fit'
   needs = ('text', 'words', 'label')
-  terms = ('loss',)
-  perplexity = ''
-  likelihood = False
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective
@@ -104,9 +101,6 @@ class Objective:
 
   def head(self, model: TransformerConfig) -> nn.Module:
     return Head(model, len(self.labels), self.config.pooler)
-
-  def weights(self, batch: Batch) -> dict[str, Array]:
-    return {'loss': batch['target_weights'].sum()}
 
   def losses(self, outputs, batch: Batch) -> tuple[dict[str, Array], dict[str, Mean]]:
     """Summed loss of each term, and the metrics."""

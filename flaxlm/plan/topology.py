@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError, first_line, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,8 @@ def devices(name: str) -> tuple[Chip, Sequence[jax.Device]]:
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=name, **options)
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-    reason = str(error).partition('\n')[0]
     raise UserError(
-      f'--topology: {name!r} is no slice: {reason}; {generation}:{example} is'
+      f'--topology: {name!r} is not a slice: {first_line(error)}; {generation}:{example} is'
     ) from error
   return chip, found.devices
 

@@ -4,27 +4,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flaxlm.errors import UserError, nearest
+from flaxlm.config.data import DataConfig
+from flaxlm.data import cells
+from flaxlm.errors import UserError
 
 
 def cell(row: Mapping[str, str], name: str, key: str, where: str) -> str:
-  """The cell of a column.
-
-  Args:
-    row: column -> text.
-    name: of the column.
-    key: the config field that names the column, for messages.
-    where: 'FILE:LINE', for messages.
-
-  Raises:
-    UserError: if there is no such column.
-  """
-  if name not in row:
-    raise UserError(
-      f'{where}: no column {name!r}{nearest(name, row)}; set config.{key} to its name or, where '
-      'the file has no header, to its number from 0'
-    )
-  return str(row[name])
+  """`cells.column`; key: the field below `config` that names it, '' if its name is fixed."""
+  return cells.column(row, name, where, key and f'config.{key}')
 
 
 def text(row: Mapping[str, str], name: str, key: str, where: str) -> str:
@@ -45,7 +32,7 @@ def text_or_pair(
   return found
 
 
-def of_lines(data: Any, pair_column: str) -> str:
+def of_lines(data: DataConfig, pair_column: str) -> str:
   """The column that a bare line of text fills: that of the text or, of pairs, none ('')."""
   return '' if pair_column else data.text_column
 

@@ -9,15 +9,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data import glue, source
 from flaxlm.errors import UserError
-from flaxlm.tasks import text_classification, text_regression
-
-Example = dict[str, Any]
+from flaxlm.tasks import base, text_classification, text_regression
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +30,12 @@ class Config(Named):
     return len(glue.SUBSETS[self.subset].columns) > 1
 
 
-class Task:
+class Task(base.Task):
   """Reads the rows of a subset; what is reported is that of classification or of regression."""
 
   gives = ('text', 'label', 'target', 'number')
   writes = True  # By an objective that can.
+  writes_labels = True
 
   def __init__(self, config: ExperimentConfig):
     self._name = name = config.task.subset
@@ -64,7 +62,7 @@ class Task:
     return row.get('label', '').strip() not in ('', '-1', '-1.0')
 
   def read_back(self, again: Callable[[str], str]) -> None:
-    """As that of text_classification."""
+    """How the labels look once they are written."""
     self._task.read_back(again)
 
   def parse(self, row: Mapping[str, str], where: str, labelled: bool = True) -> Example:
@@ -94,27 +92,20 @@ class Task:
     """The labels of the subset."""
     return {'labels': self._subset.labels}
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Those of the subset's kind, among them the official ones."""
     return self._task.metrics(predictions, examples)
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
+  def details(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, Any]:
     """What eval.py reports besides numbers."""
     return self._task.details(predictions, examples)
 
-  def files(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, bytes]:
+  def files(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, bytes]:
     """What eval.py writes besides."""
-    files = getattr(self._task, 'files', None)
-    return files(predictions, examples) if files else {}
+    return self._task.files(predictions, examples)
 
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each prediction."""
     return self._task.records(predictions, examples)

@@ -10,9 +10,8 @@ from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.metrics import classification
-from flaxlm.tasks import columns
-
-Example = dict[str, Any]
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Config(Named):
   threshold: float = field(0.5, 'probability from which a label is predicted', above=0.0, below=1.0)
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over the N examples that were predicted: `example_ids` int [N], their
@@ -79,9 +78,7 @@ class Task:
       raise UserError('config.data.train: no row has a label')
     return {'labels': labels}
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Precision, recall, F1 and subset accuracy; {} where no example has labels."""
     labelled = [p for p, i in enumerate(predictions['example_ids']) if 'label' in examples[i]]
     numbers = predictions['example_ids'][labelled]
@@ -90,14 +87,8 @@ class Task:
     targets = np.array(true, bool).reshape(-1, len(self.labels))
     return classification.multi_label_scores(targets, predicted)
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
-    """Nothing besides the numbers."""
-    return {}
-
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each prediction: text, label (if any), prediction, probabilities."""
     for i, row in zip(predictions['example_ids'], predictions['probabilities'], strict=True):

@@ -9,9 +9,8 @@ import numpy as np
 from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.errors import UserError
-from flaxlm.tasks import columns
-
-Example = dict[str, Any]
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Config(Named):
   num_choices: int = field(0, 'the most that a training row has', derived=True)
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over all N choices: `example_ids` and `choice_ids` int [N], which item and
@@ -86,9 +85,7 @@ class Task:
     """The greatest number of choices."""
     return {'num_choices': max(len(example['choices']) for example in examples)}
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Accuracy: how often the right choice is the likeliest; {} without labels."""
     right = [
       int(log_p.argmax()) == examples[number]['label']
@@ -97,14 +94,8 @@ class Task:
     ]
     return {'accuracy': float(np.mean(right))} if right else {}
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
-    """Nothing besides the numbers."""
-    return {}
-
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each item: text, choices, label (if any), prediction."""
     for number, log_p in self._items(predictions):
@@ -114,7 +105,7 @@ class Task:
         'probabilities': probabilities,
       }
 
-  def _items(self, predictions: Mapping[str, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+  def _items(self, predictions: Predictions) -> Iterator[tuple[int, np.ndarray]]:
     """(example, log-probabilities of its choices in their order)."""
     order = np.lexsort((predictions['choice_ids'], predictions['example_ids']))
     numbers, starts = np.unique(predictions['example_ids'][order], return_index=True)

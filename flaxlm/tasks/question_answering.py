@@ -13,9 +13,9 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data import squad as squad_files
 from flaxlm.errors import UserError
 from flaxlm.metrics import squad
-from flaxlm.tasks import columns
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
-Example = dict[str, Any]
 # A score below this marks a place of the n-best list that has no answer.
 NO_ANSWER_SCORE = -1e29
 
@@ -50,7 +50,7 @@ class Answer:
     return self.null_score - self.candidates[0][0] if self.candidates else math.inf
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over N windows: `example_ids` int [N], `null_scores` float [N], and of the
@@ -88,8 +88,6 @@ class Task:
     """
     example: Example = {'id': row.get('id') or where}
     for name, key in (('question', 'question'), ('context', 'text')):
-      if name not in row:
-        raise UserError(f'{where}: no column {name!r}; there are {", ".join(row)}')
       example[key] = columns.text(row, name, '', where)
     read = lambda: _label_part(row, example['text'], where)
     return example | columns.label_part(read, labelled)
@@ -108,9 +106,7 @@ class Task:
       return self._lacking
     return any(not example.get('answers', True) for example in examples)
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """exact_match and f1 in percent; {} where no example has answers.
 
     Of SQuAD 2.0, also of the questions with and without an answer, and best_exact_match and best_f1
@@ -135,15 +131,7 @@ class Task:
         found |= {f'best_{name}': value, f'best_{name}_threshold': threshold}
     return found
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
-    """Nothing besides the numbers."""
-    return {}
-
-  def files(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, bytes]:
+  def files(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, bytes]:
     """What eval.py writes besides, in the layout that SQuAD's scripts read.
 
     predictions.json: question -> answer; nbest.json: question -> answers with their probabilities;
@@ -161,7 +149,7 @@ class Task:
     return {name: dump(table) for name, table in tables.items()}
 
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each question: id, question, answers (if any), prediction."""
     lacking = self._may_lack(examples)
@@ -174,7 +162,7 @@ class Task:
       yield record | {'prediction': self._text(answer, lacking), 'n_best': best}
 
   def _answers(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[tuple[int, Answer]]:
     """(example, its answer), put together from its windows.
 

@@ -6,15 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from flaxlm import terminal
 from flaxlm.config.field import field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.metrics import generation
 from flaxlm.tasks import columns, text_to_text, translation
+from flaxlm.tasks.base import Example, Predictions
 
-Example = text_to_text.Example
 SEEN_BY_ROUGE = re.compile('[a-z0-9]')
 
 
@@ -66,9 +64,7 @@ class Task(translation.Task):
       'lead': ' '.join(sentences[: self._config.lead_sentences]),
     }
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
+  def details(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, Any]:
     """The baseline: ROUGE of the first sentences of the same texts."""
     outputs = translation.written(predictions)
     if not outputs:
@@ -81,7 +77,7 @@ class Task(translation.Task):
     return {f'lead_{self._config.lead_sentences}': scores}
 
   def _scores(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> tuple[dict[str, float], dict[str, str]]:
     """ROUGE; nothing where no text was written."""
     outputs = translation.written(predictions)

@@ -11,9 +11,8 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data import conll, source
 from flaxlm.errors import UserError, nearest
 from flaxlm.metrics import entities
-from flaxlm.tasks import columns
-
-Example = dict[str, Any]
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Config(Named):
   labels: tuple[str, ...] = field((), 'all tags; those of the rows of train, sorted, if unset')
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over all N words: `example_ids` and `word_ids` int [N], which sentence and
@@ -96,9 +95,7 @@ class Task:
       raise UserError(f'config.data.train: tagging needs two tags; there is {labels}')
     return {'labels': labels}
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Accuracy over words and, where tags mark entities, their precision, recall and F1."""
     targets, predicted = self._labelled(predictions, examples)
     if not targets:
@@ -110,18 +107,14 @@ class Task:
       found |= entities.scores(targets, predicted)[0]
     return found
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
+  def details(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, Any]:
     """What eval.py reports besides: precision, recall and F1 of each type of entity."""
     targets, predicted = self._labelled(predictions, examples)
     if not targets or not entities.is_scheme(self.labels):
       return {}
     return {'entity_types': entities.scores(targets, predicted)[1]}
 
-  def files(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, bytes]:
+  def files(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, bytes]:
     """What eval.py writes besides: word, tag and predicted tag, as conlleval reads them.
 
     Blanks stand between them, which is what it expects; tabs where a word or a tag holds a blank.
@@ -137,7 +130,7 @@ class Task:
     return {'tags.conll': '\n'.join(blocks).encode()}
 
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each sentence: words, label (if any), prediction, entities."""
     for number, predicted in self._sentences(predictions):
@@ -151,7 +144,7 @@ class Task:
         ]
       yield record
 
-  def _sentences(self, predictions: Mapping[str, np.ndarray]) -> Iterator[tuple[int, list[str]]]:
+  def _sentences(self, predictions: Predictions) -> Iterator[tuple[int, list[str]]]:
     """(example, predicted tags of its words) of each sentence, put together from its parts."""
     order = np.lexsort((predictions['word_ids'], predictions['example_ids']))
     numbers, starts = np.unique(predictions['example_ids'][order], return_index=True)
@@ -160,7 +153,7 @@ class Task:
       yield int(number), [self.labels[i] for i in part]
 
   def _labelled(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> tuple[list[list[str]], list[list[str]]]:
     """Tags and predicted tags of each sentence that has tags and was predicted whole."""
     # A long sentence is in several rows, of which an evaluation of a few batches may miss some.

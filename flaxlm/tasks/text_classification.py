@@ -10,9 +10,9 @@ from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.metrics import calibration, classification, figures
-from flaxlm.tasks import columns
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
-Example = dict[str, Any]
 # The prediction where a written text is none of the labels.
 NO_LABEL = ''
 # What a tokenizer decodes its unknown token to.
@@ -39,7 +39,7 @@ class Config(Named):
     return bool(self.pair_column)
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over the N examples that were predicted: `example_ids` int [N], their
@@ -50,6 +50,7 @@ class Task:
 
   gives = ('text', 'label', 'target')
   writes = True  # By an objective that can.
+  writes_labels = True
 
   def __init__(self, config: ExperimentConfig):
     self._data = config.data
@@ -133,9 +134,7 @@ class Task:
       raise UserError(f'config.data.train: a classifier needs two labels; there is {labels}')
     return {'labels': labels}
 
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Accuracy, precision, recall, F1, MCC and calibration error; {} without any labelled example.
 
     Without probabilities there is no calibration error, and before texts are written, nothing.
@@ -147,23 +146,19 @@ class Task:
       found['calibration_error'] = calibration.expected_error(probabilities, targets)
     return found
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
+  def details(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, Any]:
     """What eval.py reports besides numbers: the confusion matrix, target -> predicted -> count."""
     _, targets, predicted = self._labelled(predictions, examples)
     matrix = classification.confusion_matrix(targets, predicted, self.labels)
     return {'confusion_matrix': matrix} if matrix else {}
 
-  def files(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, bytes]:
+  def files(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, bytes]:
     """What eval.py writes besides: the confusion matrix as a picture."""
     matrix = self.details(predictions, examples).get('confusion_matrix')
     return {'confusion.png': figures.png(figures.confusion(matrix))} if matrix else {}
 
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each prediction: text, label (if any), prediction, probabilities."""
     for place, (number, index) in enumerate(self._predicted(predictions)):
@@ -179,7 +174,7 @@ class Task:
         record['output'] = predictions['outputs'][place]
       yield record
 
-  def _predicted(self, predictions: Mapping[str, np.ndarray]) -> list[tuple[int, int]]:
+  def _predicted(self, predictions: Predictions) -> list[tuple[int, int]]:
     """(example, index of its predicted label, -1 for none of them) in the order of predictions."""
     if 'probabilities' in predictions:
       indices = predictions['probabilities'].argmax(-1)
@@ -188,7 +183,7 @@ class Task:
     return [(int(n), self._written.get(str(output).strip(), -1)) for n, output in found]
 
   def _labelled(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place among the predictions, target and prediction, int [N], of the labelled examples."""
     found = [

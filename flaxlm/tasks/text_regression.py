@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.errors import UserError
 from flaxlm.metrics import regression
-from flaxlm.tasks import columns
-
-Example = dict[str, Any]
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Config(Named):
   pair_column: str = field('', 'column of a second text, for pairs: a name or a number')
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over the N examples that were predicted: `example_ids` int [N], their
@@ -59,27 +58,15 @@ class Task:
     """What a tokenizer learns from."""
     return columns.texts(example)
 
-  def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
-    """Nothing is left to the training examples."""
-    return {}
-
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Pearson, Spearman and mean absolute error; {} where no example has a label."""
     pairs = zip(predictions['example_ids'], predictions['values'], strict=True)
     found = [(examples[i]['label'], value) for i, value in pairs if 'label' in examples[i]]
     table = np.array(found, np.float64).reshape(-1, 2)
     return regression.scores(table[:, 0], table[:, 1])
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
-    """Nothing besides the numbers."""
-    return {}
-
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each prediction: text, label (if any), prediction."""
     for i, value in zip(predictions['example_ids'], predictions['values'], strict=True):

@@ -1,16 +1,16 @@
 """Text to text: a column of source texts (prompts) and one of target texts (completions)."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from flaxlm.config.field import Named, field
 from flaxlm.config.schema import Config as ExperimentConfig
-from flaxlm.errors import UserError, nearest
-
-Example = dict[str, str]
+from flaxlm.errors import UserError
+from flaxlm.tasks import base, columns
+from flaxlm.tasks.base import Example, Predictions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Config(Named):
   prefix: str = field('', 'text put before every source, such as `summarize: ` (T5)')
 
 
-class Task:
+class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over all N target tokens, those of an example one after another:
@@ -47,18 +47,13 @@ class Task:
     Raises:
       UserError: for a missing column, or an empty source or target.
     """
-    columns = {'data.text_column': self._source, 'task.target_column': self._target}
-    if not labelled and self._target not in row:
-      del columns['task.target_column']
-    for key, name in columns.items():
-      if name not in row:
-        raise UserError(f'{where}: no column {name!r}{nearest(name, row)}; set config.{key}')
-    if not str(row[self._source]).strip():
+    source = columns.cell(row, self._source, 'data.text_column', where)
+    target = ''
+    if labelled or self._target in row:
+      target = columns.cell(row, self._target, 'task.target_column', where)
+    if not source.strip():
       raise UserError(f'{where}: the source in column {self._source!r} is empty')
-    example = {'text': self._prefix + str(row[self._source])}
-    if self._target not in row:
-      return example
-    target = str(row[self._target])
+    example = {'text': self._prefix + source}
     if target.strip():
       return example | {'target': target}
     if labelled:
@@ -69,33 +64,21 @@ class Task:
     """What a tokenizer learns from."""
     return [example[key] for key in ('text', 'target') if key in example]
 
-  def discover(self, examples: Iterable[Example]) -> dict[str, Any]:
-    """Nothing is left to the training examples."""
-    return {}
-
-  def metrics(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, float]:
+  def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """exact_match: the share of targets of which every token, the end included, is the likeliest.
 
     Given the true tokens before it each time; that is when greedy decoding writes the target.
     """
     return {'exact_match': float(np.mean([exact for _, _, exact in self._scored(predictions)]))}
 
-  def details(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
-  ) -> dict[str, Any]:
-    """Nothing besides the numbers."""
-    return {}
-
   def records(
-    self, predictions: Mapping[str, np.ndarray], examples: Sequence[Example]
+    self, predictions: Predictions, examples: Sequence[Example]
   ) -> Iterator[dict[str, Any]]:
     """One JSON-able object for each example: text, target, its loss a token, exact match."""
     for number, loss, exact in self._scored(predictions):
       yield examples[number] | {'loss': round(loss, 6), 'exact_match': exact}
 
-  def _scored(self, predictions: Mapping[str, np.ndarray]) -> Iterator[tuple[int, float, bool]]:
+  def _scored(self, predictions: Predictions) -> Iterator[tuple[int, float, bool]]:
     """(number, mean loss of its tokens, whether all are right) of each example."""
     numbers, starts = np.unique(predictions['example_ids'], return_index=True)
     parts = zip(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -16,6 +16,9 @@ from flaxlm.training.detours import Detours, as_declared, as_stored
 from flaxlm.training.state import with_params
 from flaxlm.types import TrainState
 
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
+
 
 def saved_config(directory: epath.Path) -> Config | None:
   """The config of the newest checkpoint whose description is intact."""
@@ -27,7 +30,7 @@ def saved_config(directory: epath.Path) -> Config | None:
   return None
 
 
-def start(experiment: Any, workdir: epath.Path) -> tuple[TrainState, int, Detours]:
+def start(experiment: 'Experiment', workdir: epath.Path) -> tuple[TrainState, int, Detours]:
   """The state to train from: the workdir's newest whole checkpoint, `init_from`, or scratch.
 
   Returns:
@@ -73,7 +76,9 @@ def _clear(directory: epath.Path, damaged: list[int], workdir: epath.Path, step:
   writers.drop_after(workdir, step)
 
 
-def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath.Path) -> None:
+def _check_data(
+  experiment: 'Experiment', step: int, meta: dict[str, Any], workdir: epath.Path
+) -> None:
   """Raises UserError if text, rows or next batch are not what they were at the checkpoint."""
   if step >= experiment.total_steps:
     return
@@ -88,7 +93,7 @@ def _check_data(experiment: Any, step: int, meta: dict[str, Any], workdir: epath
   restore.check_held_out(meta, experiment.held_out, workdir)
 
 
-def data_hash(experiment: Any, number: int) -> str:
+def data_hash(experiment: 'Experiment', number: int) -> str:
   """A hash of the first rows of a global batch, the same on any number of hosts."""
   found = hashlib.sha256()
   for key, value in sorted(experiment.train_data.first_rows(number).items()):
@@ -96,7 +101,9 @@ def data_hash(experiment: Any, number: int) -> str:
   return found.hexdigest()
 
 
-def describe(experiment: Any, workdir: epath.Path, overrides: Sequence[tuple[str, str]]) -> None:
+def describe(
+  experiment: 'Experiment', workdir: epath.Path, overrides: Sequence[tuple[str, str]]
+) -> None:
   """Writes what the run is: config.json, overrides.json and tokenizer/; by one process."""
   if not distributed.is_first():
     return

@@ -23,15 +23,13 @@ from etils import epath
 from flaxlm import distributed, files, terminal
 from flaxlm.config import tree
 from flaxlm.config.safety import CheckpointConfig
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, first_line
+from flaxlm.paths import leaf_paths, nested
 from flaxlm.training import best
 from flaxlm.training.digest import digest
-from flaxlm.training.paths import leaf_paths, nested
 
 FORMAT = 1
 AVERAGE = 'average'
-# Characters of what a library says about a file that it cannot read.
-_LONGEST = 200
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _SUCCESS = 'commit_success.txt'
 # In the folder of a step: metrics of an evaluation that was done after the save.
@@ -75,17 +73,12 @@ def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
     meta = json.loads(path.read_text())
     intact = meta['hash'] == _meta_hash(meta)
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise Damaged(f'its description cannot be read: {_first_line(error)}') from error
+    raise Damaged(f'its description cannot be read: {_reason(error)}') from error
   if not intact:
     raise Damaged('its description is not the one that was written')
   if meta['format'] > FORMAT:
     raise UserError(f'{path}: format {meta["format"]} is newer than this program reads ({FORMAT})')
   return meta
-
-
-def _first_line(error: BaseException) -> str:
-  text = str(error).strip().split('\n')[0]
-  return f'{type(error).__name__}: {text}'[:_LONGEST] if text else type(error).__name__
 
 
 def _ignore_what_goes_on() -> None:
@@ -116,6 +109,10 @@ def _verify(tree: Any, meta: Mapping[str, Any]) -> None:
   for path, value in digest(tree).items():
     if stored.get(path) != value:
       raise Damaged(f'the digest of {path} differs from the one that was stored')
+
+
+def _reason(error: BaseException) -> str:
+  return f'{type(error).__name__}: {first_line(error)}'
 
 
 def restore_tree(
@@ -159,7 +156,7 @@ def restore_tree(
     try:
       tree = handler.restore(path, args=restore(abstract))
     except Exception as error:  # the library raises whatever its backends raise
-      reason = _first_line(error)
+      reason = _reason(error)
       _ignore_what_goes_on()
   if not distributed.all_agree(not reason):
     raise Damaged(f'it cannot be read: {reason or "by another process"}')
@@ -174,7 +171,7 @@ def stored_params(directory: epath.PathLike, step: int) -> dict[str, jax.ShapeDt
     try:
       tree = reader.metadata(path).item_metadata.tree['params']
     except Exception as error:  # as above
-      raise Damaged(f'it cannot be read: {_first_line(error)}') from error
+      raise Damaged(f'it cannot be read: {_reason(error)}') from error
   return leaf_paths(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree))
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -14,12 +14,17 @@ from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
 from flaxlm.models.family import family_of
-from flaxlm.training.paths import all_virtual_paths
+from flaxlm.objectives.base import Objective
+from flaxlm.paths import all_virtual_paths
+from flaxlm.tasks.base import Task
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 
-def objective_class(config: Config) -> type:
+def objective_class(config: Config) -> type[Objective]:
   """The class `Objective` of the file that `config.objective.name` names."""
-  return tree.load_module('flaxlm.objectives', config.objective.name).Objective
+  return tree.load_class('flaxlm.objectives', config.objective.name, Objective)
 
 
 def check_parts(config: Config) -> None:
@@ -37,8 +42,8 @@ def check_parts(config: Config) -> None:
     wanted = f'a task{nearest("", names)}' if labelled else 'running text, without a task'
     raise UserError(f'config.task.name: {config.objective.name!r} learns from {wanted}')
   if labelled:
-    task = tree.load_module('flaxlm.tasks', config.task.name).Task
-    missing = [key for key in getattr(cls, 'needs', ()) if key not in task.gives]
+    task = tree.load_class('flaxlm.tasks', config.task.name, Task)
+    missing = [key for key in cls.needs if key not in task.gives]
     if missing:
       raise UserError(
         f'config.task.name: {config.objective.name!r} learns from the {missing[0]} of a row, which '
@@ -88,7 +93,7 @@ def evaluation_mesh(config: Config, boxed: Any) -> Mesh:
   return sharding.make_mesh((-1, 1, 1), devices)
 
 
-def check_first_batches(experiment: Any) -> None:
+def check_first_batches(experiment: 'Experiment') -> None:
   """Makes the first batch of each set, so that what is wrong with one does not wait for its turn.
 
   Raises:
@@ -141,9 +146,9 @@ def check_unfreezing(
     )
 
 
-def check_r_drop(config: Config, objective: Any) -> None:
+def check_r_drop(config: Config, objective: Objective) -> None:
   """Raises UserError where R-Drop has no distributions to compare, or they cannot differ."""
-  if not hasattr(objective, 'divergence'):
+  if not objective.divergence:
     raise UserError(
       f'config.tuning.r_drop: {config.objective.name!r} does not predict one distribution a target'
     )

@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from flaxlm import terminal
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths
 from flaxlm.training.guard import FINE, NOT_FINITE, fresh
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import GUARD, TrainState
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 # Characters of a warning about a bad step.
 _LONGEST = 240
@@ -62,7 +65,7 @@ class RollBack(Exception):
 class Judge:
   """Looks at the metrics of every step. `detours` are those so far."""
 
-  def __init__(self, experiment: Any, detours: Detours):
+  def __init__(self, experiment: 'Experiment', detours: Detours):
     self._experiment, self._config = experiment, experiment.config.guard
     self.detours = detours
 

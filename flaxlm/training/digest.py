@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -21,13 +21,15 @@ from flaxlm.data.bad_rows import BadRows
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 from flaxlm.models.model import Model, make_model
+from flaxlm.objectives.base import Objective
+from flaxlm.tasks.base import Task
 from flaxlm.training import checks, compiler, execution, inputs, lora, restore, weights
 from flaxlm.training.layout import make_layout
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import Partition, make_partition
 from flaxlm.training.state import abstract_state, init_params, init_state
 from flaxlm.training.step import make_eval_step, make_train_step
-from flaxlm.types import EMA, Batch, TrainState
+from flaxlm.types import DELTA, EMA, Batch, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Experiment:
 
   config: Config
   tokenizer: Tokenizer
-  objective: Any
+  objective: Objective
   model: Model
   mesh: Mesh
   total_steps: int
@@ -49,7 +51,7 @@ class Experiment:
   abstract_state: TrainState
   train_data: pipeline.Pipeline | None
   eval_data: Mapping[str, pipeline.EvalPipeline]
-  task: Any
+  task: Task | None
   examples: inputs.Examples
   skipped: Mapping[str, int]
 
@@ -137,11 +139,11 @@ class Experiment:
   def abstract_weights(self) -> Any:
     """Shapes and shardings of {'trunk', 'head'}, which is what the model takes."""
     params = self.abstract_state.params
-    return {name: node for name, node in params.items() if name != lora.DELTA}
+    return {name: node for name, node in params.items() if name != DELTA}
 
   def weights(self, params: Any, extras: Mapping[str, Any] | None = None) -> Any:
     """What is evaluated, decoded and exported: averaged where that is asked for, LoRA merged."""
-    if not weights.is_averaged(self.config) and lora.DELTA not in params:
+    if not weights.is_averaged(self.config) and DELTA not in params:
       return params
     return self._weights(params, extras)
 
@@ -163,7 +165,7 @@ class Experiment:
 
   def empty_memory(self, rows: int) -> Any:
     """What `eval_step` takes with a first batch of so many rows: None if nothing is remembered."""
-    if not getattr(self.objective, 'recurrent', False):
+    if not self.objective.recurrent:
       return None
     make = functools.partial(self.model.trunk.empty_memory, rows)
     return jax.jit(make, out_shardings=self.batch_sharding)()
@@ -202,7 +204,7 @@ def build(
     config, examples = inputs.read_examples(config, training, bad)
   task = inputs.task_of(config)
   objective = _objective(config, tokenizer)
-  if not stands_in and hasattr(objective, 'prompts') and hasattr(task, 'read_back'):
+  if not stands_in and objective.prompts:
     task.read_back(lambda text: tokenizer.decode(tokenizer.encode(text)))
   model = make_model(config.model, objective.head(config.model))
   boxed = jax.eval_shape(lambda key: init_params(config, model, objective, key), jax.random.key(0))
@@ -281,10 +283,10 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
   return dataclasses.replace(config, model=model)
 
 
-def _objective(config: Config, tokenizer: Tokenizer) -> Any:
+def _objective(config: Config, tokenizer: Tokenizer) -> Objective:
   """The objective, if its rows fit the trunk."""
   objective = checks.objective_class(config)(config, tokenizer)
-  longest = getattr(objective, 'longest', None) or max(
+  longest = objective.longest or max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )
   if config.model.position == 'learned' and longest > config.model.max_length:

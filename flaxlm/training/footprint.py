@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from flaxlm import sharding
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 from flaxlm.types import TrainState
 
 

@@ -13,11 +13,14 @@ from etils import epath
 from flaxlm import terminal
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
-from flaxlm.data import cache, holdout, pipeline
+from flaxlm.data import cache, pipeline, splits
 from flaxlm.data.augment import Augmentation
 from flaxlm.data.bad_rows import BadRows, Handler
+from flaxlm.data.cells import LocatedRow
 from flaxlm.data.tokenizer import Tokenizer, for_corpus
 from flaxlm.errors import UserError
+from flaxlm.objectives.base import Objective
+from flaxlm.tasks.base import Task
 from flaxlm.training import checkpoint
 
 _SHOWN_LABELS = 10
@@ -40,45 +43,36 @@ def open_tokenizer(config: Config, workdir: epath.Path) -> Tokenizer:
     identity = {'rows': cache.key(texts)}
     return for_corpus(
       config,
-      holdout.Documents(
+      splits.Documents(
         config.data.train, len(texts), identity, lambda: (('', text) for text in texts)
       ),
     )
-  return for_corpus(config, holdout.training(config.data))
+  return for_corpus(config, splits.training(config.data))
 
 
-def _always(row: Mapping[str, str]) -> bool:
-  return True
-
-
-def task_of(config: Config) -> Any:
+def task_of(config: Config) -> Task | None:
   """The task that the config names, or None for running text."""
   if not config.task.name:
     return None
-  return tree.load_module('flaxlm.tasks', config.task.name).Task(config)
+  return tree.load_class('flaxlm.tasks', config.task.name, Task)(config)
 
 
 def rows_of(
-  task: Any, config: Config, training: bool, bad: BadRows
-) -> dict[str, list[tuple[str, dict[str, str]]]]:
-  """`holdout.rows` as the task reads its files and holds rows together.
+  task: Task, config: Config, training: bool, bad: BadRows
+) -> dict[str, list[LocatedRow]]:
+  """`splits.rows` as the task reads its files and holds rows together.
 
   A row of an evaluation set whose cell of the task's column `unique` stands in another row of it
   goes to `bad`.
   """
-  splits = holdout.rows(
-    config.data, training, getattr(task, 'readers', {}), bad, getattr(task, 'held_together', '')
-  )
-  unique = getattr(task, 'unique', '')
-  for name in splits if unique else ():
+  sets = splits.rows(config.data, training, task.readers, bad, task.held_together)
+  for name in sets if task.unique else ():
     if name != 'train':
-      splits[name] = _once(splits[name], unique, bad.of(name))
-  return splits
+      sets[name] = _once(sets[name], task.unique, bad.of(name))
+  return sets
 
 
-def _once(
-  rows: Iterable[tuple[str, dict[str, str]]], column: str, bad: Handler
-) -> list[tuple[str, dict[str, str]]]:
+def _once(rows: Iterable[LocatedRow], column: str, bad: Handler) -> list[LocatedRow]:
   """The rows, without those whose cell of `column` is that of one before; `bad` gets these."""
   found, seen = [], set()
   for where, row in rows:
@@ -96,28 +90,28 @@ def read_examples(config: Config, training: bool, bad: BadRows) -> tuple[Config,
 
   'train' is there only for training, 'test' only without. `bad` counts the rows left out.
   """
-  splits = rows_of(task_of(config), config, training, bad)
+  sets = rows_of(task_of(config), config, training, bad)
   # What decides the labels comes first, so that the others are held to them; a label may be only in
   # rows that were held out of train.
   deciding = {'train'} if config.data.validation else {'train', 'validation'}
   examples = {}
   if training:
-    examples |= _parsed_sets(config, {n: splits.pop(n) for n in list(splits) if n in deciding}, bad)
+    examples |= _parsed_sets(config, {n: sets.pop(n) for n in list(sets) if n in deciding}, bad)
     decided = task_of(config).discover(list(itertools.chain(*examples.values())))
     config = dataclasses.replace(config, task=dataclasses.replace(config.task, **decided))
     _say_labels(decided.get('labels', ()), examples['train'])
-  examples |= _parsed_sets(config, splits, bad)
+  examples |= _parsed_sets(config, sets, bad)
   bad.report()
   return config, examples
 
 
 def _parsed_sets(
-  config: Config, splits: Mapping[str, list[tuple[str, dict[str, str]]]], bad: BadRows
+  config: Config, sets: Mapping[str, list[LocatedRow]], bad: BadRows
 ) -> dict[str, list[dict[str, Any]]]:
   """The examples of sets of rows; UserError for one of which none is left."""
   examples, task = {}, task_of(config)
-  for name, rows in splits.items():
-    has_label = getattr(task, 'has_label', _always) if name == 'test' else _always
+  for name, rows in sets.items():
+    has_label = task.has_label if name == 'test' else Task.has_label
     examples[name] = parsed(task, rows, bad.of(name), has_label)
     if not examples[name]:
       bad.report()
@@ -136,10 +130,10 @@ def _say_labels(labels: Sequence[str], examples: Sequence[Mapping[str, Any]]) ->
 
 
 def parsed(
-  task: Any,
-  rows: Iterable[tuple[str, dict[str, str]]],
+  task: Task,
+  rows: Iterable[LocatedRow],
   bad: Handler,
-  has_label: Callable[[Mapping[str, str]], bool] = _always,
+  has_label: Callable[[Mapping[str, str]], bool] = Task.has_label,
 ) -> list[dict[str, Any]]:
   """The examples of rows; `bad` gets the mistake of a row, which is left out if that returns.
 
@@ -158,7 +152,7 @@ def parsed(
 def make_data(
   config: Config,
   tokenizer: Tokenizer,
-  objective: Any,
+  objective: Objective,
   examples: Examples,
   parts: pipeline.Parts,
   training: bool,
@@ -180,7 +174,9 @@ def rows_digest(examples: Sequence[Mapping[str, Any]]) -> str:
   return found.hexdigest()
 
 
-def _labelled(config: Config, objective: Any, examples: Examples, parts: pipeline.Parts) -> Data:
+def _labelled(
+  config: Config, objective: Objective, examples: Examples, parts: pipeline.Parts
+) -> Data:
   """Training batches, where there are training examples, and evaluation sets."""
   train, evals = None, {}
   for name, rows in examples.items():

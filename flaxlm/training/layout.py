@@ -7,12 +7,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from flaxlm.training.paths import STACK, all_virtual_paths, leaf_paths
+from flaxlm.paths import STACK, all_virtual_paths, leaf_paths
+from flaxlm.types import DELTA
 
 _LAYER = re.compile(r'^(trunk/(?:.*/)?)layers/(\d+)/')
 # The norm behind the last layer, `final_norm` or that of either stack, goes with the head.
 _TOP = re.compile(r'^(head/|trunk/\w*norm/)')
-_DELTA = 'delta/'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def distances(names: Iterable[str]) -> dict[str, int]:
   names = list(names)
   layers: dict[str, int] = {}
   for name in names:
-    if found := _LAYER.match(name.removeprefix(_DELTA)):
+    if found := _LAYER.match(name.removeprefix(f'{DELTA}/')):
       layers[found[1]] = max(layers.get(found[1], 0), int(found[2]) + 1)
   bottom = max(layers.values(), default=0) + 1
 
@@ -65,4 +65,4 @@ def distances(names: Iterable[str]) -> dict[str, int]:
       return layers[found[1]] - int(found[2])
     return 0 if _TOP.match(name) else bottom
 
-  return {name: distance(name.removeprefix(_DELTA)) for name in names}
+  return {name: distance(name.removeprefix(f'{DELTA}/')) for name in names}

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -17,6 +17,9 @@ from flaxlm.training.guard import without_memory
 from flaxlm.training.interrupt import Interrupts
 from flaxlm.training.run import Run
 from flaxlm.types import TrainState
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 
 def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = ()) -> None:
@@ -38,7 +41,8 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
   with held, Interrupts() as interrupts:
     saved = saved_config(epath.Path(workdir) / 'checkpoints')
     if saved is not None:
-      restore.check_resume(saved, config)  # before the data are prepared, which may take long
+      # Before the data are prepared, which may take long; again when they are.
+      restore.check_resume(saved, config, complete=False)
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
     checks.check_first_batches(experiment)
@@ -49,7 +53,7 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
 
 
 def fit(
-  experiment: Any,
+  experiment: 'Experiment',
   workdir: epath.PathLike,
   overrides: Sequence[tuple[str, str]] = (),
   interrupts: Interrupts | None = None,

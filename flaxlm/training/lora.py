@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from flaxlm.config.tuning import TuningConfig
+from flaxlm.paths import is_stacked, leaf_paths, matching, nested, stack_of, virtual_paths
 from flaxlm.training.layout import boxes_of, make_layout
 from flaxlm.training.partition import runs_of
-from flaxlm.training.paths import STACK, leaf_paths, matching, nested, virtual_paths
+from flaxlm.types import DELTA
 
-DELTA = 'delta'
 _KEY = 'config.tuning.lora_targets'
 
 
@@ -39,7 +39,7 @@ def add_deltas(config: TuningConfig, boxed: Any, key: jax.Array) -> Any:
   chosen = matching(_KEY, config.lora_targets, [n for group in names.values() for n in group])
   deltas: dict[str, nn.Partitioned] = {}
   for path, group in names.items():
-    leaf, stacked = boxes[path], int(group != [path])
+    leaf, stacked = boxes[path], int(is_stacked(path, boxes[path].value))
     cut = stacked + inputs[path]
     shape, axes = leaf.value.shape, leaf.names
     for run in runs_of(path, [name in chosen for name in group]):
@@ -86,6 +86,5 @@ def _whole(path: str, leaves: Mapping[str, Any]) -> tuple[str, int]:
   """(path of the kernel that has the layers of the factors at `path`, the first of them in it)."""
   if path in leaves:
     return path, 0
-  nodes = path.split('/')
-  at, match = next((i, m) for i, node in enumerate(nodes) if (m := STACK.fullmatch(node)))
-  return '/'.join([*nodes[:at], 'layers', *nodes[at + 1 :]]), int(match[1])
+  nodes, (at, first) = path.split('/'), stack_of(path)
+  return '/'.join([*nodes[:at], 'layers', *nodes[at + 1 :]]), first

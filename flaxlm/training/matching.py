@@ -8,7 +8,7 @@ from typing import Any
 
 from flaxlm.config.schema import RestoreConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training.paths import compile_pattern, matching, unmatched, virtual_paths
+from flaxlm.paths import compile_pattern, is_stacked, matching, unmatched, virtual_paths
 
 _SKIP = 'config.restore.skip'
 _RENAME = 'config.restore.rename'
@@ -30,7 +30,7 @@ def parts(leaves: Mapping[str, Any]) -> dict[str, Part]:
   for path, leaf in leaves.items():
     names = virtual_paths(path, leaf)
     for layer, name in enumerate(names):
-      whole = names == [path]
+      whole = not is_stacked(path, leaf)
       shape = tuple(leaf.shape if whole else leaf.shape[1:])
       found[name] = Part(path, None if whole else layer, shape)
   return found

@@ -10,8 +10,8 @@ import optax
 
 from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.tuning import TuningConfig
+from flaxlm.paths import compile_pattern, path_name, unmatched, virtual_paths
 from flaxlm.training.layout import Layout
-from flaxlm.training.paths import compile_pattern, unmatched, virtual_paths
 from flaxlm.training.update_rules import make_update_rule
 
 Schedule = Callable[[Any], Any]
@@ -88,7 +88,7 @@ def decay_factors(config: OptimizerConfig, params: Any, names: Collection[str] =
   seen = []
 
   def factor(path: Any, leaf: Any) -> Any:
-    paths = virtual_paths(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    paths = virtual_paths(path_name(path), leaf)
     seen.extend(paths)
     decayed = []
     for virtual in paths:
@@ -149,7 +149,7 @@ def scale_by_distance(
 
   def of_leaf(path: Any, leaf: Any) -> np.ndarray:
     """Distances that broadcast against the leaf: [] or [N, 1, ...]."""
-    names = virtual_paths(jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    names = virtual_paths(path_name(path), leaf)
     found = np.array([distances[name] for name in names])
     same = (found == found[0]).all()
     return found[0] if same else found.reshape(-1, *[1] * (len(leaf.shape) - 1))

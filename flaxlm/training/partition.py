@@ -17,13 +17,14 @@ from jax.sharding import NamedSharding
 from flaxlm import sharding
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
-from flaxlm.training.paths import (
-  STACK,
+from flaxlm.paths import (
   leaf_paths,
   matching,
   nested,
+  stack_of,
   virtual_paths,
 )
+from flaxlm.types import DELTA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +116,11 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
   elif config.lora_rank:
     trains = {name for name in everything if name.startswith('head/')}
   if config.lora_rank:
-    trains |= {name for name in everything if name.startswith('delta/')}
+    trains |= {name for name in everything if name.startswith(f'{DELTA}/')}
   trains -= matching('config.tuning.frozen', config.frozen, everything)
-  if config.lora_rank and not any(name.startswith('delta/') for name in trains):
+  if config.lora_rank and not any(name.startswith(f'{DELTA}/') for name in trains):
     key = 'config.tuning.frozen' if config.lora_targets else 'config.tuning.lora_targets'
-    raise UserError(f'{key}: nothing of what LoRA adds below delta/ would train')
+    raise UserError(f'{key}: nothing of what LoRA adds below {DELTA}/ would train')
   if not trains:
     raise UserError('config.tuning.frozen: no parameter would train')
   if len(trains) == len(everything):
@@ -136,12 +137,11 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
 
 def runs_of(path: str, marks: Sequence[bool]) -> list[Run]:
   """Runs of neighbouring layers that are marked; a run of all of them keeps the path."""
-  nodes = path.split('/')
-  at, first = next(
-    ((i, int(m[1] or 0)) for i, node in enumerate(nodes) if (m := STACK.fullmatch(node))), (0, 0)
-  )
   if all(marks):
     return [Run(path, 0, len(marks))]
+  if not any(marks):
+    return []
+  nodes, (at, first) = path.split('/'), stack_of(path)
   runs, start = [], None
   for layer, mark in enumerate([*marks, False]):
     if mark and start is None:

@@ -7,7 +7,7 @@ only, begins at step 0 with a fresh optimizer, and accounts for every leaf.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,14 @@ from flaxlm.config import overrides, tree
 from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError, nearest
-from flaxlm.training import checkpoint, lora, matching, vocabulary, weights
+from flaxlm.paths import is_stacked, leaf_paths, nested, virtual_paths
+from flaxlm.training import checkpoint, matching, vocabulary, weights
 from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
-from flaxlm.training.paths import leaf_paths, nested, virtual_paths
 from flaxlm.training.writers import write_json
+from flaxlm.types import DELTA
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 # How layers are run never changes a checkpoint.
 _RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
@@ -40,13 +44,16 @@ _CLASSES = re.compile('head/classes/out/')
 _UNNAMED = re.compile(r'LABEL_\d+')
 
 
-def check_resume(saved: Config, now: Config) -> None:
-  """Raises UserError, naming the field, if a run that was saved cannot go on with this config."""
+def check_resume(saved: Config, now: Config, *, complete: bool = True) -> None:
+  """Raises UserError, naming the field, if a run that was saved cannot go on with this config.
+
+  complete: whether `now` has what the training rows decide where it is unset (`Task.discover`).
+  """
   for key, before, after in overrides.differing_fields(saved, now):
     if any(key == allowed or key.startswith(f'{allowed}.') for allowed in RESUMABLE):
       continue
-    if key == 'task.labels' and not after:
-      continue  # not discovered yet; compared once they are
+    if not complete and key.startswith('task.') and after in (None, ()):
+      continue
     if key == 'task.labels':
       raise UserError(
         f'config.task.labels: the run in this workdir has {",".join(before)}, and the rows have '
@@ -81,7 +88,7 @@ def check_resumed_steps(meta: Mapping[str, Any], config: Config, total_steps: in
     )
 
 
-def init_from(experiment: Any, params: Any, workdir: epath.PathLike) -> Any:
+def init_from(experiment: 'Experiment', params: Any, workdir: epath.PathLike) -> Any:
   """Parameters from the newest whole checkpoint of `config.init_from`; prints what became of each.
 
   Args:
@@ -160,7 +167,7 @@ def _fill(
   sources = [plan[name] for name in names]
   if not any(sources):
     return fresh
-  if names == [path]:
+  if not is_stacked(path, leaf):
     value = _part(sources[0], loaded).reshape(leaf.shape)
   elif _is_whole(sources, loaded):
     value = loaded[sources[0].path].reshape(leaf.shape)
@@ -203,7 +210,7 @@ def _check_deltas(
   Raises:
     UserError: if the checkpoint has LoRA and the model has not: its weights would lack a part.
   """
-  has = lambda leaves: {path for path in leaves if path.startswith(f'{lora.DELTA}/')}
+  has = lambda leaves: {path for path in leaves if path.startswith(f'{DELTA}/')}
   if has(stored) and not has(wanted):
     raise UserError(
       f'config.init_from: {source} was tuned with LoRA, which its weights lack; merge it first: '

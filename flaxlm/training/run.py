@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -25,6 +25,9 @@ from flaxlm.training.profile import Profile
 from flaxlm.training.validation import Validation
 from flaxlm.types import Mean, TrainState
 
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
+
 # Steps in flight. Their metrics are read this late, so that the device never waits for the host.
 _LAG = 2
 
@@ -37,7 +40,7 @@ class Run:
 
   def __init__(
     self,
-    experiment: Any,
+    experiment: 'Experiment',
     workdir: epath.Path,
     step: int,
     detours: Detours,

@@ -12,15 +12,16 @@ from flaxlm import sharding
 from flaxlm.config.schema import Config
 from flaxlm.data import packing
 from flaxlm.models.model import Model
+from flaxlm.objectives.base import Objective
+from flaxlm.paths import leaf_paths, path_name
 from flaxlm.training import guard, lora
 from flaxlm.training.partition import Partition
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 
 _DELTAS = 2**31 - 1  # Keeps the random numbers of LoRA apart from those of the model.
 
 
-def init_params(config: Config, model: Model, objective: Any, key: jax.Array) -> Any:
+def init_params(config: Config, model: Model, objective: Objective, key: jax.Array) -> Any:
   """Parameters, boxed with their logical axes."""
   batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
   params = model.init(key, batch)['params']
@@ -49,7 +50,7 @@ def with_params(
 def init_state(
   config: Config,
   model: Model,
-  objective: Any,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   partition: Partition,
   params: Any,
@@ -57,7 +58,7 @@ def init_state(
   """The state before the first step, of parameters that are boxed with their logical axes."""
   trained = partition.take(nn.unbox(params))
   extras = init_extras(config, trained)
-  if getattr(objective, 'recurrent', False):
+  if objective.recurrent:
     extras[MEMORY] = model.trunk.empty_memory(config.global_batch_size)
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained), extras)
 
@@ -65,7 +66,7 @@ def init_state(
 def abstract_state(
   config: Config,
   model: Model,
-  objective: Any,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   partition: Partition,
   params: Any,
@@ -102,7 +103,7 @@ def _placed_alike(tree: Any, trained: Any, shardings: Any, otherwise: Any) -> An
   leaves, places = leaf_paths(trained), leaf_paths(shardings)
 
   def place(path: Any, leaf: Any) -> Any:
-    nodes = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+    nodes = path_name(path).split('/')
     ends = ('/'.join(nodes[i:]) for i in range(len(nodes)))
     found = next((end for end in ends if end in leaves), None)
     return places[found] if found and leaves[found].shape == leaf.shape else otherwise

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from flaxlm.config.safety import GuardConfig
+from flaxlm.models.model import Model
+from flaxlm.objectives.base import Objective
 from flaxlm.training import guard as guards
 from flaxlm.training.partition import EVERYTHING, Partition
 from flaxlm.types import EMA, MEMORY, Array, Batch, Mean, TrainState
@@ -17,8 +19,8 @@ NO_GUARD = GuardConfig()
 
 
 def make_train_step(
-  model: Any,
-  objective: Any,
+  model: Model,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   *,
   seed: int,
@@ -92,8 +94,8 @@ def make_train_step(
 
 
 def _make_loss(
-  model: Any,
-  objective: Any,
+  model: Model,
+  objective: Objective,
   partition: Partition,
   weights_of: Callable[[Any], Any],
   r_drop: float,
@@ -163,7 +165,7 @@ def _accumulate(gradient: Callable, rows: Any, parts: int) -> tuple[Any, Any]:
 
 
 def make_eval_step(
-  model: Any, objective: Any
+  model: Model, objective: Objective
 ) -> Callable[[Any, Batch, Any], tuple[Metrics, Metrics, Any]]:
   """Returns (params, batch, memory) -> (Means by name, predictions by name or {}, memory).
 
@@ -173,9 +175,8 @@ def make_eval_step(
   def step(params: Any, batch: Batch, memory: Any) -> tuple[Metrics, Metrics, Any]:
     outputs, trunk = model.apply({'params': params}, batch, **_recurrent(memory))
     _, metrics = objective.losses(outputs, batch)
-    predict = getattr(objective, 'predict', None)
-    found = predict(outputs, batch) if predict else {}
-    return metrics, found, None if memory is None else trunk.cache
+    predictions = objective.predict(outputs, batch)
+    return metrics, predictions, None if memory is None else trunk.cache
 
   return step
 

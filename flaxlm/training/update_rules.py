@@ -10,8 +10,8 @@ import optax
 from optax import contrib
 
 from flaxlm.config.optimization import OptimizerConfig
+from flaxlm.paths import is_stacked, path_name
 from flaxlm.training.layout import Layout
-from flaxlm.training.paths import virtual_paths
 
 # Muon's updates get about the size of AdamW's (Liu et al. 2025, section 2.2), so that learning
 # rate and weight decay mean the same.
@@ -62,8 +62,7 @@ def _per_matrix(function: Any) -> optax.GradientTransformation:
 
   def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:
     def one(path: Any, leaf: Any, param: Any) -> Any:
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      stacked = virtual_paths(name, leaf) != [name]
+      stacked = is_stacked(path_name(path), leaf)
       return function(leaf, param, tuple(range(int(stacked), leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(one, updates, params), state
@@ -81,11 +80,11 @@ def _of_matrices(
   """
 
   def matrix(path: Any, leaf: Any) -> Any:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = path_name(path)
     count = layout.num_inputs(name)
     if not count:
       return leaf
-    first = int(virtual_paths(name, leaf) != [name])
+    first = int(is_stacked(name, leaf))
     inputs, outputs = leaf.shape[first : first + count], leaf.shape[first + count :]
     # What is not factored keeps its shape, and so lies where the parameter does.
     if min(math.prod(inputs), math.prod(outputs)) < _FACTORED_FROM:
@@ -124,8 +123,8 @@ def _muon(
 
   def inputs(path: Any, leaf: Any) -> tuple[int, int]:
     """(first axis of the matrix, axes that are contracted); the latter is 0 for Adam's leaves."""
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    stacked = virtual_paths(name, leaf) != [name]
+    name = path_name(path)
+    stacked = is_stacked(name, leaf)
     return int(stacked), layout.num_inputs(name) if stacked else 0
 
   def axes(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers:

@@ -1,7 +1,7 @@
 """Validation while training: when, on which sets, and when to stop early."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
@@ -10,6 +10,9 @@ from flaxlm import terminal
 from flaxlm.evaluation.evaluator import evaluate
 from flaxlm.training import best, checkpoint, writers
 from flaxlm.types import TrainState
+
+if TYPE_CHECKING:
+  from flaxlm.training.experiment import Experiment
 
 # Metrics of an evaluation that fit on a line; metrics.jsonl has all.
 _SHOWN = 6
@@ -26,7 +29,7 @@ class Validation:
 
   def __init__(
     self,
-    experiment: Any,
+    experiment: 'Experiment',
     workdir: epath.Path,
     checkpoints: checkpoint.Checkpoints,
     log: writers.Writers,

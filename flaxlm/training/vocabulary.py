@@ -17,7 +17,8 @@ from flaxlm.config.schema import RestoreConfig
 from flaxlm.data import packing
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
-from flaxlm.training.paths import leaf_paths
+from flaxlm.objectives.base import Objective
+from flaxlm.paths import leaf_paths
 
 DECLARED = 'vocab_size'
 
@@ -56,7 +57,7 @@ def growth(
   return older.vocab_size, tokenizer.vocab_size
 
 
-def leaves(model: nn.Module, objective: Any) -> set[str]:
+def leaves(model: nn.Module, objective: Objective) -> set[str]:
   """Paths of the parameters that have a row for each token."""
   batch = jax.tree.map(jnp.asarray, packing.pack_rows([[]], objective.streams))
   params = jax.eval_shape(lambda: model.init(jax.random.key(0), batch))['params']

@@ -9,9 +9,9 @@ from etils import epath
 
 from flaxlm.config import tree
 from flaxlm.config.schema import Config
+from flaxlm.paths import nested
 from flaxlm.training import checkpoint, lora
 from flaxlm.training.partition import make_partition
-from flaxlm.training.paths import nested
 from flaxlm.types import EMA
 
 

@@ -12,7 +12,7 @@ from flaxlm.__main__ import main
 from flaxlm.commands import _reference
 from flaxlm.interop import convert, files, mapping
 from flaxlm.models.model import make_model
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'a', 'b', 'c', '##d', '.']
 BERT = {

@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import stubs
 
 from flaxlm import files
 from flaxlm.commands import _resumable, predict
@@ -25,7 +26,7 @@ def experiment(task, objective='classification', text_column='text', **fields):
   for name, value in fields.items():
     config.task[name] = value
   config = tree.from_config_dict(config)
-  return types.SimpleNamespace(config=config, task=task_of(config), objective=object())
+  return types.SimpleNamespace(config=config, task=task_of(config), objective=stubs.Objective())
 
 
 def read(made, path, policy='error'):

@@ -16,7 +16,7 @@ from flaxlm.decoding.cache import Reader
 from flaxlm.decoding.sampling import Sampling
 from flaxlm.decoding.text import Writer
 from flaxlm.errors import UserError
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 RUNS = {
   'gpt': 'gpt2.py:mini',
@@ -294,11 +294,11 @@ def test_what_score_reads_is_named(runs, tmp_path):
   with pytest.raises(UserError, match='rows.jsonl has no rows'):
     score.main([*argv, '--choices-column=choices'])
   file.write_text('{"text": "a b", "choices": ["a", "b"]}\n')
-  with pytest.raises(UserError, match="--choices-column: .*rows.jsonl:1 has no column 'choice'"):
+  with pytest.raises(UserError, match="rows.jsonl:1: no column 'choice'.*; set --choices-column"):
     score.main([*argv, '--choices-column=choice'])
-  with pytest.raises(UserError, match="--text-column: .*rows.jsonl:1 has no column 'tex'"):
+  with pytest.raises(UserError, match="rows.jsonl:1: no column 'tex'.*; set --text-column"):
     score.main([*argv, '--choices-column=choices', '--text-column=tex'])
-  with pytest.raises(UserError, match="--text-column: .*rows.jsonl:1 has no column 'tex'"):
+  with pytest.raises(UserError, match="rows.jsonl:1: no column 'tex'.*; set --text-column"):
     score.main([*argv, '--text-column=tex'])
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 import textwrap
 
 import pytest
 
 from flaxlm.config import tree
 from flaxlm.errors import UserError
+from flaxlm.objectives import base
 
 
 def small(**changes):
@@ -120,6 +122,8 @@ def own_module(tmp_path, monkeypatch):
   (tmp_path / 'own_package' / 'broken.py').write_text('import no_such_library\n')
   (tmp_path / 'own_package' / 'empty.py').touch()
   monkeypatch.syspath_prepend(tmp_path)
+  for name in [name for name in sys.modules if name.startswith('own_package')]:
+    monkeypatch.delitem(sys.modules, name)  # Of the test before, from another folder.
   return 'own_package.novel'
 
 
@@ -147,6 +151,24 @@ def test_a_module_that_cannot_be_used_is_named(own_module, name, message):
   with pytest.raises(UserError) as error:
     tree.new(objective=name)
   assert message in str(error.value)
+
+
+def test_a_class_that_breaks_its_contract_is_named(own_module, tmp_path):
+  load = lambda: tree.load_class('flaxlm.objectives', own_module, base.Objective)
+  with pytest.raises(UserError, match='has no class Objective that derives from flaxlm.obj'):
+    load()
+  code = """
+    from flaxlm.objectives import base
+
+    class Objective(base.Objective):
+      def features(self, item, rng): ...
+      def head(self, model): ...
+  """
+  with (tmp_path / 'own_package' / 'novel.py').open('a') as file:
+    file.write(textwrap.dedent(code))
+  sys.modules.pop(own_module)
+  with pytest.raises(UserError, match=f"{own_module!r}: Objective has no method 'losses' of"):
+    load()
 
 
 def test_every_field_is_documented_and_its_default_is_valid():

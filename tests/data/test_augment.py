@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+import stubs
 import tiny
 
 from flaxlm.config.data import DataConfig
@@ -13,7 +14,7 @@ from flaxlm.errors import UserError
 MASK = 99
 # Ids below 50 begin a word, others go on with it.
 TOKENIZER = types.SimpleNamespace(starts_word=np.arange(100) < 50, mask_id=MASK)
-OBJECTIVE = types.SimpleNamespace(augmented=('tokens', 'pair'), tokenizer=TOKENIZER)
+OBJECTIVE = stubs.Objective(augmented=('tokens', 'pair'), tokenizer=TOKENIZER)
 TEXT = np.array([1, 60, 61, 2, 3, 70, 4, 5, 80, 6], np.int32)
 WORDS = [(1, 60, 61), (2,), (3, 70), (4,), (5, 80), (6,)]
 
@@ -41,7 +42,7 @@ def test_words_are_dropped_whole_and_in_order_at_the_rate():
 
 def test_what_a_task_puts_round_a_text_is_not_augmented():
   Augmentation(DataConfig(word_drop=0.1), OBJECTIVE, 'classification').check([{'source': 'a'}], '')
-  writing = types.SimpleNamespace(augmented=('source',), tokenizer=TOKENIZER)
+  writing = stubs.Objective(augmented=('source',), tokenizer=TOKENIZER)
   augment = Augmentation(DataConfig(word_drop=0.1), writing, 'seq2seq')
   plain, prefixed = {'text': 'a'}, {'text': 'a', 'source': 'summarize: a'}
   augment.check([plain, {'text': 'a', 'source': 'a'}], '')
@@ -82,7 +83,7 @@ def test_a_single_word_and_an_empty_text():
 
 def test_labels_that_belong_to_words_forbid_it():
   with pytest.raises(UserError, match="config.data.word_swap: the labels of 'tagging'"):
-    Augmentation(DataConfig(word_swap=0.1), types.SimpleNamespace(), 'tagging')
+    Augmentation(DataConfig(word_swap=0.1), stubs.Objective(), 'tagging')
 
 
 @pytest.fixture(scope='module')

@@ -13,7 +13,7 @@ import tiny
 
 from flaxlm.config.data import DataConfig, TokenizerConfig
 from flaxlm.config.schema import Config, EvaluationConfig
-from flaxlm.data import holdout, mixture, pipeline, tokenizer, tokenizer_training
+from flaxlm.data import mixture, pipeline, splits, tokenizer, tokenizer_training
 from flaxlm.data.tokenizer_training import mixed_sample
 from flaxlm.errors import UserError
 
@@ -156,26 +156,26 @@ def test_streams_stay_with_their_source(config, made):
 def test_each_source_has_a_held_out_part_of_its_own(config, made):
   evals = pipeline.eval_pipelines(config, made, Reading())
   assert list(evals) == ['a', 'b', 'c']
-  train = holdout.training(config.data)
+  train = splits.training(config.data)
   assert {n: d.num_documents for n, d in train.sources.items()} == {'a': 36, 'b': 6, 'c': 81}
   assert train.num_documents == 123 == len(list(train.texts()))
   for name, held_out in evals.items():
     for batch in held_out.batches():
       assert set(made.decode(batch['inputs'][batch['segment_ids'] > 0])) <= set(LETTERS[name])
     together = {*held_out_texts(config, name), *train.sources[name].texts()}
-    assert len(together) == held_out.num_documents + train.sources[name].num_documents
+    assert len(together) == held_out.store.num_documents + train.sources[name].num_documents
   kept = changed(config, validation=config.data.train.split(',')[0].partition('=')[2])
-  assert holdout.training(kept.data).num_documents == 137
-  assert list(holdout.validation(kept.data)) == ['validation']
+  assert splits.training(kept.data).num_documents == 137
+  assert list(splits.validation(kept.data)) == ['validation']
 
 
 def held_out_texts(config, name):
-  return list(holdout.validation(config.data)[name].texts())
+  return list(splits.validation(config.data)[name].texts())
 
 
 def test_another_weight_or_source_is_another_tokenizer(config):
-  one = holdout.training(config.data).identity
-  other = holdout.training(changed(config, weights=(0.5, 0.2, 0.3)).data).identity
+  one = splits.training(config.data).identity
+  other = splits.training(changed(config, weights=(0.5, 0.2, 0.3)).data).identity
   assert one != other
 
 
@@ -191,12 +191,12 @@ def test_another_weight_or_source_is_another_tokenizer(config):
 )
 def test_mistakes(config, changes, message):
   with pytest.raises(UserError, match=message):
-    holdout.training(changed(config, **changes).data)
+    splits.training(changed(config, **changes).data)
 
 
 def test_labelled_rows_cannot_be_mixed(config):
   with pytest.raises(UserError, match='only running text can be mixed'):
-    holdout.rows(config.data)
+    splits.rows(config.data)
 
 
 def test_a_tokenizer_learns_from_the_sources_in_their_shares():

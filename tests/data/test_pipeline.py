@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import stubs
 import tiny
 
 from flaxlm.config.data import DataConfig, TokenizerConfig
@@ -16,7 +17,7 @@ from flaxlm.data.packing import Stream
 from flaxlm.errors import UserError
 
 
-class Reading:
+class Reading(stubs.Objective):
   """An objective that shows what it was given: tokens, and one random number a piece."""
 
   def __init__(self, span=16, gap=0):
@@ -33,7 +34,7 @@ class Reading:
     return {'inputs': tokens, 'drawn': rng.integers(1, 1 << 30, 1).astype(np.int32)}
 
 
-class Labelled:
+class Labelled(stubs.Objective):
   """A first-fit objective over examples {'tokens': n}."""
 
   streams = {'inputs': Stream(10, ('inputs',), prefix='')}
@@ -144,7 +145,7 @@ def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, 
   batches = list(held_out.batches())
   assert len(batches) == len(held_out) == -(-len(held_out.rows) // 6)
   tokens = np.concatenate([b['inputs'][b['segment_ids'] > 0] for b in batches])
-  expected = [held_out.store.read(d, 0, 1 << 20) for d in range(held_out.num_documents)]
+  expected = [held_out.store.read(d, 0, 1 << 20) for d in range(held_out.store.num_documents)]
   np.testing.assert_array_equal(tokens, np.concatenate(expected))
   assert all(b['inputs'].shape == (6, 16) for b in batches)
   assert held_out.num_bytes == len(tokens)  # One byte a letter.
@@ -154,7 +155,7 @@ def test_evaluation_reads_everything_in_order_and_always_draws_the_same(config, 
   assert read[0] != 1 / len(batches)
   # Where the first token of a document is not predicted, nor are its bytes.
   bare = pipeline.eval_pipelines(config, made, Reading(gap=-1))['validation']
-  assert bare.share(len(bare)) == 1 - bare.num_documents / len(tokens)
+  assert bare.share(len(bare)) == 1 - bare.store.num_documents / len(tokens)
   assert all(same(a, b) for a, b in zip(batches, held_out.batches(), strict=True))
   assert len(list(held_out.batches(max_batches=1))) == 1
   other = dataclasses.replace(config, seed=5)
@@ -193,8 +194,8 @@ def test_labelled_items_are_packed_whole(config):
   held_out = pipeline.EvalPipeline(config, Labelled(), packed(sizes[:9], None))
   batches = list(held_out.batches())
   count = lambda batch: sum(len(set(row[row > 0].tolist())) for row in batch['segment_ids'])
-  assert sum(map(count, batches)) == 9 == held_out.num_documents
-  assert held_out.num_bytes is None
+  assert sum(map(count, batches)) == 9 == len(held_out.rows.items)
+  assert held_out.store is held_out.num_bytes is None
   rows = len(train.rows)
   batches = [train.batch(step) for step in range(rows)]  # Four epochs.
   found = np.concatenate([b['inputs'][b['segment_ids'] > 0] for b in batches])

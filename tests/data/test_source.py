@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from flaxlm.config.data import DataConfig
-from flaxlm.data import holdout, source
+from flaxlm.data import source, splits
 from flaxlm.errors import UserError
 
 TEXTS = ['first "quoted" text', 'second, with a comma', 'dritter Text, größer\u2028als']
@@ -167,7 +167,7 @@ def test_a_name_that_looks_like_a_pattern_is_the_file_of_that_name(tmp_path):
 def test_what_is_missing_is_named_with_its_field(tmp_path):
   there, missing = write(tmp_path / 'x.txt', 'a\n\nb\n'), str(tmp_path / 'y.txt')
   for field, read in (
-    ('train', holdout.training), ('validation', holdout.validation), ('test', holdout.test)
+    ('train', splits.training), ('validation', splits.validation), ('test', splits.test)
   ):  # fmt: skip
     config = DataConfig(**{'train': there, field: missing})
     with pytest.raises(UserError, match=f'config.data.{field}: .*y.txt does not exist'):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flaxlm.config.data import DataConfig, TokenizerConfig
-from flaxlm.data import holdout, store, tokenizer
+from flaxlm.data import splits, store, tokenizer
 from flaxlm.errors import UserError
 
 
@@ -24,14 +24,14 @@ def corpus(tmp_path):
 
 @pytest.fixture
 def small(monkeypatch):
-  monkeypatch.setattr(store, 'SHARD_BYTES', 1000)
-  monkeypatch.setattr(store, 'BATCH_BYTES', 300)
+  monkeypatch.setattr(store, 'SHARD_CHARACTERS', 1000)
+  monkeypatch.setattr(store, 'BATCH_CHARACTERS', 300)
   monkeypatch.setattr(store, 'CHUNK', 64)
 
 
 def test_reads_what_was_tokenised(corpus, letters, small):
   config, texts = corpus
-  found = store.for_documents(config, holdout.everything(config), letters)
+  found = store.for_documents(config, splits.everything(config), letters)
   expected = [letters.encode(text) for text in texts]
   assert found.num_documents == 40
   assert found.num_bytes == sum(len(text.encode()) for text in texts)
@@ -58,7 +58,7 @@ def test_wide_vocabularies_keep_their_ids(corpus, small):
       return [np.array([69_999, len(text)], np.int32) for text in texts]
 
   config, texts = corpus
-  found = store.for_documents(config, holdout.everything(config), Wide())
+  found = store.for_documents(config, splits.everything(config), Wide())
   np.testing.assert_array_equal(found.read(3, 0, 2), [69_999, len(texts[3])])
 
 
@@ -78,7 +78,7 @@ class Counting:
 
 def test_finished_shards_survive_an_interruption(corpus, letters, small):
   config, texts = corpus
-  documents = holdout.everything(config)
+  documents = splits.everything(config)
   with pytest.raises(KeyboardInterrupt):
     store.for_documents(config, documents, Counting(letters, limit=25))
   rest = Counting(letters)
@@ -93,12 +93,12 @@ def test_finished_shards_survive_an_interruption(corpus, letters, small):
 
 def test_a_changed_corpus_or_tokenizer_makes_another_store(corpus, letters, tmp_path):
   config, texts = corpus
-  first = store.for_documents(config, holdout.everything(config), letters)
+  first = store.for_documents(config, splits.everything(config), letters)
   other = tokenizer.train(TokenizerConfig(name='bytes', sentinels=5), [])
-  second = store.for_documents(config, holdout.everything(config), other)
+  second = store.for_documents(config, splits.everything(config), other)
   (tmp_path / 'x.txt').write_text('\n\n'.join([*texts, 'one more']))
-  third = store.for_documents(config, holdout.everything(config), letters)
-  part = store.for_documents(config, holdout.training(config), letters)
+  third = store.for_documents(config, splits.everything(config), letters)
+  part = store.for_documents(config, splits.training(config), letters)
   assert len({str(s.directory) for s in (first, second, third, part)}) == 4
   assert third.num_documents == first.num_documents + 1
   assert part.num_documents == 36
@@ -107,10 +107,10 @@ def test_a_changed_corpus_or_tokenizer_makes_another_store(corpus, letters, tmp_
 
 def test_the_digest_is_of_the_tokens_and_not_of_their_files(corpus, letters, tmp_path, monkeypatch):
   config, texts = corpus
-  opened = lambda: store.for_documents(config, holdout.everything(config), letters)
+  opened = lambda: store.for_documents(config, splits.everything(config), letters)
   before = opened().digest()
   (tmp_path / 'x.txt').write_text('\n\n'.join(texts) + '\n')
-  monkeypatch.setattr(store, 'SHARD_BYTES', 1000)
+  monkeypatch.setattr(store, 'SHARD_CHARACTERS', 1000)
   assert opened().digest() == before
   (tmp_path / 'x.txt').write_text('\n\n'.join([*texts[:-1], 'z' + texts[-1][1:] + 'z']))
   assert opened().digest() != before  # In one letter, of two bytes as before.
@@ -125,7 +125,7 @@ def test_text_without_tokens_is_an_error(corpus):
 
   config, _ = corpus
   with pytest.raises(UserError, match='not a single token'):
-    store.for_documents(config, holdout.everything(config), Silent())
+    store.for_documents(config, splits.everything(config), Silent())
 
 
 def _removed(path):
@@ -155,7 +155,7 @@ def _cut(path):
 @pytest.mark.parametrize('in_memory', [0, store.IN_MEMORY])
 def test_what_is_damaged_is_not_read(corpus, letters, small, name, harm, in_memory):
   config, _ = corpus
-  found = store.for_documents(config, holdout.everything(config), letters)
+  found = store.for_documents(config, splits.everything(config), letters)
   harm(found.directory / 'shard-000000' / name)
   with pytest.raises(UserError, match=f'{found.directory}: damaged .*delete it'):
     opened = store.TokenStore(found.directory, in_memory)
@@ -171,5 +171,5 @@ def test_tokens_that_are_all_zero_are_not_missing(corpus, small):
       return [np.zeros(2, np.int32) for _ in texts]
 
   config, _ = corpus
-  found = store.for_documents(config, holdout.everything(config), Zero())
+  found = store.for_documents(config, splits.everything(config), Zero())
   assert found.read(1, 0, 9).tolist() == [0, 0]

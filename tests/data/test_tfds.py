@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flaxlm.config.data import DataConfig
-from flaxlm.data import holdout, source, tfds
+from flaxlm.data import source, splits, tfds
 from flaxlm.errors import UserError
 
 BUILDER = """
@@ -18,7 +18,8 @@ class FlaxlmLines(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self):
-    features = {'text': tfds.features.Text(), 'n': tfds.features.Scalar(np.int32),
+    features = {'text': tfds.features.Text(), 'raw': tfds.features.Text(),
+                'n': tfds.features.Scalar(np.int32),
                 'label': tfds.features.ClassLabel(names=['bad', 'good']),
                 'tags': tfds.features.Sequence(tfds.features.ClassLabel(names=['O', 'B-X']))}
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -28,7 +29,8 @@ class FlaxlmLines(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, number):
     for i in range(number):
-      yield i, {'text': f'line {i} of {number}, ünï', 'n': i, 'label': i % 2, 'tags': [0, i % 2]}
+      yield i, {'text': f'line {i} of {number}, ünï', 'raw': b'\\xff', 'n': i, 'label': i % 2,
+                'tags': [0, i % 2]}
 """
 
 
@@ -93,6 +95,8 @@ def test_rows_of_a_prepared_set(data_dir):
     assert json.loads(row['tags']) == ['O', ('O', 'B-X')[int(row['n']) % 2]]
     assert where.startswith('tfds:flaxlm_lines/train:')
   assert {row['n'] for _, row in rows} == {str(i) for i in range(20)}
+  with pytest.raises(UserError, match="tfds:flaxlm_lines/train:0: column 'raw' is not UTF-8"):
+    list(source.documents('tfds:flaxlm_lines', DataConfig(text_column='raw')).texts())
 
 
 def test_splits_may_be_named_and_cut(data_dir):
@@ -106,7 +110,7 @@ def test_splits_may_be_named_and_cut(data_dir):
 
 def test_documents_of_a_prepared_set(data_dir):
   config = DataConfig(train='tfds:flaxlm_lines', validation='tfds:flaxlm_lines/test')
-  train, held_out = holdout.training(config), holdout.validation(config)['validation']
+  train, held_out = splits.training(config), splits.validation(config)['validation']
   assert (train.num_documents, held_out.num_documents) == (20, 5)
   assert all('of 5' in text for text in held_out.texts())
   assert train.identity != held_out.identity
@@ -119,7 +123,7 @@ def test_unknown_names(data_dir):
   ]:
     with pytest.raises(UserError, match=message):
       list(source.rows(place, DataConfig()))
-  with pytest.raises(UserError, match="config.data.text_column.*'txt'.*did you mean 'text'"):
+  with pytest.raises(UserError, match="'txt'.*did you mean 'text'.*config.data.text_column"):
     list(source.documents('tfds:flaxlm_lines', DataConfig(text_column='txt')).texts())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from flaxlm.config.data import DataConfig, TokenizerConfig
 from flaxlm.config.schema import Config
-from flaxlm.data import holdout, tokenizer, tokenizer_codecs, tokenizer_training
+from flaxlm.data import splits, tokenizer, tokenizer_codecs, tokenizer_training
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError
 
@@ -284,19 +284,19 @@ def test_trained_once_and_kept(tmp_path, monkeypatch):
     data=DataConfig(train=str(tmp_path / 'x.txt'), cache_dir=str(tmp_path / 'cache')),
     tokenizer=CONFIGS['unigram'],
   )
-  first = tokenizer.for_corpus(config, holdout.training(config.data))
+  first = tokenizer.for_corpus(config, splits.training(config.data))
   with monkeypatch.context() as patch:
     patch.delattr(tokenizer, 'train')  # Kept: not trained again.
-    again = tokenizer.for_corpus(config, holdout.training(config.data))
+    again = tokenizer.for_corpus(config, splits.training(config.data))
   assert again.fingerprint == first.fingerprint
   (tmp_path / 'x.txt').write_text('\n\n'.join(['Other words entirely: zebra, quagga.'] * 8))
-  other = tokenizer.for_corpus(config, holdout.training(config.data))
+  other = tokenizer.for_corpus(config, splits.training(config.data))
   assert other.fingerprint != first.fingerprint
   first.save(str(tmp_path / 'saved'))
   path = dataclasses.replace(
     config, tokenizer=dataclasses.replace(config.tokenizer, path=str(tmp_path / 'saved'))
   )
-  assert tokenizer.for_corpus(path, holdout.training(config.data)).fingerprint == first.fingerprint
+  assert tokenizer.for_corpus(path, splits.training(config.data)).fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize(

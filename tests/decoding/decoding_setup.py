@@ -1,11 +1,11 @@
 """Small models with random parameters, and the ways tests run them."""
 
 import functools
-import types
 
 import flax.linen as nn
 import jax
 import numpy as np
+import stubs
 
 from flaxlm.config.transformer import TransformerConfig
 from flaxlm.config.tree import load_module
@@ -16,7 +16,7 @@ from flaxlm.decoding.sampling import Sampling
 from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.objectives import masked_lm, next_token
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 VOCAB = 50
 # No multiple of the bucket, so that the cap on cached slots is reached.
@@ -113,4 +113,4 @@ def masked_objective():
   """What decoding knows of masked_lm: the keys of its batches."""
   keys = ('inputs', 'token_type_ids'), ('targets', 'target_positions', 'target_weights')
   streams = {str(i): Stream(LONGEST, names) for i, names in enumerate(keys)}
-  return types.SimpleNamespace(streams=streams, packing='concatenate', terms=('mlm_loss',))
+  return stubs.Objective(streams=streams, packing='concatenate', predicts_masks=True)

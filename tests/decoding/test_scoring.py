@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import stubs
 from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_objective, padded, setup
 from reference import log_softmax
 
@@ -13,7 +14,7 @@ from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.decoding import scoring
 from flaxlm.decoding.scoring import Scorer, Text, windows
 from flaxlm.errors import UserError
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 NOTHING = np.zeros(0, np.int32)
 FULL = pytest.mark.full
@@ -29,13 +30,8 @@ def test_windows_score_each_place_once(length, size, stride):
   assert scored == list(range(length))
 
 
-# What every objective has; of one that predicts next tokens.
-NEXT = {'terms': ('loss',), 'streams': {}}
-
-
 def scorer_of(model, params, window, stride, **objective):
-  objective = types.SimpleNamespace(**{**NEXT, 'prompt': None, **objective})
-  return Scorer(model, params, objective, None, window, stride, rows=4)
+  return Scorer(model, params, stubs.Objective(**objective), None, window, stride, rows=4)
 
 
 @pytest.mark.parametrize('family', ['decoder', pytest.param('encoder_decoder', marks=FULL)])
@@ -143,10 +139,10 @@ def test_one_program_scores_many_texts():
   assert scoring._masked._cache_size() <= before + 1
 
 
-class Objective:
+class Objective(stubs.Objective):
   """Running text: BOS 3 before it, EOS 1 after it."""
 
-  packing, terms, streams = 'concatenate', NEXT['terms'], NEXT['streams']
+  packing = 'concatenate'
 
   def __init__(self, tokenizer):
     self.tokenizer = tokenizer
@@ -190,22 +186,14 @@ def test_a_token_across_the_seam_belongs_to_the_text():
 def test_a_context_of_bare_text_is_all_that_is_given():
   """A line end stands in for it only where there is none."""
   tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 0})
-  bare = types.SimpleNamespace(
-    **NEXT, packing='concatenate', prompt=lambda text: Prompt(tokenizer.encode(text or '\n'))
+  bare = stubs.Objective(
+    packing='concatenate', prompt=lambda text: Prompt(tokenizer.encode(text or '\n'))
   )
   scorer = Scorer(None, None, bare, tokenizer, 64, 64)
   for context, given in (('It was', 'It was'), (' ', '\n'), (None, '\n')):
     found = scorer.text(' good', context)
     assert tokenizer.decode(found.context) == given
     assert tokenizer.decode(found.tokens).strip() == 'good'
-
-
-def test_what_is_masked_is_told_by_what_is_learned():
-  """A mixture can be asked for a prompt, and may be one of masked models."""
-  mixture = types.SimpleNamespace(terms=('mlm_loss',), prompt=None)
-  assert scoring.is_masked(mixture) and not scoring.is_masked(
-    types.SimpleNamespace(prompt=None, **NEXT)
-  )
 
 
 def test_a_target_has_the_rows_of_its_stream():
@@ -221,7 +209,7 @@ def test_a_target_has_the_rows_of_its_stream():
 
 def test_the_mark_that_begins_a_prompt_stays():
   texts = [Text(np.arange(3, 13), np.arange(5)), Text(np.arange(3, 13), np.arange(3))]
-  cut = scorer_of(None, None, 8, 8, prompts=None).together(texts)
+  cut = scorer_of(None, None, 8, 8, prompt_marks=1).together(texts)
   assert [text.context.tolist() for text in cut] == [[3, 10, 11, 12]] * 2
   cut = scorer_of(None, None, 8, 8).together(texts)
   assert [text.context.tolist() for text in cut] == [[9, 10, 11, 12]] * 2
@@ -230,9 +218,8 @@ def test_the_mark_that_begins_a_prompt_stays():
 def test_a_target_for_gaps_has_their_sentinels():
   tokenizer = Tokenizer({'name': 'bytes', 'sentinels': 2})
   source = lambda text: tokenizer.encode_marked(text, tokenizer.sentinel_marks)
-  gaps = types.SimpleNamespace(
-    **NEXT, packing='concatenate', prompt=lambda text: Prompt(np.array([3]), source(text), eos_id=1)
-  )
+  prompt = lambda text: Prompt(np.array([3]), source(text), eos_id=1)
+  gaps = stubs.Objective(packing='concatenate', sentinels=True, prompt=prompt)
   scorer = Scorer(None, None, gaps, tokenizer, 64, 64)
   found = scorer.text('<extra_id_0> x<extra_id_1>', 'a <extra_id_0>')
   first, second = tokenizer.sentinel_ids

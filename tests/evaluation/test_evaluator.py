@@ -8,10 +8,12 @@ import types
 import linear_experiment as linear
 import numpy as np
 import pytest
+import stubs
 
 from flaxlm.config.data import DataConfig
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
+from flaxlm.tasks import base
 from flaxlm.training import experiment as experiments
 from flaxlm.training import loop
 from flaxlm.types import Mean
@@ -40,7 +42,15 @@ class Ragged:
       }
 
 
-class Task:
+class Task(base.Task):
+  def __init__(self):
+    pass
+
+  def parse(self, row, where, labelled=True):
+    raise NotImplementedError
+
+  texts = records = parse
+
   def metrics(self, predictions, examples):
     texts = [examples[i] for i in predictions['example_ids']]
     return {'in_order': float(texts == sorted(examples))}
@@ -48,9 +58,7 @@ class Task:
 
 class Experiment:
   def __init__(self, likelihood=True):
-    self.objective = types.SimpleNamespace(
-      likelihood=likelihood, perplexity='loss' if likelihood else '', terms=('loss',)
-    )
+    self.objective = stubs.Objective(likelihood=likelihood, perplexity='loss' if likelihood else '')
     self.eval_data = {'validation': Ragged()}
     self.task, self.examples = Task(), {'validation': list('abcdef')}
 
@@ -185,7 +193,7 @@ def test_text_that_was_not_held_out_is_not_evaluated_as_if_it_had_been(run, monk
   evaluator.evaluate_workdir(str(run), 'latest', [('data.validation', 'x.txt')])
 
 
-class Reporting:
+class Reporting(Task):
   """A task that reports in every way there is."""
 
   def metrics(self, predictions, examples):

@@ -10,7 +10,7 @@ import torch
 from flaxlm.config import tree
 from flaxlm.interop import convert
 from flaxlm.models.model import Model
-from flaxlm.training.paths import leaf_paths, nested
+from flaxlm.paths import leaf_paths, nested
 
 LETTERS = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16', 'int64': 'I64'}
 

@@ -13,7 +13,7 @@ import tiny
 
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.interop import convert
-from flaxlm.training.paths import leaf_paths, nested
+from flaxlm.paths import leaf_paths, nested
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from flaxlm.training.paths import leaf_paths
+from flaxlm.paths import leaf_paths
 
 ADAPTERS = (('model.adapter_dim', '4'),)
 PLACES = ('classify.py:encoder', 'classify.py:encoder_decoder')

@@ -15,7 +15,7 @@ from flaxlm.layers.position import scheme
 from flaxlm.models import decoder, encoder
 from flaxlm.models.block import Block
 from flaxlm.models.embedding import Embedding
-from flaxlm.training.paths import leaf_paths, virtual_paths
+from flaxlm.paths import leaf_paths, virtual_paths
 
 WINDOW = 3
 

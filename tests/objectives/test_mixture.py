@@ -162,10 +162,10 @@ def test_members_of_a_decoder_and_of_an_encoder():
     model='decoder',
   )  # fmt: skip
   assert prefix.prompt('a').prefix and prefix.perplexity == 'loss'
+  assert not prefix.predicts_masks and not prefix.sentinels
   words = mixture(
     members=('masked_lm', 'span=masked_lm'), weights=(), settings=('span.masking=span',),
     model='encoder',
   )  # fmt: skip
   assert words.terms == ('mlm_loss', 'nsp_loss')
-  with pytest.raises(UserError, match="'masked_lm' does not generate"):
-    words.prompt('a')
+  assert words.predicts_masks and words.prompt is None

@@ -17,7 +17,7 @@ from flaxlm.models import decoder
 from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.objectives import next_token
-from flaxlm.objectives.next_token import Prompt
+from flaxlm.objectives.base import Prompt
 
 VOCAB = 40
 

@@ -85,7 +85,7 @@ def test_rows_of_tables(answers):
     ({'answers': None}, "no column 'answers'"),
     ({'answers': '[{"text": null, "answer_start": 0}]'}, 'answers must be'),
     ({'question': ' '}, "the text in column 'question' is empty"),
-    ({'context': None}, "no column 'context'"),
+    ({'context': None}, r"no column 'context' \(valid: question, answers\)$"),
   ],
 )
 def test_a_malformed_question_is_named(change, message):

@@ -26,7 +26,7 @@ def test_a_row_is_read_with_its_prefix():
 @pytest.mark.parametrize(
   'row, message',
   [
-    ({'text': 'a'}, r"x.tsv:2: no column 'target'.*config\.task\.target_column"),
+    ({'text': 'a'}, r"x.tsv:2: no column 'target'.*config\.task\.target_column .* its number"),
     ({'target': 'a'}, r"x.tsv:2: no column 'text'.*config\.data\.text_column"),
     ({'text': 'a', 'target': ''}, r"x.tsv:2: the target in column 'target' is empty"),
   ],

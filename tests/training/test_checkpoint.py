@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxlm.config.safety import CheckpointConfig
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import TrainState
 
 META = {'config': {'a': [1, 2.5, None]}, 'tokenizer': 'abc'}

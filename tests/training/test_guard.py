@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from flaxlm.config.safety import GuardConfig
+from flaxlm.paths import leaf_paths
 from flaxlm.training import guard
-from flaxlm.training.paths import leaf_paths
 from flaxlm.types import EMA, GUARD, MEMORY, TrainState
 
 CONFIG = GuardConfig(policy='skip', spike_sigmas=3.0, spike_window=5)

@@ -9,8 +9,8 @@ import tiny
 
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths, nested
 from flaxlm.training import lora
-from flaxlm.training.paths import leaf_paths, nested
 
 KERNELS = {
   'trunk/stack/layers/attention/query/kernel': ((3, 8, 2, 4), ('layers', 'embed', 'heads', 'k')),

@@ -12,9 +12,9 @@ import pytest
 from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths, nested
 from flaxlm.training.layout import Layout, distances
 from flaxlm.training.optimizer import decay_factors, make_optimizer, make_schedule
-from flaxlm.training.paths import leaf_paths, nested
 
 
 def config(**fields):

@@ -9,9 +9,9 @@ import tiny
 
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths, virtual_paths
 from flaxlm.training import checkpoint, loop
 from flaxlm.training.partition import EVERYTHING, make_partition
-from flaxlm.training.paths import leaf_paths, virtual_paths
 
 PARAMS = {
   'trunk': {

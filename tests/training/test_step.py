@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from flaxlm.config.optimization import OptimizerConfig
+from flaxlm.paths import leaf_paths
 from flaxlm.training.optimizer import make_optimizer
-from flaxlm.training.paths import leaf_paths
 from flaxlm.training.step import make_train_step
 
 # Each family; MLM has two terms, whose denominators differ, and XLNet a memory.

@@ -8,8 +8,8 @@ import pytest
 import tiny
 from conftest import assert_same_tree
 
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint, loop
-from flaxlm.training.paths import leaf_paths
 
 LENGTH = (('total_steps', '6'), ('checkpoint.every_steps', '3'), ('evaluation.every_steps', '6'))
 WAYS = {

@@ -9,9 +9,9 @@ import tiny
 
 from flaxlm.config import recipe, tree
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint, loop
 from flaxlm.training.experiment import build
-from flaxlm.training.paths import leaf_paths
 from flaxlm.training.writers import write_json
 
 PLACE = 'bert.py:mini'

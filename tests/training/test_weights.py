@@ -10,9 +10,9 @@ import tiny
 from flaxlm.commands import merge
 from flaxlm.errors import UserError
 from flaxlm.evaluation.evaluator import evaluate_workdir
+from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint, loop, restore, weights
 from flaxlm.training.experiment import build, open_model
-from flaxlm.training.paths import leaf_paths
 
 RUN = (
   ('total_steps', '4'), ('checkpoint.every_steps', '2'), ('evaluation.every_steps', '4'),

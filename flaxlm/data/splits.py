@@ -1,4 +1,4 @@
-"""Which documents train, and which are held out."""
+"""The splits of a corpus or of labelled rows: what trains, what is held out, what tests."""
 
 import dataclasses
 import itertools
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from flaxlm import files, terminal
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cache, source
 from flaxlm.data.bad_rows import BadRows
+from flaxlm.data.cells import LocatedRow
 from flaxlm.errors import UserError
 
 # No names of sets: the splits, and what eval.py writes beside the sets.
@@ -39,12 +41,12 @@ class Documents:
     return (text for _, text in self.located())
 
 
-def training(config: Any) -> Documents:
-  """The documents of `config.train` (DataConfig), without those that are held out."""
+def training(config: DataConfig) -> Documents:
+  """The documents of `config.train`, without those that are held out."""
   return _joined(config, split=not config.validation)
 
 
-def validation(config: Any) -> dict[str, Documents]:
+def validation(config: DataConfig) -> dict[str, Documents]:
   """The validation sets by name; 'validation' is the one that has no name or is held out.
 
   The parts that are held out of a mixture have the names of its sources.
@@ -53,26 +55,26 @@ def validation(config: Any) -> dict[str, Documents]:
     found = places(config.validation)
     return {name: _whole(config, place, 'validation') for name, place in found.items()}
   return {
-    name or 'validation': _part(config, _training_documents(place, config), False, True)
+    name or 'validation': _part(config, _training_documents(place, config), first=False, split=True)
     for name, place in training_places(config).items()
   }
 
 
-def against(config: Any, text: str) -> dict[str, Documents]:
+def against(config: DataConfig, text: str) -> dict[str, Documents]:
   """The documents of PLACE or NAME=PLACE,NAME=PLACE, to be compared with those of `train`."""
   found = _named(text, '--against', ('train',)) or {'against': text}
   return {name: _whole(config, place, 'test', '--against') for name, place in found.items()}
 
 
-def everything(config: Any) -> Documents:
+def everything(config: DataConfig) -> Documents:
   """The documents of `config.train`, with those that training would hold out."""
   return _joined(config, split=False)
 
 
-def _joined(config: Any, split: bool) -> Documents:
+def _joined(config: DataConfig, split: bool) -> Documents:
   """The first part of each source of `config.train`, or all of it; of one place, its documents."""
   parts = {
-    name: _part(config, _training_documents(place, config), True, split)
+    name: _part(config, _training_documents(place, config), first=True, split=split)
     for name, place in training_places(config).items()
   }
   if '' in parts:
@@ -87,7 +89,7 @@ def _joined(config: Any, split: bool) -> Documents:
   )
 
 
-def test(config: Any) -> Documents:
+def test(config: DataConfig) -> Documents:
   """The documents of `config.test`."""
   return _whole(config, config.test, 'test')
 
@@ -97,7 +99,7 @@ def places(text: str) -> dict[str, str]:
   return _named(text, 'config.data.validation') or {'validation': text}
 
 
-def training_places(config: Any) -> dict[str, str]:
+def training_places(config: DataConfig) -> dict[str, str]:
   """Name -> place of the sources of `config.train`; one that has no name is ''."""
   found = _named(config.train, 'config.data.train') or {'': config.train}
   if config.weights and '' in found:
@@ -130,19 +132,18 @@ def _named(text: str, field: str, taken: Sequence[str] = _TAKEN) -> dict[str, st
 
 
 def rows(
-  config: Any,
+  config: DataConfig,
   training: bool = True,
   readers: Mapping[str, source.Reader] | None = None,
   bad: BadRows | None = None,
   held_together: str = '',
-) -> dict[str, list[tuple[str, dict[str, str]]]]:
+) -> dict[str, list[LocatedRow]]:
   """Rows of each split for tasks: {'train': [('FILE:LINE', column -> text), ...], ...}.
 
   Where nothing is given to validate on, a fixed part of the training rows, chosen at random, is
   held out: tables are often sorted by label.
 
   Args:
-    config: DataConfig.
     training: with 'train'; without, also 'test' where `config.test` is set.
     readers: of the task's own file formats, as in `source.rows`.
     bad: counts the rows that cannot be read.
@@ -155,7 +156,7 @@ def rows(
   if '' not in training_places(config):
     raise UserError('config.data.train: only running text can be mixed; a task reads one place')
 
-  def read(place: str, split: str, name: str, most: int | None = None) -> list[Any]:
+  def read(place: str, split: str, name: str, most: int | None = None) -> list[LocatedRow]:
     key = f'config.data.{split}'
     found = list(
       itertools.islice(source.rows(place, config, split, readers, bad.of(name), key), most)
@@ -180,7 +181,9 @@ def rows(
   return splits
 
 
-def _drawn(rows: list[Any], config: Any, column: str) -> tuple[list[Any], list[Any]]:
+def _drawn(
+  rows: list[LocatedRow], config: DataConfig, column: str
+) -> tuple[list[LocatedRow], list[LocatedRow]]:
   """Rows to train on, and the share config.holdout of them, or of what `column` holds of them."""
   groups: dict[Any, list[int]] = {}
   for i, (_, row) in enumerate(rows):
@@ -196,23 +199,23 @@ def _drawn(rows: list[Any], config: Any, column: str) -> tuple[list[Any], list[A
   return first, last
 
 
-def _num_first(number: int, config: Any, what: str = 'the text') -> int:
+def _num_first(number: int, config: DataConfig, what: str = 'the text') -> int:
   if number < 2:
     raise UserError(f'config.data.holdout: {what} cannot be split; set config.data.validation')
   return min(max(int(number * (1 - config.holdout)), 1), number - 1)
 
 
-def _training_documents(place: str, config: Any) -> source.Source:
+def _training_documents(place: str, config: DataConfig) -> source.Source:
   return source.documents(place, config, 'train', 'config.data.train')
 
 
-def _whole(config: Any, place: str, split: str, key: str = '') -> Documents:
+def _whole(config: DataConfig, place: str, split: str, key: str = '') -> Documents:
   config = dataclasses.replace(config, max_rows=None)
   found = source.documents(place, config, split, key or f'config.data.{split}')
   return _part(config, found, first=True, split=False)
 
 
-def _part(config: Any, found: source.Source, first: bool, split: bool) -> Documents:
+def _part(config: DataConfig, found: source.Source, first: bool, split: bool) -> Documents:
   place = found.name
   identity = {'source': found.identity, 'max_rows': config.max_rows}
   located = lambda: itertools.islice(found.located(), config.max_rows)
@@ -236,7 +239,9 @@ def _cut(document: tuple[str, str], holdout: float, first: bool) -> Iterator[tup
   yield (where, text[:middle]) if first else (where, text[middle:])
 
 
-def _count(config: Any, name: str, identity: Any, located: Callable[[], Iterator[Any]]) -> int:
+def _count(
+  config: DataConfig, name: str, identity: Any, located: Callable[[], Iterator[Any]]
+) -> int:
   """The number of documents; counted once, then kept in the cache."""
   path = cache.directory(config) / 'counts' / f'{cache.key(identity)}.json'
   if path.exists():

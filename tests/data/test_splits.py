@@ -1,10 +1,10 @@
-"""Held-out text: a fixed last part, disjoint from training."""
+"""Splits: what is held out is a fixed part, disjoint from training."""
 
 import pytest
 from etils import epath
 
 from flaxlm.config.data import DataConfig
-from flaxlm.data import holdout
+from flaxlm.data import splits
 from flaxlm.errors import UserError
 
 
@@ -15,8 +15,8 @@ def corpus(tmp_path, number=10):
 
 
 def parts(config):
-  train = holdout.training(config)
-  found = {'train': train} | holdout.validation(config)
+  train = splits.training(config)
+  found = {'train': train} | splits.validation(config)
   for documents in found.values():
     assert documents.num_documents == len(list(documents.texts()))
   return {name: list(documents.texts()) for name, documents in found.items()}
@@ -58,65 +58,65 @@ def test_named_validation_sets(tmp_path):
   config = DataConfig(train=place, validation=f'same={place},other={tmp_path}/y.txt', max_rows=3)
   found = parts(config)
   assert [len(found[name]) for name in ('train', 'same', 'other')] == [3, 10, 1]
-  assert holdout.places(place) == {'validation': place}
+  assert splits.places(place) == {'validation': place}
   for text in ('a=x,b', 'a=x,a=y', 'train=x', 'checkpoint=x', 'a='):
     with pytest.raises(UserError, match='config.data.validation'):
-      holdout.places(text)
+      splits.places(text)
 
 
 def test_parts_and_changes_have_their_own_identity(tmp_path):
   place = corpus(tmp_path)
   identities = [
-    holdout.training(DataConfig(train=place)).identity,
-    holdout.everything(DataConfig(train=place)).identity,
-    holdout.validation(DataConfig(train=place))['validation'].identity,
-    holdout.training(DataConfig(train=place, holdout=0.3)).identity,
-    holdout.training(DataConfig(train=place, max_rows=5)).identity,
+    splits.training(DataConfig(train=place)).identity,
+    splits.everything(DataConfig(train=place)).identity,
+    splits.validation(DataConfig(train=place))['validation'].identity,
+    splits.training(DataConfig(train=place, holdout=0.3)).identity,
+    splits.training(DataConfig(train=place, max_rows=5)).identity,
   ]
   corpus(tmp_path, 11)
-  identities.append(holdout.training(DataConfig(train=place)).identity)
+  identities.append(splits.training(DataConfig(train=place)).identity)
   assert len({str(identity) for identity in identities}) == len(identities)
 
 
 def test_a_changed_file_is_counted_again(tmp_path):
   config = DataConfig(train=corpus(tmp_path, 10))
-  assert holdout.everything(config).num_documents == 10
+  assert splits.everything(config).num_documents == 10
   corpus(tmp_path, 12)
-  assert holdout.everything(config).num_documents == 12
+  assert splits.everything(config).num_documents == 12
 
 
 def test_an_empty_corpus_is_an_error(tmp_path):
   (tmp_path / 'x.txt').write_text(' \n\n \n')
   with pytest.raises(UserError, match='no documents'):
-    holdout.training(DataConfig(train=str(tmp_path / 'x.txt')))
+    splits.training(DataConfig(train=str(tmp_path / 'x.txt')))
 
 
 def test_rows_are_held_out_at_random_and_disjoint(tmp_path):
   path = tmp_path / 'x.tsv'
   path.write_text('text\tlabel\n' + ''.join(f't{i}\t{i // 50}\n' for i in range(100)))
-  found = holdout.rows(DataConfig(train=str(path), holdout=0.2))
+  found = splits.rows(DataConfig(train=str(path), holdout=0.2))
   train, held_out = ([where for where, _ in found[name]] for name in ('train', 'validation'))
   assert len(train) == 80 and len(held_out) == 20
   assert len({*train, *held_out}) == 100
   labels = {row['label'] for _, row in found['validation']}
   assert labels == {'0', '1'}  # The file is sorted by label; its last fifth has one only.
-  assert found == holdout.rows(DataConfig(train=str(path), holdout=0.2))
+  assert found == splits.rows(DataConfig(train=str(path), holdout=0.2))
   config = DataConfig(train=str(path), validation=str(path), test=str(path), max_rows=7)
-  assert {k: len(v) for k, v in holdout.rows(config).items()} == {'train': 7, 'validation': 100}
-  assert len(holdout.rows(config, training=False)['test']) == 100
+  assert {k: len(v) for k, v in splits.rows(config).items()} == {'train': 7, 'validation': 100}
+  assert len(splits.rows(config, training=False)['test']) == 100
 
 
 def test_rows_of_one_group_are_held_out_together(tmp_path):
   path = tmp_path / 'x.tsv'
   path.write_text('text\tlabel\n' + ''.join(f't{i}\t{i % 20}\n' for i in range(100)))
   config = DataConfig(train=str(path), holdout=0.2)
-  found = holdout.rows(config, held_together='label')
+  found = splits.rows(config, held_together='label')
   train, held_out = ({row['label'] for _, row in found[n]} for n in ('train', 'validation'))
   assert len(held_out) == 4 and not train & held_out
   assert {name: len(rows) for name, rows in found.items()} == {'train': 80, 'validation': 20}
   path.write_text('text\tlabel\na\tx\nb\tx\n')
   with pytest.raises(UserError, match='holdout: rows with 1 label cannot be split; set config'):
-    holdout.rows(config, held_together='label')
+    splits.rows(config, held_together='label')
 
 
 def test_named_validation_sets_have_rows_of_their_own(tmp_path):
@@ -125,13 +125,13 @@ def test_named_validation_sets_have_rows_of_their_own(tmp_path):
     (tmp_path / f'{name}.tsv').write_text(f'text\tlabel\n{name} 0\tx\n{name} 1\ty\n')
   validation = f'matched={tmp_path}/a.tsv,mismatched={tmp_path}/b.tsv'
   config = DataConfig(train=f'{tmp_path}/train.tsv', validation=validation)
-  found = {name: [row['text'] for _, row in rows] for name, rows in holdout.rows(config).items()}
+  found = {name: [row['text'] for _, row in rows] for name, rows in splits.rows(config).items()}
   assert found == {
     'train': ['train 0', 'train 1'], 'matched': ['a 0', 'a 1'], 'mismatched': ['b 0', 'b 1'],
   }  # fmt: skip
   # Evaluation alone does not read what trained.
   (tmp_path / 'train.tsv').unlink()
-  assert set(holdout.rows(config, training=False)) == {'matched', 'mismatched'}
+  assert set(splits.rows(config, training=False)) == {'matched', 'mismatched'}
 
 
 def test_a_count_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
@@ -146,5 +146,5 @@ def test_a_count_that_was_cut_short_is_made_again(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(kind, 'write_text', cut)
     with pytest.raises(KeyboardInterrupt):
-      holdout.training(config)
-  assert holdout.training(config).num_documents == 9
+      splits.training(config)
+  assert splits.training(config).num_documents == 9

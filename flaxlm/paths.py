@@ -18,7 +18,25 @@ def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[
   is_leaf: what else is a leaf, such as a box with logical axes.
   """
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
-  return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+  return {path_name(path): leaf for path, leaf in leaves}
+
+
+def path_name(path: Sequence[Any]) -> str:
+  """The path of a leaf from JAX's keys: their names, joined by '/'."""
+  return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def stack_of(path: str) -> tuple[int, int] | None:
+  """Of a stacked leaf, which part of its path names the stack, and the first layer of it."""
+  for at, part in enumerate(path.split('/')[:-1]):
+    if found := STACK.fullmatch(part):
+      return at, int(found[1] or 0)
+  return None
+
+
+def is_stacked(path: str, leaf: Any) -> bool:
+  """Whether axis 0 of a leaf is the layer."""
+  return stack_of(path) is not None and len(leaf.shape) > 0
 
 
 def virtual_paths(path: str, leaf: Any) -> list[str]:
@@ -28,13 +46,9 @@ def virtual_paths(path: str, leaf: Any) -> list[str]:
   'trunk/layers/1/mlp/kernel'; 'trunk/layers_from_1/mlp/kernel' gives 'trunk/layers/1/mlp/kernel'
   and 'trunk/layers/2/mlp/kernel'.
   """
-  parts = path.split('/')
-  at, found = next(
-    ((i, m) for i, p in enumerate(parts[:-1]) if (m := STACK.fullmatch(p))), (0, None)
-  )
-  if not found or not leaf.shape:
+  if not is_stacked(path, leaf):
     return [path]
-  first = int(found[1] or 0)
+  parts, (at, first) = path.split('/'), stack_of(path)
   layers = range(first, first + leaf.shape[0])
   return ['/'.join([*parts[:at], 'layers', str(i), *parts[at + 1 :]]) for i in layers]
 
