@@ -9,19 +9,16 @@ The object is also written to WORKDIR/eval/. Everything it needs is in the workd
 import json
 import sys
 from collections.abc import Sequence
-from os.path import expanduser
 
 from flaxlm import commandline, distributed, host, terminal
 
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument(
-    '--checkpoint',
-    default='auto',
-    help='latest, best, average:N or a step; auto (the default): best where there is a test set, '
-    'else latest',
+  commandline.add_run_flags(
+    parser,
+    checkpoint='auto',
+    note='; auto (the default): best where there is a test set, else latest',
   )
   distributed.add_flags(parser)
   args = parser.parse(argv)

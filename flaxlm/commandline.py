@@ -21,8 +21,9 @@ PREFIX = '--config.'
 class Parser(argparse.ArgumentParser):
   """An ArgumentParser that takes whole flags only; its errors are UserErrors with the nearest flag.
 
-  `Parser(__doc__)` shows the file's docstring as help. Every command has `--debug`; one made with
-  `overrides=True` also takes `--config.a.b=value`, as does `--config.a.b value`.
+  Flags are declared with hyphens, and may be given with underscores. `Parser(__doc__)` shows the
+  file's docstring as help. Every command has `--debug`; one made with `overrides=True` also takes
+  `--config.a.b=value`, as does `--config.a.b value`.
   """
 
   def __init__(self, description: str | None, overrides: bool = False):
@@ -57,13 +58,7 @@ class Parser(argparse.ArgumentParser):
       except UnicodeEncodeError:  # Python keeps bytes that are no text as halves of pairs.
         raise UserError(f'not UTF-8: the argument {ascii(word)[:80]}') from None
     argv, overrides = self._take_overrides(list(argv)) if self._overrides else (list(argv), [])
-    unknown = self._unknown_flag(argv)
-    if unknown:
-      valid = [name for name in self._option_string_actions if name.startswith('--')]
-      if self._overrides:
-        valid.append('--config.FIELD')
-      raise UserError(f'unknown flag {unknown!r}{nearest(unknown, valid)}')
-    args, rest = self.parse_known_args(argv)
+    args, rest = self.parse_known_args(self._spelled(argv))
     if rest:
       raise UserError(f'unexpected argument {rest[0]!r}')
     if self._overrides:
@@ -86,16 +81,36 @@ class Parser(argparse.ArgumentParser):
       overrides.append((key, text))
     return rest, overrides
 
-  def _unknown_flag(self, argv: Sequence[str]) -> str:
-    """The first flag that was not declared, before the parser trips over what it misses."""
+  def _spelled(self, argv: Sequence[str]) -> list[str]:
+    """The arguments with every flag as it was declared; an unknown one is a UserError.
+
+    It is found here, before the parser trips over what it misses.
+    """
     known = self._option_string_actions
-    for word in argv:
-      if word == '--':
-        return ''
-      name = word.partition('=')[0]
-      if word.startswith('--') and name not in known:
-        return name
-    return ''
+    end = argv.index('--') if '--' in argv else len(argv)
+    spelled = []
+    for word in argv[:end]:
+      if word.startswith('--'):
+        name, equals, text = word.partition('=')
+        declared = name.replace('_', '-')
+        if declared not in known:
+          valid = [flag for flag in known if flag.startswith('--')]
+          if self._overrides:
+            valid.append('--config.FIELD')
+          raise UserError(f'unknown flag {name!r}{nearest(name, valid)}')
+        word = declared + equals + text
+      spelled.append(word)
+    return [*spelled, *argv[end:]]
+
+
+def add_run_flags(
+  parser: argparse.ArgumentParser, checkpoint: str | None = 'latest', note: str = ''
+) -> None:
+  """Adds --workdir, the folder of a run, and --checkpoint, with its default and a note on that."""
+  parser.add_argument('--workdir', required=True, type=os.path.expanduser, help='folder of the run')
+  parser.add_argument(
+    '--checkpoint', default=checkpoint, help=f'latest, best, average:N or a step{note}'
+  )
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from flaxlm import terminal
-from flaxlm.errors import UserError, first_line
+from flaxlm.errors import UserError, first_line, flag
 
 # Flags that say what no cluster tells, and the variables that stand in for them.
 VARIABLES = {
@@ -66,18 +66,17 @@ _STATE = _State()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Declares the flags of `settings`; each may also be spelled with hyphens."""
+  """Declares the flags of `settings`."""
   group = parser.add_argument_group(
     'several processes', 'The same command on every host; most clusters need none of these.'
   )
-
-  def add(name: str, **options: Any) -> None:
-    group.add_argument(*dict.fromkeys([f'--{name}', f'--{name.replace("_", "-")}']), **options)
-
-  add('coordinator', help='HOST:PORT at which process 0 listens')
-  add('num_processes', type=int, help='how many there are')
-  add('process_id', type=int, help='which of them this is, from 0')
-  add('distributed', choices=('auto', 'off'), default='auto', help='off: no cluster, no variables')
+  add = group.add_argument
+  add('--coordinator', help='HOST:PORT at which process 0 listens')
+  add('--num-processes', type=int, help='how many there are')
+  add('--process-id', type=int, help='which of them this is, from 0')
+  add(
+    '--distributed', choices=('auto', 'off'), default='auto', help='off: no cluster, no variables'
+  )
   defaults = Settings()
   for name, what in (
     ('start', 'for all processes to be there'),
@@ -86,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     ('prepare', 'for a process that prepares data for the others'),
   ):
     seconds = getattr(defaults, f'{name}_timeout')
-    add(f'{name}_timeout', type=int, default=seconds, help=f'seconds {what} ({seconds})')
+    add(f'--{name}-timeout', type=int, default=seconds, help=f'seconds {what} ({seconds})')
 
 
 def settings(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -97,7 +96,7 @@ def settings(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) 
   found: dict[str, Any] = {}
   environ = environ if args.distributed == 'auto' else {}
   for name, variable in VARIABLES.items():
-    value, source = getattr(args, name), f'--{name}'
+    value, source = getattr(args, name), flag(name)
     if value is None and environ.get(variable):
       value, source = environ[variable], variable
     if name == 'coordinator':
@@ -105,16 +104,16 @@ def settings(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) 
         raise UserError(f'{source}: {value!r} is not HOST:PORT')
     elif value is not None:
       if not str(value).isdigit():
-        raise UserError(f'{source}: {value!r} is not a number of a process')
+        raise UserError(f'{source}: {value!r} is not a whole number')
       value = int(value)
     found[name] = value
   count, number = found['num_processes'], found['process_id']
   if count is not None and number is not None and number >= count:
-    raise UserError(f'--process_id: {number} is not below --num_processes={count}')
+    raise UserError(f'--process-id: {number} is not below --num-processes={count}')
   for name in ('start', 'heartbeat', 'shutdown', 'prepare'):
     found[f'{name}_timeout'] = getattr(args, f'{name}_timeout')
     if found[f'{name}_timeout'] < 1:
-      raise UserError(f'--{name}_timeout: needs 1 second at least')
+      raise UserError(f'--{name}-timeout: needs 1 second at least')
   return Settings(**found, detect=args.distributed == 'auto')
 
 
@@ -151,7 +150,7 @@ def start(settings: Settings) -> None:
     if all(value is None for value in named):
       return  # no cluster: one process
     missing = next((name for name in VARIABLES if getattr(settings, name) is None), 'coordinator')
-    raise UserError(f'--{missing}: needed beside the others, and no cluster says it') from error
+    raise UserError(f'{flag(missing)}: needed beside the others, and no cluster says it') from error
   except (RuntimeError, OSError) as error:
     if all(value is None for value in named) and 'before any JAX' in str(error):
       return  # called from a program that has used its devices: one process
@@ -173,7 +172,7 @@ def _not_all_there(settings: Settings) -> NoReturn:
   terminal.close()
   text = f'error: the processes of the run did not find each other in {settings.start_timeout} s'
   place = settings.coordinator or 'the host that the cluster names'
-  print(f'{text} (--start_timeout): process 0 listens at {place}', file=sys.stderr, flush=True)
+  print(f'{text} (--start-timeout): process 0 listens at {place}', file=sys.stderr, flush=True)
   os._exit(LOST)
 
 
@@ -274,7 +273,7 @@ def _exchange(name: str, text: str) -> list[str]:
 
 
 def _get(key: str, what: str) -> str:
-  """A value of the store, when it is there; UserError after --prepare_timeout."""
+  """A value of the store, when it is there; UserError after --prepare-timeout."""
   limit = _STATE.settings.prepare_timeout
   end = time.monotonic() + limit
   while True:
@@ -284,7 +283,7 @@ def _get(key: str, what: str) -> str:
       if 'DEADLINE_EXCEEDED' not in str(error):
         raise
     if time.monotonic() > end:
-      raise UserError(f'waited {limit} s for {what} (--prepare_timeout)')
+      raise UserError(f'waited {limit} s for {what} (--prepare-timeout)')
 
 
 def prepare(is_there: Callable[[], bool], make: Callable[[], None], what: str) -> None:

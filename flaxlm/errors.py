@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def flag(name: str) -> str:
+  """The flag of an argument as messages and the help spell it: 'top_k' -> '--top-k'."""
+  return f'--{name.replace("_", "-")}'
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
   """Returns `' (did you mean X?)'` for the choice nearest to `word`, or lists a few choices."""
   choices = [str(choice) for choice in choices]

@@ -217,7 +217,7 @@ def cut(number: int, total: int, what: str) -> None:
 
 @contextlib.contextmanager
 def cuts(said: bool = True) -> Iterator[None]:
-  """Adds up what `cut` is told inside, and says it at the end or, where it was said before, not."""
+  """Adds up what `cut` is told inside and, if `said`, warns of the sums at the end."""
   _cuts.append({})
   try:
     yield

@@ -43,6 +43,7 @@ socket.socket.connect = _connect
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 # A machine that is busy is not a failure.
@@ -50,6 +51,14 @@ hypothesis.settings.register_profile('flaxlm', deadline=None)
 hypothesis.settings.load_profile('flaxlm')
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+def assert_same_tree(a, b):
+  """The same structure and types, and the same numbers to the last bit."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -87,3 +96,9 @@ def data_folder():
 def root():
   """The checkout, where train.py and configs/ lie."""
   return ROOT
+
+
+@pytest.fixture
+def in_the_checkout(root, monkeypatch):
+  """Paths such as configs/gpt2.py lead where they lead a user."""
+  monkeypatch.chdir(root)

@@ -17,12 +17,15 @@ from etils import epath
 
 from flaxlm import sharding
 from flaxlm.config import tree
-from flaxlm.training import guard
+from flaxlm.training import guard, loop
+from flaxlm.training.interrupt import Interrupts
 from flaxlm.training.optimizer import make_optimizer
 from flaxlm.training.partition import EVERYTHING
+from flaxlm.training.writers import read_metrics
 from flaxlm.types import GUARD, Mean, TrainState
 
 WIDTH = 6
+EXACT = ('step', 'split', 'loss', 'learning_rate', 'grad_norm', 'perplexity')
 
 
 def make_config(**changes):
@@ -188,6 +191,29 @@ class Experiment:
     return after, metrics
 
 
+def fit(workdir, data=None, **changes):
+  """Trains in this process, which signals reach; the final state."""
+  experiment = Experiment(make_config(**changes), data)
+  with Interrupts() as interrupts:
+    return loop.fit(experiment, workdir, [('total_steps', '20')], interrupts)
+
+
+def exact(workdir):
+  """What a resumed run must repeat; wall-clock rates may differ."""
+  return [{k: line[k] for k in EXACT if k in line} for line in read_metrics(workdir)]
+
+
+def stop_at(step, signum=signal.SIGTERM):
+  """Data that send this process a signal when they are asked for the batch of a step."""
+
+  def on_batch(number):
+    if number == step:
+      os.kill(os.getpid(), signum)
+      time.sleep(0.05)
+
+  return Data(on_batch=on_batch)
+
+
 def stuck():
   """Runs no Python for hours, as a compilation does for minutes."""
   print('waiting', file=sys.stderr, flush=True)
@@ -196,9 +222,6 @@ def stuck():
 
 def main(workdir, trouble=''):
   """A run to be stopped: `python linear_experiment.py WORKDIR [TROUBLE]`."""
-  from flaxlm.training import loop
-  from flaxlm.training.interrupt import Interrupts
-
   config = make_config(
     total_steps=60, checkpoint__every_steps=7, evaluation__every_steps=9,
     checkpoint__grace_seconds=2.0 if trouble == 'stuck step' else 25.0,

@@ -38,9 +38,9 @@ class Processes:
           'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i), 'JAX_COORDINATOR_PORT': str(port),
         }  # fmt: skip
       elif count > 1:
-        mine += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={count}', f'--process_id={i}']
+        mine += [f'--coordinator=127.0.0.1:{port}', f'--num-processes={count}', f'--process-id={i}']
       if count > 1:
-        mine += [f'--heartbeat_timeout={heartbeat}', '--start_timeout=120']
+        mine += [f'--heartbeat-timeout={heartbeat}', '--start-timeout=120']
       with self.logs[i].open('w') as log, self.outputs[i].open('w') as output:
         process = subprocess.Popen(mine, cwd=ROOT, env=environ, stdout=output, stderr=log)
       self.all.append(process)
@@ -59,6 +59,23 @@ class Processes:
 
   def said(self, number):
     return self.logs[number].read_text()
+
+
+def start(*words, folder=ROOT):
+  """A Python program in a process of its own, whose output is in its pipes."""
+  return subprocess.Popen(
+    [sys.executable, *map(str, words)],
+    env=os.environ | {'PYTHONPATH': str(ROOT)}, cwd=folder,
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def finish(process, status=0, timeout=300):
+  """(stdout, stderr) of a process that ends with this status, and without a traceback."""
+  output, errors = process.communicate(timeout=timeout)
+  assert process.returncode == status, errors
+  assert 'Traceback' not in errors
+  return output, errors
 
 
 def simulated(program, *arguments, devices=8, folders=()):

@@ -14,6 +14,7 @@ def parser():
   made = commandline.Parser('A test.', overrides=True)
   made.add_argument('--workdir', required=True)
   made.add_argument('--count', type=int, default=3)
+  made.add_argument('--top-k', type=int)
   return made
 
 
@@ -23,6 +24,15 @@ def test_overrides_are_taken_in_both_spellings():
   )
   assert args.overrides == [('a.b', '1'), ('c', '-2,3'), ('d', 'x=y')]
   assert (args.workdir, args.count) == ('w', 5)
+
+
+def test_flags_have_hyphens_or_underscores_and_values_stay():
+  for flag in ('--top-k', '--top_k'):
+    args = parser().parse([f'{flag}=2', '--workdir=a_b-c', '--config.a_b=c_d'])
+    assert (args.top_k, args.workdir, args.overrides) == (2, 'a_b-c', [('a_b', 'c_d')])
+    assert parser().parse([flag, '2', '--workdir', '_']).top_k == 2
+  with pytest.raises(UserError, match=r"unknown flag '--top_n' \(did you mean '--top-k'\?\)"):
+    parser().parse(['--workdir=a', '--top_n=2'])
 
 
 @pytest.mark.parametrize(

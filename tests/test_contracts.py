@@ -62,7 +62,7 @@ def check_config(cls):
   cls()
 
 
-def test_the_walk_finds_what_the_issue_asks_for():
+def test_the_walk_finds_models_objectives_tasks_and_commands():
   assert set(MODELS) >= {'encoder', 'decoder', 'encoder_decoder'}
   assert set(OBJECTIVES) >= {'causal_lm', 'masked_lm', 'span_corruption', 'classification'}
   assert 'text_classification' in TASKS

@@ -65,17 +65,6 @@ def train(experiment, batches):
   return {'losses': losses, 'norms': norms, 'parts': parts, 'params': values, 'moved': moved}
 
 
-def uneven(batches):
-  """Rows that weigh differently, so that a mean over devices of means would show."""
-  for batch in batches:
-    for key in batch:
-      if key.endswith('weights'):
-        columns = np.arange(batch[key].shape[1])
-        rows = np.arange(len(batch[key]))[:, None]
-        batch[key] = batch[key] * ((columns * 7 + rows * 3) % 16 <= rows)
-  return batches
-
-
 def measure(folder, runs):
   """What the process with eight devices prints: recipe -> way -> what `train` returns.
 
@@ -88,7 +77,7 @@ def measure(folder, runs):
     for way in (*ones, *ways):
       experiment = build_on(place, folder, way)
       if way == ones[0]:
-        batches = uneven([experiment.train_data.batch(i) for i in range(STEPS)])
+        batches = tiny.uneven([experiment.train_data.batch(i) for i in range(STEPS)])
       found[place][way] = train(experiment, batches)
   return found
 

@@ -1,6 +1,5 @@
 """Flags of several processes, and who waits for whom; real processes are in test_hosts.py."""
 
-import argparse
 import threading
 import time
 
@@ -13,9 +12,9 @@ from flaxlm.training.interrupt import Interrupted
 
 
 def settings(*argv, **environ):
-  parser = argparse.ArgumentParser()
+  parser = commandline.Parser('A test.')
   distributed.add_flags(parser)
-  return distributed.settings(parser.parse_args(argv), environ)
+  return distributed.settings(parser.parse(argv), environ)
 
 
 def test_flags_come_before_the_environment():
@@ -23,7 +22,7 @@ def test_flags_come_before_the_environment():
   environ = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
   found = settings(**environ)
   assert (found.coordinator, found.num_processes, found.process_id) == ('a:1', 4, 3)
-  found = settings('--coordinator=b:2', '--num-processes=8', '--heartbeat_timeout=7', **environ)
+  found = settings('--coordinator=b:2', '--num-processes=8', '--heartbeat-timeout=7', **environ)
   assert (found.coordinator, found.num_processes, found.process_id) == ('b:2', 8, 3)
   assert found.heartbeat_timeout == 7
   assert settings('--distributed=off', **environ) == distributed.Settings(detect=False)
@@ -33,9 +32,9 @@ def test_flags_come_before_the_environment():
   ('argv', 'environ', 'message'),
   [
     (['--coordinator=host'], {}, "--coordinator: 'host' is not HOST:PORT"),
-    (['--process_id=2', '--num_processes=2'], {}, '--process_id: 2 is not below'),
+    (['--process-id=2', '--num-processes=2'], {}, '--process-id: 2 is not below'),
     ([], {'JAX_NUM_PROCESSES': 'two'}, "JAX_NUM_PROCESSES: 'two' is not"),
-    (['--start_timeout=0'], {}, '--start_timeout: needs'),
+    (['--start-timeout=0'], {}, '--start-timeout: needs'),
   ],
 )
 def test_a_wrong_place_of_the_others_is_a_user_error(argv, environ, message):
@@ -61,7 +60,7 @@ def test_a_flag_that_is_missing_is_named(monkeypatch):
     raise ValueError('The process id of the current process must be defined.')
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
-  with pytest.raises(UserError, match='--process_id: needed beside the others'):
+  with pytest.raises(UserError, match='--process-id: needed beside the others'):
     distributed.start(distributed.Settings('127.0.0.1:1', num_processes=2))
   distributed.start(distributed.Settings())  # No cluster either: one process.
   assert distributed.count() == 1
@@ -164,7 +163,7 @@ def test_a_wait_that_is_too_long_ends_in_one_line(monkeypatch):
       distributed.prepare(lambda: False, lambda: None, 'tokenise text.txt')
 
   results = Threads(monkeypatch, ['a', 'b'], limit=0.3).run(work)
-  assert str(results[1]) == 'waited 0.3 s for process 0 to tokenise text.txt (--prepare_timeout)'
+  assert str(results[1]) == 'waited 0.3 s for process 0 to tokenise text.txt (--prepare-timeout)'
 
 
 def test_all_hear_what_each_has_to_say(monkeypatch):

@@ -9,13 +9,12 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from processes import finish, start
 
 from flaxlm import __main__, commandline
 from flaxlm.data.tokenizer import Tokenizer
@@ -71,21 +70,6 @@ def corpus(tmp_path_factory):
     rows = [f'{sentence(label)}\t{label}' for label in labels]
     (folder / f'{split}.tsv').write_text('\n'.join(['text\tlabel', *rows]) + '\n')
   return folder
-
-
-def start(*words):
-  """A program of flaxlm as a process of its own."""
-  command = [sys.executable, *map(str, words)]
-  streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-  return subprocess.Popen(command, cwd=ROOT, text=True, **streams)
-
-
-def finish(process, status=0):
-  """(stdout, stderr) of a process that ends with this status, and without a traceback."""
-  output, errors = process.communicate(timeout=300)
-  assert process.returncode == status, errors
-  assert 'Traceback' not in errors
-  return output, errors
 
 
 def stop(process, workdir, step, signum):

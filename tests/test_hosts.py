@@ -198,7 +198,7 @@ def test_a_mistake_on_one_host_ends_all(corpus, tmp_path):
   script = tmp_path / 'start.py'
   script.write_text(
     'import sys, runpy\n'
-    'first = "--process_id=0" in sys.argv\n'
+    'first = "--process-id=0" in sys.argv\n'
     f'text = {str(corpus / "text.txt")!r}\n'
     'place = text if first else text + ".missing"\n'
     'sys.argv = [word.format(place).replace("\'", "") for word in sys.argv[1:]]\n'
@@ -270,8 +270,8 @@ def test_rows_reach_their_devices_on_every_mesh(tmp_path):
 @pytest.mark.parametrize('number', [0, 1])
 def test_who_waits_in_vain_for_the_others_says_so(tmp_path, number):
   place = f'--coordinator=127.0.0.1:{free_port()}'
-  argv = ['eval.py', f'--workdir={tmp_path}', place, '--num_processes=2']
-  argv += [f'--process_id={number}', '--start_timeout=2']
+  argv = ['eval.py', f'--workdir={tmp_path}', place, '--num-processes=2']
+  argv += [f'--process-id={number}', '--start-timeout=2']
   with Processes(argv, 1, tmp_path) as processes:
     assert processes.wait(timeout=60) == [distributed.LOST]
     last = processes.said(0).splitlines()[-1]

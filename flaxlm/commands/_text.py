@@ -4,6 +4,7 @@ import argparse
 
 from flaxlm.config import overrides, schema, tree
 from flaxlm.config.data import DataConfig, TokenizerConfig
+from flaxlm.errors import flag
 
 FIELDS = {
   'data': ('weights', 'documents', 'text_column', 'max_rows', 'cache_dir'),
@@ -15,14 +16,14 @@ CLASSES = {'data': DataConfig, 'tokenizer': TokenizerConfig}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-  """Adds --documents, --vocab_size, ...: what the fields of the config say of themselves."""
+  """Adds --documents, --vocab-size, ...: what the fields of the config say of themselves."""
   for node, names in FIELDS.items():
     fields = tree.fields(CLASSES[node])
     for name in names:
       _, rules, default = fields[name]
       text = f'{rules.doc} ({default})' if default not in ('', None) else rules.doc
       # argparse takes a percent sign for the start of a placeholder.
-      parser.add_argument(f'--{name}', help=text.replace('%', '%%'))
+      parser.add_argument(flag(name), help=text.replace('%', '%%'))
 
 
 def given(args: argparse.Namespace) -> list[str]:

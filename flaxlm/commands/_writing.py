@@ -1,11 +1,50 @@
 """What the commands share that write texts: how tokens are chosen, as flags."""
 
 import argparse
+import dataclasses
 from typing import Any
 
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """What the flags of `add_flags` ask for. max_new_tokens None: what the run's config says.
+
+  A flag whose default stands here is None if it was not given, so that it is an error to give one
+  that would not be read.
+  """
+
+  max_new_tokens: int | None = None
+  temperature: float
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+  no_repeat_ngram: int
+  stop: list[str]
+  num_beams: int
+  length_penalty: float = 0.6
+  num_best: int = 1
+  seed: int = 0
+  batch_size: int
+
+  @classmethod
+  def of(cls, args: argparse.Namespace) -> 'Options':
+    """Those of parsed flags.
+
+    Raises:
+      UserError: names a flag that is out of range, or was given and would not be read.
+    """
+    values = {name: getattr(args, name) for name in _NAMES if getattr(args, name) is not None}
+    options = cls(**{'temperature': args.default_temperature} | values)
+    _check_read(args, options)
+    _check_ranges(options)
+    return options
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Options))
 
 
 def add_flags(
@@ -30,64 +69,60 @@ def add_flags(
 
 def given(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
   """Flags of writing, other than --batch-size, that are not at their defaults."""
-  names = (
-    'max_new_tokens', *SAMPLING, 'no_repeat_ngram', 'stop', 'num_beams', 'length_penalty',
-    'num_best', 'seed',
-  )  # fmt: skip
-  different = [name for name in names if getattr(args, name) != parser.get_default(name)]
-  return [name.replace('_', '-') for name in different]
+  different = [name for name in _NAMES if getattr(args, name) != parser.get_default(name)]
+  return [flag(name) for name in different if name != 'batch_size']
 
 
-def check(args: argparse.Namespace) -> None:
-  """UserError, naming the flag, for a value that is out of range or would not be read."""
-  searching = args.num_beams > 0
-  unread = (*SAMPLING, 'seed') if searching else ('length_penalty', 'num_best')
-  for name in unread:
+def _check_read(args: argparse.Namespace, options: Options) -> None:
+  searching = options.num_beams > 0
+  if searching:
+    unread, why = (*SAMPLING, 'seed'), 'not read by a beam search, which does not draw'
+  else:
+    unread, why = ('length_penalty', 'num_best'), 'of a beam search only'
+  _refuse(args, unread, why)
+  if not searching and options.temperature == 0:
+    why = 'not read at temperature 0, which takes the likeliest token; set --temperature'
+    _refuse(args, (*SAMPLING[1:], 'seed'), why)
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+  for name in names:
     if getattr(args, name) is not None:
-      how = 'a beam search, which does not draw' if searching else 'a beam search only'
-      raise UserError(f'--{name.replace("_", "-")}: {"not read by" if searching else "of"} {how}')
-  given = lambda name, default: default if getattr(args, name) is None else getattr(args, name)
-  args.temperature = given('temperature', args.default_temperature)
-  if not searching and args.temperature == 0:
-    for name in (*SAMPLING[1:], 'seed'):
-      if getattr(args, name) is not None:
-        raise UserError(
-          f'--{name.replace("_", "-")}: not read at temperature 0, which takes the likeliest '
-          'token; set --temperature'
-        )
-  args.top_k, args.top_p, args.min_p = given('top_k', 0), given('top_p', 1.0), given('min_p', 0.0)
-  args.seed = given('seed', 0)
-  args.length_penalty, args.num_best = given('length_penalty', 0.6), given('num_best', 1)
+      raise UserError(f'{flag(name)}: {why}')
+
+
+def _check_ranges(options: Options) -> None:
+  o = options
   for name, valid, wanted in (
-    ('max-new-tokens', args.max_new_tokens is None or args.max_new_tokens >= 1, 'at least 1'),
+    ('max_new_tokens', o.max_new_tokens is None or o.max_new_tokens >= 1, 'at least 1'),
     # What is less is 0 to the device, and scores over it are no numbers.
-    ('temperature', args.temperature == 0 or args.temperature >= 1e-30, '0, or at least 1e-30'),
-    ('top-k', args.top_k >= 0, 'at least 0'),
-    ('top-p', 0 < args.top_p <= 1, 'above 0 and at most 1'),
-    ('min-p', 0 <= args.min_p <= 1, 'from 0 to 1'),
-    ('no-repeat-ngram', args.no_repeat_ngram >= 0, 'at least 0'),
-    ('stop', all(args.stop), 'a text'),
-    ('num-beams', args.num_beams >= 0, 'at least 0'),
-    ('length-penalty', args.length_penalty >= 0, 'at least 0'),
-    ('num-best', 1 <= args.num_best <= max(args.num_beams, 1), 'from 1 to --num-beams'),
-    ('seed', 0 <= args.seed < 2**31, 'from 0 to 2^31 - 1'),
-    ('batch-size', args.batch_size >= 1, 'at least 1'),
+    ('temperature', o.temperature == 0 or o.temperature >= 1e-30, '0, or at least 1e-30'),
+    ('top_k', o.top_k >= 0, 'at least 0'),
+    ('top_p', 0 < o.top_p <= 1, 'above 0 and at most 1'),
+    ('min_p', 0 <= o.min_p <= 1, 'from 0 to 1'),
+    ('no_repeat_ngram', o.no_repeat_ngram >= 0, 'at least 0'),
+    ('stop', all(o.stop), 'a text'),
+    ('num_beams', o.num_beams >= 0, 'at least 0'),
+    ('length_penalty', o.length_penalty >= 0, 'at least 0'),
+    ('num_best', 1 <= o.num_best <= max(o.num_beams, 1), 'from 1 to --num-beams'),
+    ('seed', 0 <= o.seed < 2**31, 'from 0 to 2^31 - 1'),
+    ('batch_size', o.batch_size >= 1, 'at least 1'),
   ):
     if not valid:
-      raise UserError(f'--{name}: must be {wanted}')
+      raise UserError(f'{flag(name)}: must be {wanted}')
 
 
-def how(args: argparse.Namespace, max_new_tokens: int) -> Any:
-  """The Sampling or the Beam that the flags describe."""
+def how(options: Options, max_new_tokens: int) -> Any:
+  """The Sampling or the Beam that the options describe."""
   from flaxlm.decoding.beam import Beam
   from flaxlm.decoding.sampling import Sampling
 
-  if args.num_beams:
-    return Beam(args.num_beams, max_new_tokens, args.length_penalty, args.no_repeat_ngram)
+  o = options
+  if o.num_beams:
+    return Beam(o.num_beams, max_new_tokens, o.length_penalty, o.no_repeat_ngram)
   return Sampling(
-    max_new_tokens, args.temperature, args.top_k, args.top_p, args.min_p,
-    args.no_repeat_ngram, args.seed,
-  )  # fmt: skip
+    max_new_tokens, o.temperature, o.top_k, o.top_p, o.min_p, o.no_repeat_ngram, o.seed
+  )
 
 
 def writer(experiment: Any, params: Any, workdir: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
 
     config = recipe.load(args.config, args.overrides)
     if given := _text.given(args):
-      flag = given[0].rpartition('.')[2]
-      raise UserError(f'--{flag}: is for --input; change the recipe by --config.{given[0]}')
+      name = flag(given[0].rpartition('.')[2])
+      raise UserError(f'{name}: is for --input; change the recipe by --config.{given[0]}')
   elif args.overrides:
     raise UserError(f'--config.{args.overrides[0][0]} changes a recipe; set --config')
   else:

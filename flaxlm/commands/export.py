@@ -25,9 +25,8 @@ DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
+  commandline.add_run_flags(parser)
   parser.add_argument('--to', required=True, type=expanduser, help='folder to write; new')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
   parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
   parser.add_argument(

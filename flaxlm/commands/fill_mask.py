@@ -8,16 +8,16 @@ the surest is filled, the text read anew, and so on, with --num-beams fillings k
 `--json` prints one object a text.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
-from os.path import expanduser
 from typing import Any
 
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 MASK = '[MASK]'
 
@@ -94,10 +94,9 @@ def _print(record: dict[str, Any]) -> None:
       print(f'  {math.exp(filling["log_probability"]):.2e}  {filling["text"]}')
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', required=True, help=f'text with {MASK} in it')
   parser.add_argument('--top-k', type=int, default=5, help='candidates for each mask')
   parser.add_argument('--num-beams', type=int, default=4, help='joint fillings that are kept')
@@ -105,7 +104,7 @@ def _parse(argv: Sequence[str]) -> Any:
   args = parser.parse(argv)
   for name in ('top_k', 'num_beams'):
     if getattr(args, name) < 1:
-      raise UserError(f'--{name.replace("_", "-")}: must be at least 1')
+      raise UserError(f'{flag(name)}: must be at least 1')
   for text in args.text:
     if MASK not in text:
       raise UserError(f'--text: {text[:40]!r} has no {MASK}')

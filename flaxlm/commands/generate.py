@@ -7,9 +7,9 @@
 Without a prompt the text starts from nothing. `--json` prints one object a line.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
-from os.path import expanduser
 from typing import Any
 
 from flaxlm import commandline, terminal
@@ -18,7 +18,7 @@ from flaxlm.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-  args = _parse(argv)
+  args, options = _parse(argv)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')
   from flaxlm.training.experiment import open_model
 
@@ -26,15 +26,15 @@ def main(argv: Sequence[str]) -> None:
   writer = _writing.writer(experiment, params, args.workdir)
   texts = [text for text in args.prompt or [''] for _ in range(args.num_samples)]
   prompts = [writer.prompt(text, '--prompt') for text in texts]
-  how = _writing.how(args, args.max_new_tokens)
+  how = _writing.how(options, options.max_new_tokens)
   terminal.phase('decode', f'{len(prompts)} texts')
-  for start in range(0, len(prompts), args.batch_size):
-    rows = range(len(prompts))[start : start + args.batch_size]
-    draws = [(args.seed, row) for row in rows]
-    found = writer.write([prompts[row] for row in rows], how, draws, args.stop)
+  for start in range(0, len(prompts), options.batch_size):
+    rows = range(len(prompts))[start : start + options.batch_size]
+    draws = [(options.seed, row) for row in rows]
+    found = writer.write([prompts[row] for row in rows], how, draws, options.stop)
     terminal.close()
     for row, outputs in zip(rows, found, strict=True):
-      for output in outputs[: args.num_best]:
+      for output in outputs[: options.num_best]:
         _print(texts[row], prompts[row], output, args.json)
 
 
@@ -47,10 +47,9 @@ def _print(text: str, prompt: Any, output: Any, as_json: bool) -> None:
     print(f'{text}\n-> {output.text}', flush=True)
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, _writing.Options]:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--prompt', action='append', help='may be given several times')
   parser.add_argument('--num-samples', type=int, default=1, help='texts for each prompt')
   _writing.add_flags(parser, temperature=1.0, max_new_tokens=100)
@@ -58,9 +57,9 @@ def _parse(argv: Sequence[str]) -> Any:
   args = parser.parse(argv)
   if args.num_samples < 1:
     raise UserError('--num-samples: must be at least 1')
-  _writing.check(args)
-  if args.num_samples > 1 and args.num_beams:
+  options = _writing.Options.of(args)
+  if args.num_samples > 1 and options.num_beams:
     raise UserError('--num-samples: a beam search finds the same texts each time; see --num-best')
-  if args.num_samples > 1 and args.temperature == 0:
+  if args.num_samples > 1 and options.temperature == 0:
     raise UserError('--num-samples: at temperature 0 all texts are the same; set --temperature')
-  return args
+  return args, options

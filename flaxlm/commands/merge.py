@@ -20,9 +20,8 @@ from flaxlm.commands import _folder
 
 def main(argv: Sequence[str]) -> None:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
+  commandline.add_run_flags(parser)
   parser.add_argument('--to', required=True, type=expanduser, help='folder to write; new')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
   args = parser.parse(argv)
   target = _folder.new('--to', args.to)
   terminal.phase('init', f'checkpoint {args.checkpoint} of {args.workdir}')

@@ -4,7 +4,7 @@
   python -m flaxlm plan --config=configs/llama.py:2-7b --topology=v5e:16x16 --config.mesh=1,-1,1
 
 No text is read and no tokenizer trained: the vocabulary has as many pieces as the recipe asks for,
-or --vocab_size. The training step itself is compiled, for the devices that are here, or ahead of
+or --vocab-size. The training step itself is compiled, for the devices that are here, or ahead of
 time for a TPU slice (v4, v5e, v5p, v6e), which needs libtpu but no TPU. Where the run does not fit,
 changes that would help are tried. docs/plans.md says how to read it; no TPU figure is measured.
 """
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
   parser = commandline.Parser(__doc__, overrides=True)
   parser.add_argument('--config', required=True, help='configs/NAME.py[:VARIANT]')
   parser.add_argument('--topology', default='', help='a TPU slice, such as v5e:16x16 or v5p:4x4x8')
-  parser.add_argument('--vocab_size', type=int, help='of the tokenizer, where only text tells it')
+  parser.add_argument('--vocab-size', type=int, help='of the tokenizer, where only text tells it')
   parser.add_argument(
     '--tries', type=int, default=3, help='changes to compile at most, if the run does not fit'
   )
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     found |= {'attempts': [report.as_dict(plan) for plan in plans], 'change': plans[-1].change}
     print(json.dumps({**found, 'fits': plans[-1].fits}, indent=2))
   else:
-    print('\n'.join(_text(args, plans, left)))
+    print('\n'.join(_text(plans, left)))
   return 0 if plans[-1].fits in (True, None) else 1
 
 
@@ -87,7 +87,7 @@ def _next(args, devices, change, built, made):
   return {}, None
 
 
-def _text(args, plans, left) -> list[str]:
+def _text(plans, left) -> list[str]:
   from flaxlm.plan import report
 
   lines = []
@@ -101,5 +101,5 @@ def _text(args, plans, left) -> list[str]:
     lines += ['', 'No change that was tried makes it fit.']
     if more:
       lines.append('Next: ' + ' '.join(f'--config.{key}={value}' for key, value in more.items()))
-    lines.append(f'Its state alone asks for {needed} such devices, or for more of fewer parts.')
+    lines.append(f'The state alone needs {needed} such devices with every parameter sharded.')
   return lines

@@ -6,9 +6,6 @@
 Training is drawn faint, and smoothed over itself; held-out text is drawn with markers.
 """
 
-import io
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from os.path import expanduser
 from typing import Any
@@ -17,7 +14,8 @@ from etils import epath
 
 from flaxlm import commandline, terminal
 from flaxlm.errors import UserError, nearest
-from flaxlm.training.writers import metrics_files
+from flaxlm.metrics import figures
+from flaxlm.training.writers import metrics_files, read_metrics
 
 # Steps over which a training curve is smoothed, as a share of the curve's points.
 SMOOTHING = 0.03
@@ -33,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse(argv)
   output = epath.Path(args.output) if args.output else epath.Path(args.workdir[0]) / 'curves.png'
   runs = {workdir: curves(workdir, args.metric) for workdir in args.workdir}
-  output.write_bytes(draw(runs, args.metric))
+  output.write_bytes(figures.png(draw(runs, args.metric)))
   terminal.say(f'learning curves are in {output}')
 
 
@@ -44,7 +42,7 @@ def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]
     raise UserError(f'{workdir} is not the workdir of a run: it has no metrics.jsonl')
   found: dict[str, tuple[list[int], list[float]]] = {}
   names: dict[str, None] = {}
-  for line in itertools.chain.from_iterable(map(_lines, files)):
+  for line in read_metrics(workdir, strict=True):
     names.update(dict.fromkeys(line))
     if isinstance(line.get(metric), int | float):
       steps, values = found.setdefault(line['split'], ([], []))
@@ -53,20 +51,6 @@ def curves(workdir: str, metric: str) -> dict[str, tuple[list[int], list[float]]
   if not found:
     raise UserError(f'{files[0]}: no line has {metric!r}{nearest(metric, names)}')
   return found
-
-
-def _lines(file: epath.Path) -> list[Mapping[str, Any]]:
-  """The objects of a metrics file; a last line that is still being written is left out."""
-  texts = file.read_text().split('\n')
-  lines = []
-  for number, text in enumerate(texts, start=1):
-    try:
-      if text:
-        lines.append(json.loads(text))
-    except json.JSONDecodeError as error:
-      if number < len(texts):
-        raise UserError(f'{file}:{number}: malformed JSON: {error.msg}') from error
-  return lines
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -78,8 +62,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
   return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ends]
 
 
-def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric: str) -> bytes:
-  """A PNG: a colour a run; training faint and smoothed over itself, held-out text with markers."""
+def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric: str) -> Any:
+  """A Figure: a colour a run; training faint and smoothed over itself, held-out text marked."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(8, 4.5), dpi=150, layout='constrained')
@@ -109,6 +93,4 @@ def draw(runs: Mapping[str, Mapping[str, tuple[list[int], list[float]]]], metric
   axes.set_ylabel(metric.replace('_', ' ') + unit)
   axes.grid(alpha=0.3)
   axes.legend()
-  png = io.BytesIO()
-  figure.savefig(png, format='png')
-  return png.getvalue()
+  return figure

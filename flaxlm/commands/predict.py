@@ -11,13 +11,13 @@ json objects or of text. Labels are not needed. A run that was tuned to write
 with it, a command that was stopped goes on behind the rows it has done.
 """
 
+import argparse
 import codecs
 import contextlib
 import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os.path import expanduser
 from typing import Any
 
 from etils import epath
@@ -33,7 +33,7 @@ Predictor = Callable[[Sequence[int], Sequence[Mapping[str, Any]]], Iterator[dict
 
 
 def main(argv: Sequence[str]) -> None:
-  args = _parse(argv)
+  args, options = _parse(argv)
   terminal.phase('init', args.workdir)
   from flaxlm.evaluation import changes
   from flaxlm.training import checkpoint
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
       f'{args.workdir} was trained without a task: it does not predict rows; to write texts, use '
       'python -m flaxlm generate'
     )
-  size, predict = _predictor(experiment, params, args)
+  size, predict = _predictor(experiment, params, args, options)
   terminal.phase('data', args.input)
   with _local(args.input) as place:
     # Another training may have come to the same step. Without a file nothing is gone on with.
@@ -58,7 +58,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _run(
-  args: Any, experiment: Any, place: str, weights: Any, size: int, predict: Predictor
+  args: argparse.Namespace,
+  experiment: Any,
+  place: str,
+  weights: Any,
+  size: int,
+  predict: Predictor,
 ) -> None:
   """Predicts the rows of `place`, `size` at once, in order; `weights`: a digest of the model's."""
   from flaxlm.data.bad_rows import BadRows
@@ -103,12 +108,15 @@ def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str
   return found
 
 
-def _predictor(experiment: Any, params: Any, args: Any) -> tuple[int, Predictor]:
+def _predictor(
+  experiment: Any, params: Any, args: argparse.Namespace, options: _writing.Options
+) -> tuple[int, Predictor]:
   """(rows at once, what predicts them): by writing if the objective can, else by its `predict`."""
   if experiment.objective.prompts:
-    return args.batch_size, _written(experiment, params, args)
+    writer = _writing.writer(experiment, params, args.workdir)
+    return options.batch_size, _written(experiment, writer, options)
   if args.given:
-    raise UserError(f'--{args.given[0]}: {args.workdir} was not tuned to write texts')
+    raise UserError(f'{args.given[0]}: {args.workdir} was not tuned to write texts')
   return CHUNK, _labelled(experiment, params)
 
 
@@ -116,9 +124,7 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
   from flaxlm.data import pipeline
   from flaxlm.evaluation import evaluator
 
-  def predict(
-    numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
-  ) -> Iterator[dict[str, Any]]:
+  def predict(_: Sequence[int], examples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     items = experiment.objective.items(examples)
     packed = pipeline.PackedItems(experiment.objective, items, None)
     data = pipeline.EvalPipeline(experiment.config, experiment.objective, packed)
@@ -127,21 +133,20 @@ def _labelled(experiment: Any, params: Any) -> Predictor:
   return predict
 
 
-def _written(experiment: Any, params: Any, args: Any) -> Predictor:
-  writer = _writing.writer(experiment, params, args.workdir)
-  longest = args.max_new_tokens or experiment.config.max_new_tokens
-  how = _writing.how(args, longest)
+def _written(experiment: Any, writer: Any, options: _writing.Options) -> Predictor:
+  longest = options.max_new_tokens or experiment.config.max_new_tokens
+  how = _writing.how(options, longest)
 
   def predict(
     numbers: Sequence[int], examples: Sequence[Mapping[str, Any]]
   ) -> Iterator[dict[str, Any]]:
     prompts = experiment.objective.prompts(examples, longest)
-    draws = [(args.seed, number) for number in numbers]
-    found = writer.write(prompts, how, draws, args.stop)
+    draws = [(options.seed, number) for number in numbers]
+    found = writer.write(prompts, how, draws, options.stop)
     texts = [outputs[0].text.strip() for outputs in found]
     for record, outputs in zip(_records(experiment.task, examples, texts), found, strict=True):
-      if args.num_beams:
-        best = outputs[: args.num_best]
+      if options.num_beams:
+        best = outputs[: options.num_best]
         record['best'] = [{'text': o.text.strip(), 'score': round(o.score, 6)} for o in best]
       yield record
 
@@ -208,7 +213,9 @@ def _local(place: str) -> Iterator[str]:
       raise UserError(str(error).replace(f'{folder}/', '')) from None
 
 
-def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str, Any]:
+def _identity(
+  args: argparse.Namespace, experiment: Any, place: str, weights: Any
+) -> dict[str, Any]:
   """What output that was begun must have in common with this command to be gone on with."""
   from flaxlm.data import cache, source, tfds
 
@@ -222,14 +229,10 @@ def _identity(args: Any, experiment: Any, place: str, weights: Any) -> dict[str,
   return {'flags': flags, 'weights': weights, 'input': content}
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, _writing.Options]:
   parser = commandline.Parser(__doc__, overrides=True)
-  parser.add_argument(
-    '--workdir', required=True, type=expanduser, help='folder of the fine-tuned run'
-  )
-  parser.add_argument(
-    '--checkpoint',
-    help='latest, best, average:N or a step; best unless given, or latest if none was evaluated',
+  commandline.add_run_flags(
+    parser, checkpoint=None, note='; best unless given, or latest if none was evaluated'
   )
   parser.add_argument('--input', default='-', help='file or glob of rows; -: standard input')
   parser.add_argument('--output', default='', help='file to write')
@@ -239,5 +242,4 @@ def _parse(argv: Sequence[str]) -> Any:
   _writing.add_flags(parser, temperature=0.0, max_new_tokens=None)
   args = parser.parse(argv)
   args.given = _writing.given(args, parser)
-  _writing.check(args)
-  return args
+  return args, _writing.Options.of(args)

@@ -14,18 +14,18 @@ one (by its number from 0, its text or its letter), the accuracy of each. --text
 --label-column name other columns than those of the run.
 """
 
+import argparse
 import dataclasses
 import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import expanduser
 from typing import Any
 
 import numpy as np
 
 from flaxlm import commandline, terminal
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, flag
 
 NORMS = ('total', 'per_token', 'per_byte')
 CHUNK = 32
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def _scorer(experiment: Any, params: Any, args: Any) -> Any:
+def _scorer(experiment: Any, params: Any, args: argparse.Namespace) -> Any:
   from flaxlm.decoding.scoring import Scorer
 
   objective, config = experiment.objective, experiment.config
@@ -72,7 +72,7 @@ def _scorer(experiment: Any, params: Any, args: Any) -> Any:
   )
 
 
-def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+def _texts(experiment: Any, scorer: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """A record for each text and, of several, one for all."""
   from flaxlm.data import source
 
@@ -95,14 +95,14 @@ def _texts(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
     yield {'texts': count} | _record(float(total[0]), int(total[1]), int(total[2]))
 
 
-def _data(experiment: Any, args: Any) -> Any:
+def _data(experiment: Any, args: argparse.Namespace) -> Any:
   """How the run reads rows, but for columns that the flags name."""
   named = {'text_column': args.text_column, 'label_column': args.label_column}
   named = {field: column for field, column in named.items() if column}
   return dataclasses.replace(experiment.config.data, **named)
 
 
-def _scored(scorer: Any, text: str, where: str, args: Any) -> Any:
+def _scored(scorer: Any, text: str, where: str, args: argparse.Namespace) -> Any:
   """What is scored of a text; UserError for what cannot be."""
   try:
     found = scorer.text(text, args.context, args.end)
@@ -136,7 +136,7 @@ def _record(log_p: float, tokens: int, size: int) -> dict[str, Any]:
   }
 
 
-def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]]:
+def _choices(experiment: Any, scorer: Any, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """A record for each row and, where rows have labels, the accuracies."""
   from flaxlm.data import source
   from flaxlm.tasks import multiple_choice
@@ -171,7 +171,7 @@ def _choices(experiment: Any, scorer: Any, args: Any) -> Iterator[dict[str, Any]
 
 
 def _question(
-  scorer: Any, row: Mapping[str, str], where: str, data: Any, args: Any
+  scorer: Any, row: Mapping[str, str], where: str, data: Any, args: argparse.Namespace
 ) -> tuple[str, list[str], list[Any]]:
   """(context, choices, what is scored of each) of a row."""
   from flaxlm.data import cells
@@ -193,10 +193,9 @@ def _question(
   return context, choices, texts
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser = commandline.Parser(__doc__)
-  parser.add_argument('--workdir', required=True, type=expanduser, help='folder of the run')
-  parser.add_argument('--checkpoint', default='latest', help='latest, best, average:N or a step')
+  commandline.add_run_flags(parser)
   parser.add_argument('--text', action='append', default=[], help='may be given several times')
   parser.add_argument('--input', default='', help='file or glob of documents or rows')
   parser.add_argument(
@@ -218,8 +217,8 @@ def _parse(argv: Sequence[str]) -> Any:
     raise UserError('--choices-column: its rows come from --input, with the text before them')
   if args.documents != 'auto' and (args.text or args.choices_column):
     raise UserError('--documents: is of an --input of running text')
-  for name in ('window', 'stride', 'batch-size'):
-    least = 1 if name == 'batch-size' else 0
-    if getattr(args, name.replace('-', '_')) < least:
-      raise UserError(f'--{name}: must be at least {least}')
+  for name in ('window', 'stride', 'batch_size'):
+    least = 1 if name == 'batch_size' else 0
+    if getattr(args, name) < least:
+      raise UserError(f'{flag(name)}: must be at least {least}')
   return args

@@ -1,6 +1,6 @@
 """Trains a tokenizer on a text.
 
-  python -m flaxlm tokenizer --input reviews.tsv --output tokenizers/reviews --vocab_size 8192
+  python -m flaxlm tokenizer --input reviews.tsv --output tokenizers/reviews --vocab-size 8192
   python -m flaxlm tokenizer --input 'books/*.txt' --documents file --output tokenizers/books
 
 A recipe uses it with --config.tokenizer.path=DIR; one without a path trains its own in the

@@ -10,7 +10,7 @@ Handler = Callable[[UserError], None]
 
 
 def stop(error: UserError) -> None:
-  """The handler of whoever wants no row left out."""
+  """A handler that stops the run at the first bad row."""
   raise error
 
 

@@ -18,7 +18,7 @@ from flaxlm.evaluation import changes, writing
 from flaxlm.objectives.base import Objective
 from flaxlm.tasks.base import Task
 from flaxlm.training import checkpoint, restore
-from flaxlm.training.writers import write_json
+from flaxlm.training.writers import finite, write_json
 from flaxlm.types import Mean
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def evaluate_workdir(
   for name in experiment.eval_data:
     terminal.phase('eval', f'{name} at step {step}')
     evaluation = evaluate(experiment, params, name)
-    result[name] = _finite(evaluation.metrics)
+    result[name] = finite(evaluation.metrics)
     if experiment.task is not None and evaluation.predictions:
       examples = experiment.examples[name]
       result[name] = result[name] | experiment.task.details(evaluation.predictions, examples)
@@ -230,8 +230,3 @@ def _chosen(workdir: str, overrides: Sequence[tuple[str, str]]) -> str:
   """'best' if a test set will be evaluated and validation scored a checkpoint, else 'latest'."""
   test = dict(overrides).get('data.test', recipe.saved(workdir).data.test)
   return checkpoint.best_or_latest(epath.Path(workdir) / 'checkpoints') if test else 'latest'
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
-  """Metrics as JSON has them: it knows no NaN and no infinity."""
-  return {key: value if math.isfinite(value) else None for key, value in metrics.items()}

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,15 @@ import numpy as np
 NUMBERED = 20
 
 
-def confusion(matrix: Mapping[str, Mapping[str, int]]) -> bytes:
-  """A PNG of a confusion matrix: target -> predicted -> how many.
+def png(figure: Any) -> bytes:
+  """A matplotlib Figure as the bytes of a PNG."""
+  content = io.BytesIO()
+  figure.savefig(content, format='png')
+  return content.getvalue()
+
+
+def confusion(matrix: Mapping[str, Mapping[str, int]]) -> Any:
+  """The Figure of a confusion matrix: target -> predicted -> how many.
 
   The colour is the share of the target's examples, so that a rare label is seen as well.
   """
@@ -32,6 +40,4 @@ def confusion(matrix: Mapping[str, Mapping[str, int]]) -> bytes:
       colour = 'white' if shares[row, column] > 0.5 else 'black'
       axes.text(column, row, str(count), ha='center', va='center', color=colour)
   figure.colorbar(image, ax=axes, label='share of the label')
-  png = io.BytesIO()
-  figure.savefig(png, format='png')
-  return png.getvalue()
+  return figure

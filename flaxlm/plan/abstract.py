@@ -48,7 +48,7 @@ def tokenizer(options: TokenizerConfig, vocab_size: int | None = None) -> Tokeni
   if options.name == 'characters' and not options.path and vocab_size is None:
     raise UserError(
       'config.tokenizer.name: how many characters a text has only the text tells; '
-      '--vocab_size=N says it'
+      '--vocab-size=N says it'
     )
   if vocab_size is None and options.name != 'bytes':
     vocab_size = options.vocab_size
@@ -62,7 +62,7 @@ class StandIn(Tokenizer):
     super().__init__({'name': 'bytes', 'sentinels': sentinels})
     special = len(self.special_ids)
     if vocab_size is not None and vocab_size <= special:
-      raise UserError(f'--vocab_size: {vocab_size} pieces, of which {special} are special tokens')
+      raise UserError(f'--vocab-size: {vocab_size} pieces, of which {special} are special tokens')
     self.vocab_size = vocab_size or self.vocab_size
 
   def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:

@@ -147,7 +147,7 @@ class Module:
     known = [bound for bound in bounds if bound is not None]
     if len(known) != 1 or 'direction=LT' not in compare.attributes:
       raise ValueError(f'loop {loop.name}: its condition is not a comparison with a constant')
-    return max(0, known[0] - self._start(computation, loop, compare, scope, condition))
+    return max(0, known[0] - self._start(computation, loop, compare, scope))
 
   def _comparison(self, condition: Computation) -> tuple[Instruction, Computation]:
     """The comparison a condition ends in, and the computation it is written in."""
@@ -167,7 +167,9 @@ class Module:
       return int(found.arguments)
     return None
 
-  def _start(self, computation, loop, compare, scope, condition) -> int:
+  def _start(
+    self, computation: Computation, loop: Instruction, compare: Instruction, scope: Computation
+  ) -> int:
     """What the counter begins with; 0 where that is not a constant."""
     counters = [scope.instructions.get(name) for name in compare.operands]
     place = next((c for c in counters if c is not None and c.opcode == 'get-tuple-element'), None)

@@ -155,7 +155,7 @@ class Task(base.Task):
   def files(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, bytes]:
     """What eval.py writes besides: the confusion matrix as a picture."""
     matrix = self.details(predictions, examples).get('confusion_matrix')
-    return {'confusion.png': figures.confusion(matrix)} if matrix else {}
+    return {'confusion.png': figures.png(figures.confusion(matrix))} if matrix else {}
 
   def records(
     self, predictions: Predictions, examples: Sequence[Example]

@@ -117,7 +117,7 @@ class Judge:
       raise RollBack(step, self.detours)
     if in_a_row > config.max_skipped:
       raise BadStep(f'config.guard.max_skipped: {in_a_row} bad steps in a row; {text}')
-    terminal.warn(f'{_shortened(text)}; skipped, as the {int(values["skipped"])}. of this run')
+    terminal.warn(f'{_shortened(text)}; skipped ({int(values["skipped"])} so far in this run)')
 
   def _leaves(self, norms: jax.Array) -> str:
     """Which gradients are not finite."""

@@ -35,13 +35,25 @@ def write_json(path: epath.PathLike, value: Any) -> None:
   files.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
-def _parse(text: str) -> list[dict[str, Any]]:
-  """The lines of a metrics file; one that was cut short by a kill is left out."""
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+  """Metrics as JSON has them: it knows no NaN and no infinity, and has null for them."""
+  return {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+
+
+def _parse(path: epath.Path, text: str, strict: bool = False) -> list[dict[str, Any]]:
+  """The metric lines of the text of a file, without malformed ones.
+
+  With `strict`, one is a UserError, unless it is the last, which is being written or was cut short
+  by a kill.
+  """
   lines = []
-  for line in text.splitlines():
+  texts = text.split('\n')
+  for number, line in enumerate(texts, start=1):
     try:
       value = json.loads(line)
-    except ValueError:
+    except json.JSONDecodeError as error:
+      if strict and line and number < len(texts):
+        raise UserError(f'{path}:{number}: malformed JSON: {error.msg}') from error
       continue
     if isinstance(value, dict) and 'step' in value:
       lines.append(value)
@@ -53,16 +65,20 @@ def metrics_files(workdir: epath.PathLike) -> list[epath.Path]:
   return sorted(epath.Path(workdir).glob(_PARTS), key=lambda path: path.name)
 
 
-def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """All metric lines of a run, in the order in which they were written."""
-  return [line for path in metrics_files(workdir) for line in _parse(path.read_text())]
+def read_metrics(workdir: epath.PathLike, strict: bool = False) -> list[dict[str, Any]]:
+  """All metric lines of a run, in the order in which they were written.
+
+  Malformed ones are left out or, with `strict`, a UserError, but for a file's last.
+  """
+  paths = metrics_files(workdir)
+  return [line for path in paths for line in _parse(path, path.read_text(), strict)]
 
 
 def drop_after(workdir: epath.PathLike, step: int) -> None:
   """Removes metric lines beyond `step`, and torn ones, before a run goes on from there."""
   for path in metrics_files(workdir):
     text = path.read_text()
-    kept = ''.join(_line(line) for line in _parse(text) if line['step'] <= step)
+    kept = ''.join(_line(line) for line in _parse(path, text) if line['step'] <= step)
     if kept != text:
       files.write_text(path, kept)
 
@@ -87,9 +103,7 @@ class JsonlWriter:
       self._lines: list[str] = []
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    # JSON has no NaN; null keeps the line readable by every parser.
-    numbers = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    line = _line({'step': step, 'split': split, **numbers})
+    line = _line({'step': step, 'split': split, **finite(values)})
     if self._file is not None:
       with files.storing(self._path):
         self._file.write(line)

@@ -21,22 +21,26 @@ class Echo:
     return {'mlm': VocabOutput(hidden, jnp.eye(400), None, 400)}, None
 
 
-@pytest.mark.parametrize(
-  'name, before',
-  [('bytes', ' '), ('sentencepiece', 'was'), ('wordpiece', 'was'), ('byte_bpe', 'was')],
-)
-def test_the_mask_stands_behind_what_it_replaces(name, before):
+def experiment_of(name):
+  """With a tokenizer of this kind."""
   texts = ['the film was long and the plot was thin'] * 20
-  config = TokenizerConfig(name=name, vocab_size=300, sentinels=0)
-  words = tokenizer.train(config, texts)
+  words = tokenizer.train(TokenizerConfig(name=name, vocab_size=300, sentinels=0), texts)
   keys = ('inputs', 'token_type_ids')
   streams = {
     'inputs': packing.Stream(64, keys, prefix=''),
     'targets': packing.Stream(8, ('target_positions',)),
   }
-  experiment = types.SimpleNamespace(
-    tokenizer=words, objective=types.SimpleNamespace(streams=streams), model=Echo()
-  )
+  objective = types.SimpleNamespace(streams=streams)
+  return types.SimpleNamespace(tokenizer=words, objective=objective, model=Echo())
+
+
+@pytest.mark.parametrize(
+  'name, before',
+  [('bytes', ' '), ('sentencepiece', 'was'), ('wordpiece', 'was'), ('byte_bpe', 'was')],
+)
+def test_the_mask_stands_behind_what_it_replaces(name, before):
+  experiment = experiment_of(name)
+  words = experiment.tokenizer
   text = 'the film was [MASK] and [MASK]'
   filler = Filler(Echo(), {}, experiment.objective, words.mask_id, beams=2, candidates=3)
   found = filler.fill([fill_mask.row_of(experiment, text)])[0]
@@ -45,3 +49,15 @@ def test_the_mask_stands_behind_what_it_replaces(name, before):
   assert before.endswith(words.decode([likeliest]).strip(' ') or ' ')
   row = [words.cls_id, *words.encode('the film was' + ' ' * (name == 'bytes'))]
   assert found.positions[0] == len(row) and likeliest == row[-1]
+
+
+@pytest.mark.parametrize('name', ['bytes', 'sentencepiece', 'wordpiece', 'byte_bpe'])
+def test_a_mask_at_the_start_and_one_behind_no_space(name):
+  """The word between them is read as behind another word."""
+  experiment = experiment_of(name)
+  words = experiment.tokenizer
+  row = fill_mask.row_of(experiment, '[MASK] was[MASK]').tolist()
+  before, both = words.encode('plot').tolist(), words.encode('plot was').tolist()
+  assert both[: len(before)] == before
+  was = both[len(before) :]
+  assert row == [words.cls_id, words.mask_id, *was, words.mask_id, words.sep_id]

@@ -10,15 +10,11 @@ from flaxlm.config import recipe
 from flaxlm.errors import UserError
 from flaxlm.plan import advice, hlo, program, report
 
+pytestmark = pytest.mark.usefixtures('in_the_checkout')
 SMALL = [
   '--config=configs/gpt2.py:mini', '--config.model.num_layers=2', '--config.model.emb_dim=16',
   '--config.model.num_heads=2', '--config.model.max_length=32', '--config.data.train=/nowhere',
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(root, monkeypatch):
-  monkeypatch.chdir(root)
 
 
 def test_products_of_the_compiled_step_are_those_of_the_formula(capsys, tmp_path):

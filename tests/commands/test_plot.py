@@ -1,6 +1,5 @@
 """The learning curves: what is read, and what is drawn."""
 
-import io
 import json
 
 import numpy as np
@@ -34,13 +33,32 @@ def test_the_parts_of_a_bucket_are_one_run(workdir, tmp_path):
 
 
 def test_a_picture_is_written_for_several_runs(workdir):
-  from matplotlib import image
-
   plot.main(['--workdir', str(workdir), str(workdir), '--output', str(workdir / 'both.png')])
   plot.main(['--workdir', str(workdir)])
   for name in ('both.png', 'curves.png'):
-    pixels = image.imread(io.BytesIO((workdir / name).read_bytes()))
-    assert pixels.shape[0] > 400 and pixels.min() < 0.5 < pixels.max()
+    assert (workdir / name).read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_run_has_a_colour_training_is_smoothed_and_held_out_text_marked():
+  steps = list(range(1, 101))
+  values = list(np.random.default_rng(0).normal(size=100))
+  curves = {'train': (steps, values), 'validation': ([50, 100], [2.0, 1.0]), 'b': ([50], [3.0])}
+  axes = plot.draw({'runs/x': curves, 'runs/y': curves}, 'loss').axes[0]
+  assert len(axes.lines) == 8
+  for name, colour, lines in (('x', 'C0', axes.lines[:4]), ('y', 'C1', axes.lines[4:])):
+    faint, smoothed, *held_out = lines
+    assert {line.get_color() for line in lines} == {colour}
+    np.testing.assert_array_equal(faint.get_xydata(), np.transpose([steps, values]))
+    np.testing.assert_array_equal(smoothed.get_xydata().T, [steps, plot.smooth(values, 3)])
+    assert faint.get_alpha() < 1 and smoothed.get_alpha() is None
+    assert [line.get_xydata().tolist() for line in held_out] == [[[50, 2], [100, 1]], [[50, 3]]]
+    assert [line.get_marker() for line in lines] == ['None', 'None', 'o', 's']
+    labels = [line.get_label() for line in lines[1:]]
+    assert labels == [f'{name} train', f'{name} validation', f'{name} b']
+  assert (axes.get_xlabel(), axes.get_ylabel()) == ('step', 'loss (nats per target)')
+  # Of one run the name is not needed, and of another metric the unit is not known.
+  axes = plot.draw({'runs/x': {'validation': ([1], [0.5])}}, 'mlm_accuracy').axes[0]
+  assert (axes.lines[0].get_label(), axes.get_ylabel()) == ('validation', 'mlm accuracy')
 
 
 def test_smoothing_is_a_running_mean():

@@ -23,7 +23,7 @@ def text(tmp_path):
 
 def test_tokenizer(text, tmp_path, capsys):
   output = str(tmp_path / 'made')
-  argv = ['--input', text, '--output', output, '--vocab_size', '320', '--sentinels', '5']
+  argv = ['--input', text, '--output', output, '--vocab-size', '320', '--sentinels', '5']
   tokenizer_command.main(argv)
   made = Tokenizer.load(output)
   assert made.decode(made.encode('lazy dog')) == 'lazy dog'
@@ -34,7 +34,7 @@ def test_tokenizer(text, tmp_path, capsys):
 
 
 def test_corpus(text, tmp_path, capsys):
-  argv = ['--input', text, '--name', 'bytes', '--cache_dir', str(tmp_path / 'cache'), '--json']
+  argv = ['--input', text, '--name', 'bytes', '--cache-dir', str(tmp_path / 'cache'), '--json']
   corpus.main(argv)
   found = json.loads(capsys.readouterr().out)
   assert found['train']['documents'] == 54 and found['validation']['documents'] == 6
@@ -49,7 +49,7 @@ def test_corpus_of_a_mixture(text, tmp_path, capsys):
   other = tmp_path / 'y.txt'
   other.write_text('\n\n'.join(f'document {i}' for i in range(20)))
   argv = ['--input', f'a={text},b={other}', '--weights', '2,1', '--name', 'bytes', '--json']
-  corpus.main([*argv, '--cache_dir', str(tmp_path / 'cache')])
+  corpus.main([*argv, '--cache-dir', str(tmp_path / 'cache')])
   found = json.loads(capsys.readouterr().out)
   documents = {name: row['documents'] for name, row in found.items()}
   assert documents == {'train/a': 54, 'train/b': 18, 'a': 6, 'b': 2}
@@ -60,7 +60,7 @@ def test_audit(text, tmp_path, capsys):
   other = tmp_path / 'y.txt'
   other.write_text('THE QUICK  Brown\n\nnothing of this stands in the other one')
   argv = ['audit', '--input', text, '--against', f'test={other}']
-  argv += ['--cache_dir', str(tmp_path / 'cache')]
+  argv += ['--cache-dir', str(tmp_path / 'cache')]
   corpus.main([*argv, '--json'])
   found = json.loads(capsys.readouterr().out)
   lines = [line.split('\t')[0] for line in pathlib.Path(text).read_text().splitlines()][1:]
@@ -108,14 +108,14 @@ def test_an_audit_leaves_out_bad_rows_and_places_the_others(tmp_path, capsys):
     (['audit', '--input', 'embedded', '--against', 'train=x'], "'train' is not a name"),
     ([], 'one of --config and --input'),
     (['--input', 'nosuch.txt'], 'nosuch.txt does not exist'),
-    (['--input', 'embedded', '--vocab_size', '3'], 'config.tokenizer.vocab_size'),
+    (['--input', 'embedded', '--vocab-size', '3'], 'config.tokenizer.vocab_size'),
     (['--input', 'embedded', '--name', 'byte'], "config.tokenizer.name.*'bytes'"),
-    (['--input', 'embedded', '--name', 'bytes', '--vocab_size', '300'], 'vocab_size'),
+    (['--input', 'embedded', '--name', 'bytes', '--vocab-size', '300'], 'vocab_size'),
     (['--input', 'embedded', '--config.seed=1'], '--config.seed changes a recipe'),
     (['convert'], 'set --tfds=NAME'),
     (
-      ['--config', 'configs/gpt2.py:mini', '--vocab_size', '512'],
-      '--vocab_size: .*--config.tokenizer.vocab_size',
+      ['--config', 'configs/gpt2.py:mini', '--vocab-size', '512'],
+      '--vocab-size: .*--config.tokenizer.vocab_size',
     ),
     (
       ['--config', 'configs/classify.py', '--config.data.train=x.csv'],

@@ -13,17 +13,13 @@ import pytest
 from flaxlm.config import overrides, recipe, tree
 from flaxlm.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('in_the_checkout')
 FILES = sorted((recipe.epath.Path(__file__).parents[2] / 'configs').glob('*.py'))
 PLACES = [
   f'{file}{variant}'
   for file in FILES
   for variant in ['', *(f':{name}' for name in recipe.Recipe(str(file)).variants)]
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_checkout(root, monkeypatch):
-  monkeypatch.chdir(root)
 
 
 def test_there_are_the_recipes_that_the_documentation_names():

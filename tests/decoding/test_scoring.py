@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import stubs
 from decoding_setup import VOCAB, draw, full_logits, masked_model, masked_objective, padded, setup
+from reference import log_softmax
 
 from flaxlm.data.packing import Stream
 from flaxlm.data.tokenizer import Tokenizer
@@ -27,12 +28,6 @@ def test_windows_score_each_place_once(length, size, stride):
     assert start == 0 or first - start == size - stride
     scored += range(first, stop)
   assert scored == list(range(length))
-
-
-def log_softmax(scores):
-  scores = np.asarray(scores, np.float64)
-  scores = scores - scores.max(-1, keepdims=True)
-  return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
 def scorer_of(model, params, window, stride, **objective):

@@ -1,17 +1,12 @@
 """What each policy keeps. That it changes no number: tests/models/test_invariants.py."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
+from model_setup import config_of, model_of, streams_of
 
 from flaxlm.config.transformer import REMAT
 from flaxlm.data import packing
 from flaxlm.layers import remat
-
-sys.path.append(str(pathlib.Path(__file__).parents[1] / 'models'))
-from test_invariants import config_of, model_of, streams_of
 
 LAYERS, ROWS, LENGTH, WIDTH = 3, 5, 32, 16
 

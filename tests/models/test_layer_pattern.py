@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from test_invariants import LENGTH, config_of, document, hidden, model_of, setup, streams_of
+from model_setup import LENGTH, config_of, document, hidden, model_of, setup, streams_of
 
 from flaxlm.data import packing
 from flaxlm.errors import UserError

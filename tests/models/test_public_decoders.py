@@ -6,7 +6,7 @@ Mistral's window counts the token itself, so that its `sliding_window` w is a wi
 import jax
 import numpy as np
 import pytest
-from test_invariants import config_of, model_of
+from model_setup import config_of, model_of
 
 pytestmark = pytest.mark.full
 SHAPE = dict(

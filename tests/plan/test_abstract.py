@@ -10,17 +10,13 @@ from flaxlm.config import recipe
 from flaxlm.errors import UserError
 from flaxlm.plan import abstract, sizes
 
+pytestmark = pytest.mark.usefixtures('in_the_checkout')
 SMALL = {'model.num_layers': 2, 'model.emb_dim': 16, 'model.num_heads': 2, 'model.max_length': 32}
 
 
 def load(place, **changes):
   overrides = {**SMALL, **{key.replace('__', '.'): str(value) for key, value in changes.items()}}
   return recipe.load(f'configs/{place}', [(key, str(value)) for key, value in overrides.items()])
-
-
-@pytest.fixture(autouse=True)
-def in_the_checkout(root, monkeypatch):
-  monkeypatch.chdir(root)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +74,11 @@ def test_both_passes_of_r_drop_count_and_what_is_frozen_is_said():
 
 def test_what_only_text_tells():
   config = load('nanogpt_char.py')
-  with pytest.raises(UserError, match='--vocab_size=N'):
+  with pytest.raises(UserError, match='--vocab-size=N'):
     abstract.experiment(config)
   assert abstract.experiment(config, 65).config.model.vocab_size == 65
   for size in (-5, 0, 7):
-    with pytest.raises(UserError, match=f'--vocab_size: {size} pieces, of which 7 are special'):
+    with pytest.raises(UserError, match=f'--vocab-size: {size} pieces, of which 7 are special'):
       abstract.tokenizer(config.tokenizer, size)
   assert (
     abstract.experiment(load('gpt2.py:mini', tokenizer__name='bytes')).tokenizer.vocab_size > 256

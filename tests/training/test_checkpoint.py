@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import assert_same_tree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxlm.config.safety import CheckpointConfig
@@ -52,13 +53,6 @@ def read_state(directory):
   return checkpoint.newest(directory, read)
 
 
-def assert_same(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    assert x.dtype == y.dtype
-    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
 def array_files(directory, step):
   """Files of the arrays that a restore reads, the one with the most bytes first."""
   files = [p for p in (directory / str(step) / 'state').rglob('d/*') if p.is_file()]
@@ -69,13 +63,13 @@ def test_state_comes_back_bit_for_bit_in_its_own_types(tmp_path):
   write(tmp_path, [3])
   step, meta, state, damaged = read_state(tmp_path)
   assert (step, damaged, meta['tokenizer'], meta['config']) == (3, [], 'abc', META['config'])
-  assert_same(state, make_state(3))
+  assert_same_tree(state, make_state(3))
 
 
 def test_a_directory_may_be_relative(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   write('runs/a', [3])
-  assert_same(read_state('runs/a')[2], make_state(3))
+  assert_same_tree(read_state('runs/a')[2], make_state(3))
   assert checkpoint.stored_params('runs/a', 3)['head/bias'].shape == (3,)
 
 
@@ -125,7 +119,7 @@ def test_a_flipped_bit_is_noticed_or_harmless_in_every_file(tmp_path, capsys):
   for path in sorted(path for path in root.rglob('*') if path.is_file()):
     with flipped_bit(path):
       step, _, state, damaged = read_state(tmp_path)
-      assert_same(state, make_state(step))
+      assert_same_tree(state, make_state(step))
       assert (step, damaged) in ((2, []), (1, [2]))
       if step == 1:
         noticed.add(str(path.relative_to(root).parent))
@@ -173,7 +167,7 @@ def test_a_damaged_step_can_be_saved_again(tmp_path):
   write(tmp_path, [2])
   step, _, state, _ = read_state(tmp_path)
   assert step == 2
-  assert_same(state, make_state(2))
+  assert_same_tree(state, make_state(2))
 
 
 @pytest.mark.parametrize('harm', ['truncate', 'remove', 'meta', 'meta value', 'no state', 'empty'])
@@ -260,7 +254,7 @@ def test_saving_leaves_donated_buffers_alone(tmp_path):
   for _ in range(5):
     state = step(state)
   checkpoints.close()
-  assert_same(jax.device_get(read_state(tmp_path)[2]), expected)
+  assert_same_tree(jax.device_get(read_state(tmp_path)[2]), expected)
 
 
 def numpy_first_sum(array):

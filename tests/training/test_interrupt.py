@@ -1,12 +1,9 @@
 """Signals as a process sees them: status, second Ctrl-C, and a main thread that runs no Python."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import processes
 import pytest
 
 SCRIPT = """
@@ -40,29 +37,18 @@ with interrupt.Interrupts() as interrupts:
 @pytest.fixture
 def start():
   """Starts the script; what is left of it is killed."""
-  processes = []
+  begun = []
 
   def run(*words):
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-      [sys.executable, '-c', SCRIPT, *words],
-      env=os.environ | {'PYTHONPATH': str(root)}, cwd=root,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    processes.append(process)
+    process = processes.start('-c', SCRIPT, *words)
+    begun.append(process)
     assert process.stdout.readline() == 'ready\n'
     return process
 
   yield run
-  for process in processes:
+  for process in begun:
     process.kill()
     process.communicate()
-
-
-def ended(process):
-  _, errors = process.communicate(timeout=30)
-  assert 'Traceback' not in errors
-  return process.returncode, errors
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
@@ -70,8 +56,7 @@ def ended(process):
 def test_before_training_there_is_nothing_to_save(start, signum, words):
   process = start(*words)
   process.send_signal(signum)
-  status, errors = ended(process)
-  assert status == 128 + signum
+  _, errors = processes.finish(process, 128 + signum)
   assert f'stopped by {signal.Signals(signum).name}: nothing to save' in errors
 
 
@@ -79,8 +64,7 @@ def test_before_training_there_is_nothing_to_save(start, signum, words):
 def test_while_training_the_loop_decides(start, signum):
   process = start('training', 'poll')
   process.send_signal(signum)
-  status, errors = ended(process)
-  assert status == 128 + signum
+  _, errors = processes.finish(process, 128 + signum)
   assert 'saving after this step' in errors and 'nothing to save' not in errors
 
 
@@ -91,8 +75,7 @@ def test_a_second_ctrl_c_ends_at_once(start, words):
   time.sleep(0.5)
   assert process.poll() is None
   process.send_signal(signal.SIGINT)
-  status, errors = ended(process)
-  assert status == 130
+  _, errors = processes.finish(process, 130)
   assert 'ended at once' in errors
 
 
@@ -109,8 +92,7 @@ def test_the_process_ends_when_the_time_after_sigterm_is_over(start, words):
   """Whether the main thread is deep in a compilation or in a save."""
   process = start('training', 'grace=1.5', *words)
   process.send_signal(signal.SIGTERM)
-  status, errors = ended(process)
-  assert status == 143
+  _, errors = processes.finish(process, 143)
   assert 'ended 1.5 s after SIGTERM (config.checkpoint.grace_seconds) without a save' in errors
 
 
@@ -125,13 +107,12 @@ def test_ctrl_c_is_patient(start):
 def test_a_thread_saves_for_a_main_thread_that_does_not_come_back(start, signum):
   process = start('training', 'native', 'rescue')
   process.send_signal(signum)
-  status, errors = ended(process)
-  assert status == 128 + signum
+  _, errors = processes.finish(process, 128 + signum)
   assert f'stopped by {signal.Signals(signum).name} at step 7, by True' in errors
 
 
 def test_it_does_not_where_the_main_thread_has_answered(start):
   process = start('training', 'grace=2.5', 'rescue', 'poll', 'slow')
   process.send_signal(signal.SIGTERM)
-  status, errors = ended(process)
-  assert status == 143 and 'at step 7' not in errors
+  _, errors = processes.finish(process, 143)
+  assert 'at step 7' not in errors

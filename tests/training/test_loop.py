@@ -5,16 +5,14 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
-import jax
 import linear_experiment as linear
-import numpy as np
 import pytest
+from conftest import assert_same_tree
+from linear_experiment import exact, fit, stop_at
+from processes import finish, start
 
 from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
@@ -22,39 +20,12 @@ from flaxlm.training import checkpoint, loop, validation
 from flaxlm.training.interrupt import Interrupted, Interrupts
 from flaxlm.training.writers import read_metrics
 
-EXACT = ('step', 'split', 'loss', 'learning_rate', 'grad_norm', 'perplexity')
-
-
-def fit(workdir, data=None, **changes):
-  experiment = linear.Experiment(linear.make_config(**changes), data)
-  with Interrupts() as interrupts:
-    return loop.fit(experiment, workdir, [('total_steps', '20')], interrupts)
-
-
-def exact(workdir):
-  """What a resumed run must repeat; wall-clock rates may differ."""
-  return [{k: line[k] for k in EXACT if k in line} for line in read_metrics(workdir)]
-
-
-def assert_same_state(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
   """A run that was left alone: (workdir, final state)."""
   workdir = tmp_path_factory.mktemp('whole')
   return workdir, fit(workdir)
-
-
-def stop_at(step, signum=signal.SIGTERM):
-  def on_batch(number):
-    if number == step:
-      os.kill(os.getpid(), signum)
-      time.sleep(0.05)
-
-  return linear.Data(on_batch=on_batch)
 
 
 def test_a_run_leaves_what_it_promises(whole):
@@ -97,7 +68,7 @@ def test_stopped_and_gone_on_equals_left_alone(whole, tmp_path, capsys, signum, 
   data = linear.Data()
   state = fit(tmp_path, data)
   assert data.seen[0] == saved
-  assert_same_state(state, whole[1])
+  assert_same_tree(state, whole[1])
   assert exact(tmp_path) == exact(whole[0])
 
 
@@ -129,7 +100,7 @@ def stop_during_evaluation(workdir, **changes):
 def test_a_stop_during_an_evaluation_saves_and_evaluates_again(whole, tmp_path):
   stop_during_evaluation(tmp_path)
   assert checkpoint.steps_in(tmp_path / 'checkpoints')[-1] == 10
-  assert_same_state(fit(tmp_path), whole[1])
+  assert_same_tree(fit(tmp_path), whole[1])
   assert exact(tmp_path) == exact(whole[0])
 
 
@@ -145,7 +116,7 @@ def test_patience_goes_on_after_a_stop_between_two_sets(tmp_path):
   changes = early(checkpoint__best_metric='other/loss')
   whole = fit(tmp_path / 'whole', **changes)
   stop_during_evaluation(tmp_path / 'cut', **changes)
-  assert_same_state(fit(tmp_path / 'cut', **changes), whole)
+  assert_same_tree(fit(tmp_path / 'cut', **changes), whole)
   assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 
@@ -156,27 +127,17 @@ def kill_and_repeat(workdir, kills, seed):
   or this process run: else the last lives would find nothing to do.
   """
   rng = random.Random(seed)
-  command = [sys.executable, linear.__file__, str(workdir)]
-  root = Path(linear.__file__).parents[1]
-  environment = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
-  done = 0
-  while True:
-    process = subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE)
-    if done == kills:
-      _, errors = process.communicate(timeout=120)
-      assert process.returncode == 0, errors.decode()
-      return
+  for done in range(kills):
+    process = start(linear.__file__, workdir)
     before = len(read_metrics(workdir))
     while len(read_metrics(workdir)) in (0, before) and process.poll() is None:
       time.sleep(0.01)
     until, furthest = time.monotonic() + rng.random() * 0.7, 40 * (done + 1) / kills
     while time.monotonic() < until and read_metrics(workdir)[-1]['step'] < furthest:
       time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read().decode()
     process.kill()
-    process.wait()
-    process.stderr.close()
-    done += 1
+    finish(process, -signal.SIGKILL)
+  finish(start(linear.__file__, workdir))
 
 
 def check_killed(tmp_path, kills):
@@ -205,7 +166,7 @@ def test_a_damaged_checkpoint_costs_steps_and_not_exactness(whole, tmp_path, cap
     fit(tmp_path, stop_at(13))
   latest = checkpoint.steps_in(tmp_path / 'checkpoints')[-1]
   (tmp_path / 'checkpoints' / str(latest) / 'meta' / 'metadata').write_text('{')
-  assert_same_state(fit(tmp_path), whole[1])
+  assert_same_tree(fit(tmp_path), whole[1])
   assert exact(tmp_path) == exact(whole[0])
   assert 'DAMAGED' in capsys.readouterr().err
   assert (tmp_path / 'checkpoints-damaged' / str(latest)).exists()
@@ -300,7 +261,7 @@ def test_a_resume_may_change_how_and_how_long_and_warns_of_the_schedule(tmp_path
 def test_a_complete_run_does_nothing_more(whole, capsys):
   before = (whole[0] / 'metrics.jsonl').read_text()
   data = linear.Data()
-  assert_same_state(fit(whole[0], data), whole[1])
+  assert_same_tree(fit(whole[0], data), whole[1])
   assert not data.seen
   assert (whole[0] / 'metrics.jsonl').read_text() == before
   said = capsys.readouterr().err
@@ -347,7 +308,7 @@ def test_patience_is_kept_over_a_stop(tmp_path):
   whole = fit(tmp_path / 'whole', **early())
   with pytest.raises(Interrupted):
     fit(tmp_path / 'cut', stop_at(5), **early())
-  assert_same_state(fit(tmp_path / 'cut', **early()), whole)
+  assert_same_tree(fit(tmp_path / 'cut', **early()), whole)
   assert exact(tmp_path / 'cut') == exact(tmp_path / 'whole')
 
 

@@ -12,6 +12,7 @@ import pytest
 from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError
+from flaxlm.paths import leaf_paths, nested
 from flaxlm.training.layout import Layout, distances
 from flaxlm.training.optimizer import decay_factors, make_optimizer, make_schedule
 
@@ -62,36 +63,46 @@ def test_schedule_is_the_same_traced_and_not():
   np.testing.assert_allclose(jax.jit(schedule)(counts), [schedule(c) for c in counts], rtol=1e-6)
 
 
-def numpy_adamw(params, gradients, cfg, rates):
-  """Loshchilov and Hutter (2019), algorithm 2, with clipping, in float64."""
-  mean = {k: np.zeros_like(v) for k, v in params.items()}
-  square = {k: np.zeros_like(v) for k, v in params.items()}
-  for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), 1):
-    norm = np.sqrt(sum((g**2).sum() for g in gradient.values()))
-    for k, g in gradient.items():
-      g = g * min(1.0, cfg.clip_norm / norm)
-      mean[k] = cfg.b1 * mean[k] + (1 - cfg.b1) * g
-      square[k] = cfg.b2 * square[k] + (1 - cfg.b2) * g**2
-      update = mean[k] / (1 - cfg.b1**t) / (np.sqrt(square[k] / (1 - cfg.b2**t)) + cfg.eps)
-      decay = 0.0 if k == 'bias' else cfg.weight_decay
-      params[k] = params[k] - rate * (update + decay * params[k])
-  return params
+def numpy_adamw(cfg, params, grads, steps_before, moments):
+  """One update in float64, leaf by leaf. Loshchilov and Hutter 2019, algorithm 2."""
+  norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+  clip = min(1.0, cfg.clip_norm / norm)
+  t = steps_before + 1
+  rate = cfg.learning_rate * min(1.0, t / cfg.warmup_steps)  # Constant after the warm-up.
+  updated = {}
+  for path, grad in grads.items():
+    first, second = moments[path]
+    first = cfg.b1 * first + (1 - cfg.b1) * clip * grad
+    second = cfg.b2 * second + (1 - cfg.b2) * (clip * grad) ** 2
+    moments[path] = first, second
+    direction = first / (1 - cfg.b1**t) / (np.sqrt(second / (1 - cfg.b2**t)) + cfg.eps)
+    if not path.endswith(('bias', 'scale')):
+      direction = direction + cfg.weight_decay * params[path]
+    updated[path] = params[path] - rate * direction
+  return updated
 
 
-def test_adamw_agrees_with_numpy():
-  cfg = config(warmup_steps=2, weight_decay=0.3, learning_rate=0.05)
+def test_adamw_with_clipping_and_decay_is_numpys():
+  """Gradients of sizes that are clipped and that are not, within a warm-up and after it."""
+  cfg = config(
+    learning_rate=0.1, schedule='constant', warmup_steps=2, b1=0.8, b2=0.95, eps=1e-3,
+    weight_decay=0.2, clip_norm=1.5,
+  )  # fmt: skip
   rng = np.random.default_rng(0)
-  params = {'kernel': rng.normal(size=(3, 4)), 'bias': rng.normal(size=4)}
-  gradients = [{k: rng.normal(size=v.shape) * 3 for k, v in params.items()} for _ in range(5)]
-  optimizer, schedule = make_optimizer(cfg, 5)
-  ours = jax.tree.map(jnp.float32, params)
+  shapes = {'a/kernel': (3, 4), 'a/bias': (4,), 'norm/scale': (5,)}
+  params = {path: rng.normal(size=shape) for path, shape in shapes.items()}
+  optimizer, _ = make_optimizer(cfg, 10)
+  single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+  ours = single(nested(params))
   state = optimizer.init(ours)
-  for gradient in gradients:
-    updates, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, ours)
+  moments = {path: (0.0, 0.0) for path in shapes}
+  for number, size in enumerate((3.0, 0.1, 1.0)):
+    grads = {path: size * rng.normal(size=shape) for path, shape in shapes.items()}
+    updates, state = optimizer.update(single(nested(grads)), state, ours)
     ours = optax.apply_updates(ours, updates)
-  expected = numpy_adamw(params, gradients, cfg, [float(schedule(i)) for i in range(5)])
-  for key in expected:
-    np.testing.assert_allclose(ours[key], expected[key], rtol=2e-5, atol=1e-6)
+    params = numpy_adamw(cfg, params, grads, number, moments)
+    for path, leaf in leaf_paths(ours).items():
+      np.testing.assert_allclose(leaf, params[path], rtol=2e-6, atol=2e-6, err_msg=path)
 
 
 def test_sgd_with_momentum_and_without_clipping():

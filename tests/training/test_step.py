@@ -1,4 +1,4 @@
-"""The step: how a batch is cut changes nothing, padding counts for nothing, updates are AdamW's."""
+"""The step: how a batch is cut changes nothing, padding counts for nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +34,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module', params=RECIPES)
 def experiment(request, folder):
   return tiny.experiment(request.param, folder, (('global_batch_size', '8'),))
-
-
-def uneven(batches):
-  """Batches whose rows weigh differently: targets are dropped, most of all in the first rows."""
-  rng = np.random.default_rng(0)
-  for batch in batches:
-    for key in batch:
-      if key.endswith('weights'):
-        rows = np.linspace(0.05, 1, len(batch[key]))[:, None]
-        batch[key] = batch[key] * (rng.random(batch[key].shape) < rows)
-  return batches
 
 
 def start(experiment, optimizer):
@@ -107,7 +96,7 @@ def assert_same_parameters(expected, actual, start):
 
 
 def test_four_microbatches_equal_one(experiment, whole_step):
-  batches = uneven([experiment.train_data.batch(i) for i in range(STEPS)])
+  batches = tiny.uneven([experiment.train_data.batch(i) for i in range(STEPS)])
   for batch in batches:
     shares = batch['target_weights'].reshape(2, 4, -1).sum((0, 2))
     assert len(set(shares)) > 1  # Interleaved parts: a mean of means would differ.
@@ -150,51 +139,3 @@ def test_a_batch_without_any_target_is_no_nan(experiment, whole_step):
   state, metrics = whole_step(start(experiment, EITHER), batch)
   assert float(metrics['loss'].total) == 0 == float(metrics['grad_norm'])
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-
-
-def numpy_adamw(config, params, grads, steps_before, moments):
-  """One update in float64, leaf by leaf. Loshchilov and Hutter 2019, algorithm 2."""
-  norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-  clip = min(1.0, config.clip_norm / norm)
-  t = steps_before + 1
-  rate = config.learning_rate * (
-    t / config.warmup_steps if t < config.warmup_steps else 1.0
-  )  # constant after the warm-up
-  updated = {}
-  for path, grad in grads.items():
-    first, second = moments[path]
-    first = config.b1 * first + (1 - config.b1) * clip * grad
-    second = config.b2 * second + (1 - config.b2) * (clip * grad) ** 2
-    moments[path] = first, second
-    direction = first / (1 - config.b1**t) / (np.sqrt(second / (1 - config.b2**t)) + config.eps)
-    if not path.endswith(('bias', 'scale')):
-      direction = direction + config.weight_decay * params[path]
-    updated[path] = params[path] - rate * direction
-  return updated
-
-
-def test_adamw_with_clipping_and_decay_is_numpys():
-  """Gradients of sizes that are clipped and that are not, within a warm-up and after it."""
-  config = OptimizerConfig(
-    learning_rate=0.1, schedule='constant', warmup_steps=2, b1=0.8, b2=0.95, eps=1e-3,
-    weight_decay=0.2, clip_norm=1.5,
-  )  # fmt: skip
-  rng = np.random.default_rng(0)
-  shapes = {'a/kernel': (3, 4), 'a/bias': (4,), 'norm/scale': (5,)}
-  params = {path: rng.normal(size=shape) for path, shape in shapes.items()}
-  optimizer, _ = make_optimizer(config, 10)
-  nested = lambda flat: {
-    'a': {'kernel': flat['a/kernel'], 'bias': flat['a/bias']},
-    'norm': {'scale': flat['norm/scale']},
-  }
-  single = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-  ours, state = single(nested(params)), None
-  state = optimizer.init(ours)
-  moments = {path: (0.0, 0.0) for path in shapes}
-  for number, size in enumerate((3.0, 0.1, 1.0)):
-    grads = {path: size * rng.normal(size=shape) for path, shape in shapes.items()}
-    updates, state = optimizer.update(single(nested(grads)), state, ours)
-    ours = optax.apply_updates(ours, updates)
-    params = numpy_adamw(config, params, grads, number, moments)
-    for path, leaf in leaf_paths(ours).items():
-      np.testing.assert_allclose(leaf, params[path], rtol=2e-6, atol=2e-6, err_msg=path)

@@ -3,16 +3,14 @@
 Signals are sent when the process says that it has come to a phase.
 """
 
-import os
 import signal
-import subprocess
-import sys
 
 import linear_experiment as linear
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_loop import exact
+from linear_experiment import exact
+from processes import finish, start
 
 from flaxlm.training import checkpoint
 from flaxlm.training.writers import read_metrics
@@ -33,14 +31,6 @@ FLAGS = {
   'checkpoint.every_steps': 8,
   'logging.every_steps': 1,
 }
-
-
-def start(*words, folder=ROOT):
-  return subprocess.Popen(
-    [sys.executable, *map(str, words)],
-    env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
-    cwd=folder, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
 
 
 def signalled(process, text, signum=signal.SIGTERM):
@@ -103,7 +93,7 @@ def test_sigterm_in_every_phase(folder):
 def whole(tmp_path_factory):
   """A linear run that was left alone."""
   workdir = tmp_path_factory.mktemp('whole')
-  assert start(linear.__file__, workdir).wait(timeout=120) == 0
+  finish(start(linear.__file__, workdir))
   return exact(workdir)
 
 
@@ -125,16 +115,14 @@ def test_a_main_thread_that_is_stuck_does_not_hold_up_the_end(tmp_path, whole, t
   status, said = signalled(process, shown)
   assert status == 143 and end in said
   assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [7, 9]
-  assert start(linear.__file__, tmp_path / 'run').wait(timeout=120) == 0
+  finish(start(linear.__file__, tmp_path / 'run'))
   assert exact(tmp_path / 'run') == whole
 
 
 def test_a_save_cut_short_by_sigkill_is_never_the_latest(tmp_path, whole):
-  process = start(linear.__file__, tmp_path / 'run', 'killed save')
-  assert process.wait(timeout=120) == -signal.SIGKILL
+  finish(start(linear.__file__, tmp_path / 'run', 'killed save'), -signal.SIGKILL)
   names = {path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()}
   assert '14' not in names and any(name.startswith('14.') for name in names)
-  process = start(linear.__file__, tmp_path / 'run')
-  _, said = process.communicate(timeout=120)
-  assert process.returncode == 0 and 'going on from step 9' in said
+  _, said = finish(start(linear.__file__, tmp_path / 'run'))
+  assert 'going on from step 9' in said
   assert exact(tmp_path / 'run') == whole

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from conftest import assert_same_tree
 
 from flaxlm.paths import leaf_paths
 from flaxlm.training import checkpoint, loop
@@ -30,11 +31,6 @@ def folder(tmp_path_factory):
   return tiny.write_corpus(tmp_path_factory.mktemp('tuned'))
 
 
-def assert_same(a, b):
-  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
-
-
 @pytest.mark.full
 @pytest.mark.parametrize('way', WAYS)
 def test_stopped_and_gone_on_equals_left_alone(way, folder, tmp_path):
@@ -44,7 +40,7 @@ def test_stopped_and_gone_on_equals_left_alone(way, folder, tmp_path):
   # The schedule is that of six steps; only the loop ends after three.
   loop.fit(dataclasses.replace(experiment, total_steps=3), tmp_path / 'cut')
   assert checkpoint.steps_in(tmp_path / 'cut' / 'checkpoints') == [3]
-  assert_same(loop.fit(experiment, tmp_path / 'cut'), whole)
+  assert_same_tree(loop.fit(experiment, tmp_path / 'cut'), whole)
   digests = [
     checkpoint.read_meta(tmp_path / name / 'checkpoints', 6)['digest'] for name in ('whole', 'cut')
   ]

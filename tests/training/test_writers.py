@@ -65,6 +65,21 @@ def test_a_later_start_appends_and_drops_what_is_beyond(tmp_path):
   assert (tmp_path / 'metrics.jsonl').read_text().endswith('}\n')
 
 
+def test_a_strict_reader_names_a_malformed_line(tmp_path):
+  """In a file's last line it is a line that is being written."""
+  file = tmp_path / 'metrics.jsonl'
+  good = '{"step": 1}\n'
+  for text, steps in ((good + good + '{"st', 2), (good + '{"st\n' + good, 2), ('\n' + good, 1)):
+    file.write_text(text)
+    assert len(writers.read_metrics(tmp_path)) == steps
+  assert len(writers.read_metrics(tmp_path, strict=True)) == 1  # a blank line is no malformed one
+  file.write_text(good + good + '{"st')
+  assert len(writers.read_metrics(tmp_path, strict=True)) == 2
+  file.write_text(good + '{"st\n' + good)
+  with pytest.raises(UserError, match='metrics.jsonl:2: malformed JSON: Unterminated string'):
+    writers.read_metrics(tmp_path, strict=True)
+
+
 def test_one_part_a_start_where_files_cannot_grow(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'is_object_store', lambda path: True)
   for first in (1, 3):
