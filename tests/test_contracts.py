@@ -21,7 +21,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Stream
 from flaxlm.models.family import FAMILIES
 from flaxlm.paths import leaf_paths, virtual_paths
-from flaxlm.training import restore
+from flaxlm.training import resume
 
 OBJECTIVES = tree.named_files('flaxlm.objectives')
 MODELS = tree.named_files('flaxlm.models')
@@ -222,8 +222,8 @@ def test_every_recipe_takes_a_step(place, folder):
   config = tiny.load(place, folder)
   experiment, batch, state, metrics = step(config, folder)
   # The same command goes on, before and after the rows have decided what it leaves open.
-  restore.check_resume(experiment.config, config, complete=False)
-  restore.check_resume(experiment.config, experiment.config)
+  resume.check_config(experiment.config, config, complete=False)
+  resume.check_config(experiment.config, experiment.config)
   assert all(isinstance(s, Stream) for s in experiment.objective.streams.values())
   assert {len(rows) for rows in batch.values()} == {4}
   objective = experiment.objective

@@ -1,6 +1,6 @@
 """What the backward pass keeps of a layer's forward pass; the rest it computes again.
 
-Policies by name, from the most memory and the least work to the contrary:
+Policies by name, from the most memory and least work to the least memory and most work:
 
   none                everything is kept
   dots_and_attention  the results of all projections, and of attention

@@ -35,6 +35,11 @@ class Prompt:
   prefix: bool = False
 
 
+def rounded(number: float, rng: np.random.Generator) -> int:
+  """The number rounded up or down at random, so that its mean is exact."""
+  return int(number + rng.random())
+
+
 class Objective(abc.ABC):
   """What a model learns: how rows become batches, and outputs losses. Made of (config, tokenizer).
 

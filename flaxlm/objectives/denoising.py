@@ -17,7 +17,7 @@ from flaxlm.config.schema import Config as ExperimentConfig
 from flaxlm.data.packing import Piece, Stream, span_and_gap
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.objectives import losses
-from flaxlm.objectives.base import Prompt
+from flaxlm.objectives.base import Prompt, rounded
 from flaxlm.objectives.next_token import NextToken
 
 # What ends a sentence, as the last character of a token.
@@ -109,7 +109,7 @@ class Objective(NextToken):
     the number wanted. Spans of length 0 are left out where they would make the text longer.
     """
     n = len(tokens)
-    noise = _rounded(n * self.config.infill_rate, rng)
+    noise = rounded(n * self.config.infill_rate, rng)
     # In another order than drawn: the last one is cut, and never empty.
     lengths = rng.permutation(_span_lengths(noise, self.config.mean_span_length, rng))
     places = np.sort(rng.integers(0, n - noise + 1, len(lengths)))
@@ -125,14 +125,9 @@ class Objective(NextToken):
     return marked
 
 
-def _rounded(number: float, rng: np.random.Generator) -> int:
-  """The number rounded up or down at random, so that its mean is exact."""
-  return int(number + rng.random())
-
-
 def _drawn(n: int, rate: float, rng: np.random.Generator) -> np.ndarray:
   """Indices, sorted, of `rate` * n of n things."""
-  return np.sort(rng.permutation(n)[: _rounded(n * rate, rng)])
+  return np.sort(rng.permutation(n)[: rounded(n * rate, rng)])
 
 
 def _span_lengths(total: int, mean: float, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How one text or two are written down for a trunk that reads them, not continues them.
+"""The tokens that stand round a text, or round two, where a trunk reads them as a whole.
 
 Encoder: [CLS] text [SEP], or [CLS] first [SEP] second [SEP], the second part with token type 1
 where the trunk has such (Devlin et al. 2019, figure 4; RoBERTa puts two [SEP] between them). XLNet

@@ -161,7 +161,7 @@ class Objective(base.Objective):
     """
     c = self.config
     candidates = np.flatnonzero(self._is_piece[tokens])
-    count = int(c.mask_rate * len(candidates) + rng.random())
+    count = base.rounded(c.mask_rate * len(candidates), rng)
     if c.masking == 'token':
       positions = np.sort(rng.permutation(candidates)[:count])
       spans = np.arange(count)

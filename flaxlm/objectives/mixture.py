@@ -22,7 +22,7 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.data.packing import Piece, Stream
 from flaxlm.data.tokenizer import Tokenizer
 from flaxlm.errors import UserError, nearest
-from flaxlm.models.family import family_of
+from flaxlm.models import family
 from flaxlm.objectives import base
 from flaxlm.types import Array, Batch, Mean
 
@@ -176,12 +176,7 @@ def _class(name: str) -> type:
 
 def _check_kind(label: str, cls: type, config: ExperimentConfig) -> None:
   """UserError if a member does not learn from running text, or not with this trunk."""
-  family = family_of(config.model.name)
-  if family not in cls.families:
-    raise UserError(
-      f'{KEY}: {label!r} needs a model of family {" or ".join(cls.families)}, but '
-      f'config.model.name={config.model.name!r} is of family {family!r}'
-    )
+  family.check(config.model.name, cls.families, f'{KEY}: {label!r}')
   if cls.packing != 'concatenate':
     raise UserError(f'{KEY}: {label!r} learns from labelled rows, a mixture from running text')
 

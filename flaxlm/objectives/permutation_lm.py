@@ -22,6 +22,7 @@ from flaxlm.errors import UserError
 from flaxlm.models.family import has_two_streams
 from flaxlm.models.heads import VocabHead
 from flaxlm.objectives import losses
+from flaxlm.objectives.base import rounded
 from flaxlm.objectives.marks import Marks
 from flaxlm.objectives.next_token import NextToken
 
@@ -98,7 +99,7 @@ class Objective(NextToken):
     All ways to put the spans between the tokens that stay are equally likely; two may touch. One is
     cut, so that t has its mean.
     """
-    count = int(n / self.config.predict_one_in + rng.random())
+    count = rounded(n / self.config.predict_one_in, rng)
     lengths = rng.integers(1, self.config.longest_span + 1, count)
     lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), count)) + 1]
     if count:

@@ -46,8 +46,8 @@ class Task(base.Task):
       labelled: False where the rows are to be predicted: tags that cannot be used are none.
 
     Raises:
-      UserError: for a missing column, no words, an empty word, as many tags as not words, or a tag
-        that is not among `labels`.
+      UserError: for a missing column, no words, an empty word, another number of tags than of
+        words, or a tag that is not among `labels`.
     """
     name = self._data.text_column
     cell = columns.cell(row, name, 'data.text_column', where)

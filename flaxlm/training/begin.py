@@ -11,7 +11,7 @@ from flaxlm.config import tree
 from flaxlm.config.schema import Config
 from flaxlm.data import source
 from flaxlm.errors import UserError
-from flaxlm.training import checkpoint, restore, writers
+from flaxlm.training import checkpoint, restore, resume, writers
 from flaxlm.training.detours import Detours, as_declared, as_stored
 from flaxlm.training.state import with_params
 from flaxlm.types import TrainState
@@ -43,8 +43,8 @@ def start(experiment: 'Experiment', workdir: epath.Path) -> tuple[TrainState, in
   config = experiment.config
 
   def read(step: int, meta: dict[str, Any]) -> TrainState:
-    restore.check_resume(tree.from_dict(meta['config']), config)
-    restore.check_same_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
+    resume.check_config(tree.from_dict(meta['config']), config)
+    resume.check_tokenizer(meta, experiment.tokenizer.fingerprint, workdir)
     terminal.phase('init', f'checkpoint {step} of {workdir}')
     abstract = experiment.abstract_state
     state = checkpoint.restore_tree(directory, step, as_stored(abstract, meta), meta)
@@ -54,7 +54,7 @@ def start(experiment: 'Experiment', workdir: epath.Path) -> tuple[TrainState, in
   if found is not None:
     step, meta, state, damaged = found
     _check_data(experiment, step, meta, workdir)
-    restore.check_resumed_steps(meta, config, experiment.total_steps)
+    resume.check_steps(meta, config, experiment.total_steps)
     distributed.by_first(lambda: _clear(directory, damaged, workdir, step))
     terminal.say(f'going on from step {step}')
     return state, step, Detours.of(meta)
@@ -90,7 +90,7 @@ def _check_data(
       f'config.data.train: the training data are no longer those of the run in {workdir} (its '
       'files, or how the program reads them, have changed); start in another workdir'
     )
-  restore.check_held_out(meta, experiment.held_out, workdir)
+  resume.check_held_out(meta, experiment.held_out, workdir)
 
 
 def data_hash(experiment: 'Experiment', number: int) -> str:

@@ -13,7 +13,7 @@ from flaxlm.config import tree
 from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.config.schema import Config
 from flaxlm.errors import UserError, nearest
-from flaxlm.models.family import family_of
+from flaxlm.models import family
 from flaxlm.objectives.base import Objective
 from flaxlm.paths import all_virtual_paths
 from flaxlm.tasks.base import Task
@@ -29,13 +29,8 @@ def objective_class(config: Config) -> type[Objective]:
 
 def check_parts(config: Config) -> None:
   """Raises UserError if model, objective and task do not go together, before data are read."""
-  cls, family = objective_class(config), family_of(config.model.name)
-  if family not in cls.families:
-    raise UserError(
-      f'config.objective.name: {config.objective.name!r} needs a model of family '
-      f'{" or ".join(cls.families)}, but config.model.name={config.model.name!r} is of family '
-      f'{family!r}'
-    )
+  cls, name = objective_class(config), config.objective.name
+  family.check(config.model.name, cls.families, f'config.objective.name: {name!r}')
   labelled = cls.packing == 'first_fit'
   if labelled != bool(config.task.name):
     names = tree.named_files('flaxlm.tasks')

@@ -10,7 +10,7 @@ from etils import epath
 from flaxlm import distributed, files, terminal
 from flaxlm.config.schema import Config
 from flaxlm.data import summary
-from flaxlm.training import checks, footprint, restore
+from flaxlm.training import checks, footprint, resume
 from flaxlm.training.begin import describe, saved_config, start
 from flaxlm.training.detours import RollBack
 from flaxlm.training.guard import without_memory
@@ -42,7 +42,7 @@ def train(config: Config, workdir: str, overrides: Sequence[tuple[str, str]] = (
     saved = saved_config(epath.Path(workdir) / 'checkpoints')
     if saved is not None:
       # Before the data are prepared, which may take long; again when they are.
-      restore.check_resume(saved, config, complete=False)
+      resume.check_config(saved, config, complete=False)
     terminal.phase('data', config.data.train)
     experiment = build(config, workdir)
     checks.check_first_batches(experiment)

@@ -1,7 +1,7 @@
-"""Where a run starts: the rules of going on (`resume`) and of taking weights (`init_from`).
+"""Weights of another run: to start from (`init_from`), or to evaluate and decode with.
 
-The two are different. A resume is the same run and takes everything; `init_from` takes weights
-only, begins at step 0 with a fresh optimizer, and accounts for every leaf.
+`init_from` takes weights only, begins at step 0 with a fresh optimizer, and accounts for every
+leaf; going on with a run is another thing (`resume.py`).
 """
 
 import dataclasses
@@ -19,73 +19,17 @@ from flaxlm.config.schema import Config, RestoreConfig
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.paths import is_stacked, leaf_paths, nested, virtual_paths
-from flaxlm.training import checkpoint, matching, vocabulary, weights
-from flaxlm.training.optimizer import BENT_BY_TOTAL_STEPS
+from flaxlm.training import checkpoint, matching, resume, vocabulary, weights
 from flaxlm.training.writers import write_json
 from flaxlm.types import DELTA
 
 if TYPE_CHECKING:
   from flaxlm.training.experiment import Experiment
 
-# How layers are run never changes a checkpoint.
-_RUN_ONLY = ('model.attention_kernel', 'model.remat', 'model.scan_layers')
-# What a resume may change: nothing here alters which numbers the run computes, up to the order of
-# floating-point sums over devices and micro-batches, and the draws of dropout, of which each
-# micro-batch and under `pmap` each device has its own; but for the guard, whose business bad steps
-# are, and the length of the run.
-RESUMABLE = (
-  'parallelism', 'mesh', 'sharding_rules', 'num_microbatches', 'evaluation', 'checkpoint', 'guard',
-  'logging', 'profile', *_RUN_ONLY, 'data.prefetch', 'data.num_workers', 'data.cache_dir',
-  'total_steps', 'num_epochs',
-)  # fmt: skip
 _CHANGE_TOKENIZER = 'tokenizer'
 # Leaves with a number for each label, and labels that an imported model has for want of names.
 _CLASSES = re.compile('head/classes/out/')
 _UNNAMED = re.compile(r'LABEL_\d+')
-
-
-def check_resume(saved: Config, now: Config, *, complete: bool = True) -> None:
-  """Raises UserError, naming the field, if a run that was saved cannot go on with this config.
-
-  complete: whether `now` has what the training rows decide where it is unset (`Task.discover`).
-  """
-  for key, before, after in overrides.differing_fields(saved, now):
-    if any(key == allowed or key.startswith(f'{allowed}.') for allowed in RESUMABLE):
-      continue
-    if not complete and key.startswith('task.') and after in (None, ()):
-      continue
-    if key == 'task.labels':
-      raise UserError(
-        f'config.task.labels: the run in this workdir has {",".join(before)}, and the rows have '
-        f'{",".join(after)}; go on with --config.task.labels={",".join(before)}, or start in '
-        'another workdir'
-      )
-    raise UserError(
-      f'config.{key}: the run in this workdir has {before!r}, not {after!r}, and a resume cannot '
-      'change it; go on without the change, or start in another workdir'
-    )
-
-
-def check_held_out(
-  meta: Mapping[str, Any], held_out: Mapping[str, str], workdir: epath.PathLike
-) -> None:
-  """Raises UserError if what is held out of `data.train` now is not what the run held out."""
-  for name, corpus in meta.get('held_out', held_out).items():
-    if held_out.get(name, corpus) != corpus:
-      raise UserError(
-        f'config.data.train: what is held out of it as {name!r} is not what it was when the run in '
-        f'{workdir} began, and may have been trained on (the text, or how the program reads it, '
-        'has changed); name a set with --config.data.validation'
-      )
-
-
-def check_resumed_steps(meta: Mapping[str, Any], config: Config, total_steps: int) -> None:
-  """Warns where another number of steps bends the learning-rate schedule."""
-  if meta['total_steps'] != total_steps and config.optimizer.schedule in BENT_BY_TOTAL_STEPS:
-    terminal.warn(
-      f'the {config.optimizer.schedule} schedule was made for {meta["total_steps"]} steps and is '
-      f'now bent to {total_steps}: from here on the learning rate is another one'
-    )
 
 
 def init_from(experiment: 'Experiment', params: Any, workdir: epath.PathLike) -> Any:
@@ -249,7 +193,7 @@ def _check_model(saved: Config, now: Config) -> None:
       raise UserError(f'config.restore.change: no model field {name!r}{nearest(name, known)}')
   for key, before, after in overrides.differing_fields(saved, now):
     name = key.removeprefix('model.')
-    if not key.startswith('model.') or key in _RUN_ONLY or name in declared:
+    if not key.startswith('model.') or key in resume.RUN_ONLY or name in declared:
       continue
     raise UserError(
       f'config.{key}: the checkpoint of config.init_from has {before!r}, this model {after!r}; '
@@ -295,8 +239,8 @@ def open_run(
   def read(step: int, meta: dict[str, Any]) -> Any:
     if not made:
       made.append(make(tree.from_dict(meta['config'])))
-    check_same_tokenizer(meta, made[0].tokenizer.fingerprint, workdir)
-    check_held_out(meta, made[0].held_out, workdir)
+    resume.check_tokenizer(meta, made[0].tokenizer.fingerprint, workdir)
+    resume.check_held_out(meta, made[0].held_out, workdir)
     terminal.phase('init', f'checkpoint {step}')
     return made[0].weights(**checkpoint.restore_tree(directory, step, made[0].stored_parts, meta))
 
@@ -333,11 +277,3 @@ def read_run(
     return whole(steps[0]), steps[0]
   terminal.say(f'the mean of checkpoints {", ".join(map(str, steps))}')
   return weights.mean(map(whole, steps)), str(which)
-
-
-def check_same_tokenizer(
-  meta: Mapping[str, Any], fingerprint: str, workdir: epath.PathLike
-) -> None:
-  """Raises UserError if WORKDIR/tokenizer is not the tokenizer that the run was trained with."""
-  if meta['tokenizer'] != fingerprint:
-    raise UserError(f'{workdir}/tokenizer: not the tokenizer that the checkpoints were made with')
