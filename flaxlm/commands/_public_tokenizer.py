@@ -35,8 +35,7 @@ def write(tokenizer: Any, target: epath.Path, config: Any, objective: Any, publi
   """
   from flaxlm.interop import tokenizer_json
 
-  family = public.family.__name__.rpartition('.')[2]
-  single, pair, typed = _templates(tokenizer, config, objective, family)
+  single, pair, typed = _templates(tokenizer, config, objective, public.family.name)
   state = tokenizer_json.state_of(tokenizer, single, pair)
   if state is None:
     tokenizer.save(target / 'tokenizer')

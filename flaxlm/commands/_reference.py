@@ -93,8 +93,8 @@ def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath
 def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A batch of the inputs that the original takes: [B, L] each, every row one sequence.
 
-  Padding may stand on either side. Places are counted with it, as most originals do; only those of
-  a family that has `COUNTS_PADDING = False` begin with the text.
+  Padding may stand on either side. Places are counted with it, as most originals do; those of a
+  family whose `counts_padding` is False begin with the text.
   """
   ids = arrays['input_ids'].astype(np.int32)
   segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
@@ -110,7 +110,7 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return _stream('encoder_', ids, segments) | _stream('decoder_', targets, np.ones_like(targets))
   batch = _stream('', ids, segments)
   batch['target_positions'] = batch['positions']
-  if not getattr(public.family, 'COUNTS_PADDING', True):
+  if not public.family.counts_padding:
     batch['positions'] = np.maximum(np.cumsum(segments, -1, dtype=np.int32) - 1, 0)
   first = np.zeros((len(ids), 1), np.int32)
   if public.head.is_pooled:

@@ -1,7 +1,6 @@
 """A Hugging Face folder as flaxlm sees it, and back; the commands and the tests stand on this."""
 
 import dataclasses
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.files import read_json
 from flaxlm.interop import engine, mapping
+from flaxlm.interop.family import Family, Head
 from flaxlm.interop.files import Tensors
-from flaxlm.interop.mapping import Head
 from flaxlm.interop.rules import Entry, Rule
 
 CONFIG = 'config.json'
@@ -30,7 +29,7 @@ class Public:
   prefix: of the trunk's tensors; labels: names of the classes, in the order of the head.
   """
 
-  family: types.ModuleType
+  family: Family
   architecture: str
   head: Head
   model: TransformerConfig
@@ -50,10 +49,10 @@ class Public:
   @property
   def start(self) -> int | None:
     """The id that the decoder starts with; None where there is none but the model's own."""
-    if not hasattr(self.family, 'START'):
+    if self.family.start_id is None:
       return None
     said = mapping.value_of(self.config_json, 'decoder_start_token_id', int, None)
-    return self.family.START if said is None else said
+    return self.family.start_id if said is None else said
 
   @property
   def partial(self) -> str:
@@ -64,7 +63,7 @@ class Public:
 class Canonical:
   """Tensors under the names of the family's table, whichever release wrote them."""
 
-  def __init__(self, source: Any, family: types.ModuleType):
+  def __init__(self, source: Any, family: Family):
     self._source = source
     self._names = {spelled(family, name): name for name in source.shapes}
     self.dtypes = {name: source.dtypes[own] for name, own in self._names.items()}
@@ -75,9 +74,9 @@ class Canonical:
     return self._source.read(self._names[name])
 
 
-def spelled(family: types.ModuleType, name: str) -> str:
+def spelled(family: Family, name: str) -> str:
   """The name in the family's table of a tensor's name in a file."""
-  for old, new in getattr(family, 'SPELLINGS', {}).items():
+  for old, new in family.spellings.items():
     if name.endswith(old):
       return name[: -len(old)] + new
   return name
@@ -91,8 +90,7 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   """
   family = mapping.family_of(config_json)
   names = [spelled(family, name) for name in names]
-  if hasattr(family, 'settle'):
-    config_json = family.settle(config_json, names)
+  config_json = family.amended(config_json, names)
   architecture, head = mapping.head_of(family, config_json)
   vocab_size = mapping.value_of(config_json, 'vocab_size', int, None)
   if vocab_size is None or vocab_size < 1:
@@ -182,7 +180,7 @@ def for_export(
   reasons = []
   all_names = []
   for family in mapping.families().values():
-    for name, head in family.ARCHITECTURES.items():
+    for name, head in family.architectures.items():
       all_names.append(name)
       if name != architecture and (architecture or head.trunk_only):
         continue

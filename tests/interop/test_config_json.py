@@ -138,9 +138,10 @@ def test_what_a_sequence_classifier_learns(changes, objective, labels):
   assert (public.head.objective, len(public.labels)) == (objective, labels)
 
 
-def test_every_class_is_read_or_refused_and_not_both():
-  for family in mapping.families().values():
-    assert not set(family.ARCHITECTURES) & set(getattr(family, 'REFUSED', {}))
+def test_a_file_is_named_as_its_family_and_a_class_is_read_or_refused():
+  for model_type, family in mapping.families().items():
+    assert family.name == model_type
+    assert not set(family.architectures) & set(family.refused)
 
 
 def test_a_number_of_labels_names_them():
