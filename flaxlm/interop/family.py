@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flaxlm.config.transformer import TransformerConfig
@@ -98,7 +98,7 @@ class Family:
   extra_theirs: Callable[[TransformerConfig], dict[str, Any]] = lambda model: {}
   required: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   unsaid: tuple[str, ...] = ()
-  amended: Callable[[Mapping[str, Any], Iterable[str]], Mapping[str, Any]] = (
+  amended: Callable[[Mapping[str, Any], Sequence[str]], Mapping[str, Any]] = (
     lambda config_json, tensor_names: config_json
   )
   table: Callable[[TransformerConfig, Head, str], list[Entry]]

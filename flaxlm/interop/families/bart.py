@@ -1,5 +1,9 @@
 """BART (Lewis et al. 2020): post-norm encoder-decoder with learned positions."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import ACTIVATIONS, Family, Field, Head
@@ -7,7 +11,7 @@ from flaxlm.interop.family import ACTIVATIONS, Family, Field, Head
 _SAME = ('attention_heads', 'ffn_dim')
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   for name in _SAME:
     ours, theirs = (config_json.get(f'{stack}_{name}') for stack in ('encoder', 'decoder'))
     if ours != theirs:
@@ -17,7 +21,7 @@ def _extra_ours(config_json):
   return {}
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   return {
     'decoder_attention_heads': model.num_heads,
     'decoder_ffn_dim': model.mlp_size,
@@ -25,15 +29,15 @@ def _extra_theirs(model):
   }
 
 
-def _amended(config_json, tensors):
+def _amended(config_json: Mapping[str, Any], tensor_names: Sequence[str]) -> Mapping[str, Any]:
   """config.json with the number of labels that it means where it says none."""
-  del tensors
+  del tensor_names
   return {'num_labels': 3, **config_json}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   del head
-  entries = [
+  entries: list[rules.Entry] = [
     # transformers ties the stacks' tables to each other only where it ties the output's.
     *rules.shared_vocabulary(model, prefix, each=not model.tie_embeddings),
     rules.Buffer('final_logits_bias', rules.zeros),
@@ -60,7 +64,7 @@ def _table(model, head, prefix):
   return entries
 
 
-def _attention(tensor, path):
+def _attention(tensor: str, path: str) -> list[rules.Rule]:
   """Entries of one attention sublayer and its norm."""
   parts = {'q_proj': 'query', 'k_proj': 'key', 'v_proj': 'value', 'out_proj': 'out'}
   entries = rules.norm(f'{tensor}_layer_norm', f'{path}_norm')

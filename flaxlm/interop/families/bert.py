@@ -1,21 +1,24 @@
 """BERT (Devlin et al. 2019): post-norm encoder; heads for masked words, next sentence, tasks."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import ACTIVATIONS, EACH_TOKEN, ENCODER_CLASSES, Family, Field, Head
 
 
-def _amended(config_json, names):
+def _amended(config_json: Mapping[str, Any], tensor_names: Sequence[str]) -> Mapping[str, Any]:
   """config.json with what the tensors say: files of the pretraining model may name one head."""
-  both = 'cls.seq_relationship.weight' in names
+  both = 'cls.seq_relationship.weight' in tensor_names
   if both and config_json.get('architectures') == ['BertForMaskedLM']:
     return {**config_json, 'architectures': ['BertForPreTraining']}
   return config_json
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   """Nothing to add; UserError for a model that transformers cannot run."""
   if not model.token_types:
     kind = 'config.model.token_types: the files of bert and roberta cannot express 0'
@@ -23,7 +26,7 @@ def _extra_theirs(model):
   return {}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   decoder = 'cls.predictions.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()
@@ -43,8 +46,11 @@ def _table(model, head, prefix):
   return entries + vocabulary_head('cls.predictions', model)
 
 
-def vocabulary_head(tensor, model):
-  """Entries of the table and the bias; untied, only the bias of the linear map is in use."""
+def vocabulary_head(tensor: str, model: TransformerConfig) -> list[rules.Entry]:
+  """Entries of the output's table and bias, `tensor` being what their names begin with.
+
+  Where the table is not tied, only the bias of the linear map is in use.
+  """
   vocabulary = rules.Vocabulary(model.vocab_size)
   bias, own = f'{tensor}.bias', f'{tensor}.decoder.bias'
   if model.tie_embeddings:
@@ -56,8 +62,8 @@ def vocabulary_head(tensor, model):
   ]
 
 
-def encoder(prefix, vocabulary, tied):
-  """Entries of the trunk."""
+def encoder(prefix: str, vocabulary: rules.Vocabulary, tied: tuple[str, ...]) -> list[rules.Entry]:
+  """Entries of the trunk, whose names begin with `prefix`; tied: other names of the token table."""
   emb, layer = f'{prefix}embeddings', f'{prefix}encoder.layer.{{layer}}'
   here = 'trunk/stack/layers'
   return [

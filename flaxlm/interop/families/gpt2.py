@@ -2,6 +2,7 @@
 
 import functools
 
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.interop import rules
 from flaxlm.interop.family import (
   ACTIVATIONS,
@@ -14,7 +15,7 @@ from flaxlm.interop.family import (
 )
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   out = 'classifier' if head.objective == 'tagging' else 'score'
   here, layer = 'trunk/stack/layers', f'{prefix}h.{{layer}}'

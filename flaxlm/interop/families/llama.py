@@ -1,5 +1,9 @@
 """Llama (Touvron et al. 2023): pre-norm decoder with RMSNorm, RoPE, gated SiLU, grouped keys."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import (
@@ -34,7 +38,7 @@ SCALINGS = {
 DEFAULTS = {'beta_fast': 32.0, 'beta_slow': 1.0, 'attention_factor': None}
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   rope = value_of(config_json, 'rope_parameters', dict, None)
   older = value_of(config_json, 'rope_scaling', dict, None)
   if rope and older and rope != older:
@@ -63,7 +67,7 @@ def _extra_ours(config_json):
   return values
 
 
-def _check_yarn(rope):
+def _check_yarn(rope: Mapping[str, Any]) -> None:
   """UserError for variants of the scaling that are not there."""
   for name in ('mscale', 'mscale_all_dim'):
     if rope.get(name) and rope.get('attention_factor') is None:
@@ -72,19 +76,19 @@ def _check_yarn(rope):
     raise UserError('config.json: truncate=False is not supported')
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   kind = 'default' if model.rope_scaling == 'none' else model.rope_scaling
   rope = {'rope_type': kind, 'rope_theta': model.rope_theta}
   more = {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}
   return {'rope_parameters': rope | {k: v for k, v in more.items() if v is not None}}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   del head
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}layers.{{layer}}'
   tied = ('lm_head.weight',) if model.tie_embeddings else ()
-  entries = [
+  entries: list[rules.Entry] = [
     rules.Rule(f'{prefix}embed_tokens.weight', ('trunk/token/table',), vocabulary, copies=tied),
     *rules.norm(f'{layer}.input_layernorm', f'{here}/attention_norm', bias=False),
     *rules.norm(f'{layer}.post_attention_layernorm', f'{here}/mlp_norm', bias=False),

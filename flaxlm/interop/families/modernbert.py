@@ -1,5 +1,9 @@
 """ModernBERT (Warner et al. 2024): pre-norm encoder, RoPE, gated GELU, local and global layers."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import ACTIVATIONS, Family, Field, Head
@@ -13,7 +17,7 @@ GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   own = config_json.get('hidden_activation', 'gelu')
   head = config_json.get('classifier_activation', 'gelu')
   if head != own:
@@ -27,7 +31,7 @@ def _extra_ours(config_json):
   }
 
 
-def _every(config_json, layers):
+def _every(config_json: Mapping[str, Any], layers: int) -> int:
   """The period of global layers; UserError for another order of layers."""
   default = value_of(config_json, 'global_attn_every_n_layers', int, 3)
   if default < 1:
@@ -41,11 +45,11 @@ def _every(config_json, layers):
   return every
 
 
-def _types(layers, every):
+def _types(layers: int, every: int) -> list[str]:
   return [LOCAL if i % every else GLOBAL for i in range(layers)]
 
 
-def _theta(config_json, kind, name):
+def _theta(config_json: Mapping[str, Any], kind: str, name: str) -> float:
   rope = value_of(config_json, 'rope_parameters', dict, None) or {}
   if wrong := [key for key in rope if key not in THETA]:
     raise UserError(
@@ -60,7 +64,7 @@ def _theta(config_json, kind, name):
   return value_of(rope, 'rope_theta', float, theta)
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   if model.window is None or model.global_every < 2 or model.local_rope_theta is None:
     raise UserError(
       'config.model.window: ModernBERT needs window, global_every and local_rope_theta'
@@ -77,7 +81,7 @@ def _extra_theirs(model):
   }
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   transform, out = 'head/classes', 'head/classes/out'
   if head.objective == 'span_qa':
     transform, out = 'head', 'head/span'

@@ -1,5 +1,9 @@
 """RoBERTa (Liu et al. 2019): BERT's trunk; its positions begin after the padding id."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.families import bert
@@ -11,18 +15,18 @@ PAIRS = {'pair_separators': 2}
 SKIPPED = 2
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   rows = value_of(config_json, 'max_position_embeddings', int, 512)
   if rows <= SKIPPED:
     raise UserError(f'config.json: max_position_embeddings={rows} leaves no position')
   return {'max_length': rows - SKIPPED}
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   return bert.FAMILY.extra_theirs(model) | {'max_position_embeddings': model.max_length + SKIPPED}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   decoder = 'lm_head.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()

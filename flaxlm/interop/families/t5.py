@@ -1,5 +1,9 @@
 """T5 1.0 and 1.1 (Raffel et al. 2020): encoder-decoder with a bias by distance."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import Family, Field, Head
@@ -20,7 +24,7 @@ PROJECTIONS = {
 DENSE = {'relu': 'relu', 'gelu': 'gelu', 'gelu_tanh': 'gelu_new', 'silu': 'silu'}
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   name = value_of(config_json, 'feed_forward_proj', str, 'relu')
   if name not in PROJECTIONS:
     raise UserError(
@@ -42,7 +46,7 @@ def _extra_ours(config_json):
   return values | ({'scale_tied_logits': scaled} if tied else {})
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   found = [n for n, value in PROJECTIONS.items() if value == (model.activation, model.gated_mlp)]
   if not found:
     raise UserError(f'config.model.activation: T5 has no gated {model.activation!r}')
@@ -53,17 +57,17 @@ def _extra_theirs(model):
   }
 
 
-def _amended(config_json, tensors):
+def _amended(config_json: Mapping[str, Any], tensor_names: Sequence[str]) -> Mapping[str, Any]:
   """config.json with what the tensors say: new releases write `tied` whatever the tables are."""
   head = 'lm_head.weight'
-  if head not in tensors or config_json.get('scale_decoder_outputs', True):
+  if head not in tensor_names or config_json.get('scale_decoder_outputs', True):
     return config_json
   return {**config_json, 'tie_word_embeddings': False}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   del head
-  entries = [
+  entries: list[rules.Entry] = [
     *rules.shared_vocabulary(model, prefix),
     *rules.dense('classification_head.dense', 'head/classes/pooler'),
     *rules.dense('classification_head.out_proj', 'head/classes/out'),
@@ -88,7 +92,7 @@ def _table(model, head, prefix):
   return entries
 
 
-def _sublayer(tensor, name, here, gated):
+def _sublayer(tensor: str, name: str, here: str, gated: bool) -> list[rules.Rule]:
   """Entries of one sublayer and its norm."""
   path = {
     'SelfAttention': 'attention',

@@ -1,5 +1,9 @@
 """XLNet (Yang et al. 2019): two streams, relative positions; heads for tokens and for tasks."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.interop import rules
 from flaxlm.interop.family import ACTIVATIONS, EACH_TOKEN, Family, Field, Head
 from flaxlm.interop.mapping import value_of
@@ -7,15 +11,15 @@ from flaxlm.interop.mapping import value_of
 SUMMARY = {'pooling': 'last', 'pooler': 'tanh'}
 
 
-def _extra_ours(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   return {'memory_length': value_of(config_json, 'mem_len', int, None) or 0}
 
 
-def _extra_theirs(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   return {'mem_len': model.memory_length or None}
 
 
-def _table(model, head, prefix):
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}layer.{{layer}}'
   relative = {
