@@ -88,7 +88,7 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   Raises:
     UserError: names what is not supported.
   """
-  family = mapping.family_of(config_json)
+  family = mapping.find_family(config_json)
   names = [spelled(family, name) for name in names]
   config_json = family.amended(config_json, names)
   architecture, head = mapping.head_of(family, config_json)

@@ -48,7 +48,7 @@ def families() -> dict[str, Family]:
   return {name: importlib.import_module(f'{PACKAGE}.{name}').FAMILY for name in names}
 
 
-def family_of(config_json: Mapping[str, Any]) -> Family:
+def find_family(config_json: Mapping[str, Any]) -> Family:
   """The family of a config.json; UserError names an unsupported `model_type`."""
   known = families()
   name = config_json.get('model_type')

@@ -60,7 +60,7 @@ ODD = ('x', 3, 0, -1, 1.5, True, None, [], ['x'], [['x']], {}, {'a': 1}, {'full_
 )
 def test_no_value_of_any_field_ends_in_a_traceback(config):
   asked = {*config, 'id2label', 'num_labels', 'problem_type'}
-  mapping.to_ours(mapping.family_of(config), Noted(config, asked))
+  mapping.to_ours(mapping.find_family(config), Noted(config, asked))
   assert len(asked) > 15
   for key in asked:
     for value in ODD:
