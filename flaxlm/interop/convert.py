@@ -94,7 +94,7 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   architecture, head = mapping.head_of(family, config_json)
   vocab_size = mapping.value_of(config_json, 'vocab_size', int, None)
   if vocab_size is None or vocab_size < 1:
-    raise UserError(f'config.json: vocab_size={vocab_size!r} is no number of tokens')
+    raise UserError(f'config.json: vocab_size={vocab_size!r} is not a number of tokens')
   model = mapping.model_config(family, config_json, vocab_size)
   prefix = mapping.prefix_of(family, head)
   prefix = prefix if any(name.startswith(prefix) for name in names) else ''
@@ -129,7 +129,7 @@ def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
   if not names:
     count = mapping.value_of(config_json, 'num_labels', int, 2)
     if count < 1:
-      raise UserError(f'config.json: num_labels={count} is no number of labels')
+      raise UserError(f'config.json: num_labels={count} is not a number of labels')
     return tuple(f'LABEL_{i}' for i in range(count))
   wrong = f'config.json: id2label={names!r}'
   if set(names) != {str(i) for i in range(len(names))}:
@@ -187,7 +187,7 @@ def for_export(
       if not head.trunk_only and not mapping.serves(head, objective):
         if architecture:
           raise UserError(
-            f'--architecture: a {name} has not the head of the objective {objective!r}'
+            f'--architecture: a {name} does not have the head of the objective {objective!r}'
           )
         continue
       try:

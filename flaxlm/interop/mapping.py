@@ -93,7 +93,7 @@ def with_head(
   """
   for name, value in {**head.options, **head.also}.items():
     if name in options and options[name] != value:
-      raise UserError(f'config.objective.{name} is {options[name]!r}, and it has {value!r}')
+      raise UserError(f'config.objective.{name} is {options[name]!r}, and the class has {value!r}')
   theirs = {field.theirs: _written(field, options.get(field.ours)) for field in head.fields}
   for field in head.fields:
     if theirs[field.theirs] is NO_VALUE:

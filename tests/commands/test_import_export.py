@@ -300,5 +300,7 @@ def test_separators_count_where_texts_are_pairs(model, objective, pair, known):
 def test_what_an_export_would_compute_otherwise_is_named():
   model = config_of(**CONFIG).model
   options = {'pooling': 'mean', 'pooler': 'tanh', 'pair_separators': 1}
-  with pytest.raises(UserError, match="BertFor.*: config.objective.pooling is 'mean', and it has"):
+  with pytest.raises(
+    UserError, match="BertFor.*: config.objective.pooling is 'mean', and the class has"
+  ):
     convert.for_export(model, 'classification', options, ('a', 'b'))

@@ -87,7 +87,7 @@ def test_no_value_of_any_field_ends_in_a_traceback(config):
       {'num_labels': 1, 'problem_type': 'single_label_classification'},
       "its label is 'LABEL_0' alone",
     ),
-    (CLASSES, {'num_labels': 0}, 'num_labels=0 is no number of labels'),
+    (CLASSES, {'num_labels': 0}, 'num_labels=0 is not a number of labels'),
     (CLASSES, {'problem_type': 'x'}, "problem_type='x' is not supported; those that are: "),
     (CLASSES, {'problem_type': 'regression'}, 'of 2 numbers is not supported, only 1'),
     (
