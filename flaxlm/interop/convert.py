@@ -43,7 +43,7 @@ class Public:
     entries = self.family.table(self.model, self.head, self.prefix)
     if not self.head.trunk_only:
       return entries
-    heads = lambda e: isinstance(e, Rule) and not e.optional and e.paths[0].startswith('head/')
+    heads = lambda e: isinstance(e, Rule) and not e.optional and engine.in_head(e.paths[0])
     return [entry for entry in entries if not heads(entry)]
 
   @property
@@ -54,16 +54,11 @@ class Public:
     said = mapping.value_of(self.config_json, 'decoder_start_token_id', int, None)
     return self.family.start_id if said is None else said
 
-  @property
-  def partial(self) -> str:
-    """Which parameters may have no tensor, for `engine.load`."""
-    return 'head/' if self.head.trunk_only else ''
-
 
 class Canonical:
   """Tensors under the names of the family's table, whichever release wrote them."""
 
-  def __init__(self, source: Any, family: Family):
+  def __init__(self, source: engine.Source, family: Family):
     self._source = source
     self._names = {spelled(family, name): name for name in source.shapes}
     self.dtypes = {name: source.dtypes[own] for name, own in self._names.items()}
@@ -153,9 +148,10 @@ def open_folder(folder: epath.PathLike) -> tuple[Public, Tensors]:
   return describe(read_json(folder / CONFIG), tensors.shapes), tensors
 
 
-def load(public: Public, source: Any, leaves: Mapping[str, Any]) -> engine.Loaded:
+def load(public: Public, source: engine.Source, leaves: Mapping[str, Any]) -> engine.Loaded:
   """`engine.load` with the names of whichever release wrote the source."""
-  return engine.load(public.entries, Canonical(source, public.family), leaves, public.partial)
+  named = Canonical(source, public.family)
+  return engine.load(public.entries, named, leaves, public.head.trunk_only)
 
 
 def for_export(

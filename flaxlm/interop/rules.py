@@ -126,7 +126,7 @@ class Rule:
     history; any of them serves, and all that are there must agree.
   first: number of the first layer that has the tensor.
   optional: it may be absent, and its parameters then are too.
-  each: whether an export writes the copies, too: where transformers does not tie them itself.
+  write_copies: whether an export writes them, too: where transformers does not tie them itself.
   """
 
   tensor: str
@@ -135,7 +135,7 @@ class Rule:
   copies: tuple[str, ...] = ()
   first: int = 0
   optional: bool = False
-  each: bool = False
+  write_copies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,17 +170,25 @@ def norm(tensor: str, path: str, bias: bool = True, first: int = 0) -> list[Rule
   return rules + [Rule(f'{tensor}.bias', (f'{path}/bias',), first=first)] * bias
 
 
-def shared_vocabulary(model: TransformerConfig, prefix: str, each: bool = False) -> list[Rule]:
+def shared_vocabulary(
+  model: TransformerConfig, prefix: str, write_copies: bool = False
+) -> list[Rule]:
   """Entries of the one table that both stacks of an encoder-decoder read, and of the output's.
 
-  each: as of `Rule`, of the table's names in the two stacks.
+  write_copies: as of `Rule`, of the table's names in the two stacks.
   """
   vocabulary = Vocabulary(model.vocab_size)
   copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
   if model.tie_embeddings:
     copies += ('lm_head.weight',)
   return [
-    Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies, each=each),
+    Rule(
+      f'{prefix}shared.weight',
+      ('trunk/token/table',),
+      vocabulary,
+      copies=copies,
+      write_copies=write_copies,
+    ),
     Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
   ]
 

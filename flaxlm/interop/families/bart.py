@@ -39,7 +39,7 @@ def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entr
   del head
   entries: list[rules.Entry] = [
     # transformers ties the stacks' tables to each other only where it ties the output's.
-    *rules.shared_vocabulary(model, prefix, each=not model.tie_embeddings),
+    *rules.shared_vocabulary(model, prefix, write_copies=not model.tie_embeddings),
     rules.Buffer('final_logits_bias', rules.zeros),
     *rules.dense('classification_head.dense', 'head/classes/pooler'),
     *rules.dense('classification_head.out_proj', 'head/classes/out'),
