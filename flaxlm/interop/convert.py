@@ -48,7 +48,7 @@ class Public:
 
   @property
   def start(self) -> int | None:
-    """The id that the decoder starts with; None where there is none but the model's own."""
+    """The id that the decoder of an encoder-decoder starts with; None for another model."""
     if self.family.start_id is None:
       return None
     said = mapping.value_of(self.config_json, 'decoder_start_token_id', int, None)
@@ -60,21 +60,13 @@ class Canonical:
 
   def __init__(self, source: engine.Source, family: Family):
     self._source = source
-    self._names = {spelled(family, name): name for name in source.shapes}
+    self._names = {family.table_name(name): name for name in source.shapes}
     self.dtypes = {name: source.dtypes[own] for name, own in self._names.items()}
     self.shapes = {name: tuple(source.shapes[own]) for name, own in self._names.items()}
 
   def read(self, name: str) -> np.ndarray:
     """One tensor, by its name in the table."""
     return self._source.read(self._names[name])
-
-
-def spelled(family: Family, name: str) -> str:
-  """The name in the family's table of a tensor's name in a file."""
-  for old, new in family.spellings.items():
-    if name.endswith(old):
-      return name[: -len(old)] + new
-  return name
 
 
 def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
@@ -84,7 +76,7 @@ def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
     UserError: names what is not supported.
   """
   family = mapping.find_family(config_json)
-  names = [spelled(family, name) for name in names]
+  names = [family.table_name(name) for name in names]
   config_json = family.amended(config_json, names)
   architecture, head = mapping.head_of(family, config_json)
   vocab_size = mapping.value_of(config_json, 'vocab_size', int, None)
@@ -220,8 +212,8 @@ def save(
   dtype: str,
 ) -> dict[str, np.ndarray]:
   """`engine.save` under the names, and in the order, of the source that was imported, if any."""
-  names = {spelled(public.family, name): name for name in source}
-  known = {spelled(public.family, name): tuple(value) for name, value in source.items()}
+  names = {public.family.table_name(name): name for name in source}
+  known = {public.family.table_name(name): tuple(value) for name, value in source.items()}
   if public.head.trunk_only:
     paths = {path for entry in public.entries if isinstance(entry, Rule) for path in entry.paths}
     leaves = {path: leaf for path, leaf in leaves.items() if path in paths}

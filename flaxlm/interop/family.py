@@ -108,6 +108,13 @@ class Family:
   start_id: int | None = None
   forced: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+  def table_name(self, name: str) -> str:
+    """The name in the table of a tensor's name in a file."""
+    for old, new in self.spellings.items():
+      if name.endswith(old):
+        return name[: -len(old)] + new
+    return name
+
 
 # ------------------------------------------------------------------- what several families have
 

@@ -236,9 +236,9 @@ def model_config(
 ) -> TransformerConfig:
   """The trunk's config of a config.json."""
   values = to_ours(family, config_json)
-  node = tree.node_dict(tree.node_class('model', family.model)).to_dict()
-  node |= values | {'name': family.model, 'vocab_size': vocab_size}
   cls = tree.node_class('model', family.model)
+  node = tree.node_dict(cls).to_dict()
+  node |= values | {'name': family.model, 'vocab_size': vocab_size}
   try:
     return tree.build_node(cls, node, 'model.')
   except UserError as error:
