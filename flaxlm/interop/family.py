@@ -80,6 +80,7 @@ class Family:
     to a default of the family's own.
   table: (model, head, prefix of the trunk's tensors) -> the tensors and their parameters.
   spellings: end of a tensor's name in some releases -> its end in the table.
+  marks: what stands round a text, as fields of objectives; for a run whose objective lacks these.
   counts_padding: whether padding before a text has positions of its own.
   start_role, start_id: of an encoder-decoder, role of the token that its decoder starts with, and
     its id where config.json does not say it.
@@ -103,6 +104,7 @@ class Family:
   )
   table: Callable[[TransformerConfig, Head, str], list[Entry]]
   spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  marks: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   counts_padding: bool = True
   start_role: str = ''
   start_id: int | None = None

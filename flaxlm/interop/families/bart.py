@@ -8,6 +8,7 @@ from flaxlm.errors import UserError
 from flaxlm.interop import rules
 from flaxlm.interop.family import ACTIVATIONS, Family, Field, Head
 
+MARKS = {'marks': 'bart', 'pair_separators': 2}
 _SAME = ('attention_heads', 'ffn_dim')
 
 
@@ -80,8 +81,7 @@ FAMILY = Family(
   architectures={
     'BartForConditionalGeneration': Head('denoising', also={'marks': 'bart'}),
     'BartForSequenceClassification': Head(
-      'classification',
-      {'pooling': 'last', 'pooler': 'tanh', 'marks': 'bart', 'pair_separators': 2},
+      'classification', {'pooling': 'last', 'pooler': 'tanh', **MARKS}
     ),
     'BartModel': Head('denoising', trunk_only=True),
   },
@@ -123,6 +123,7 @@ FAMILY = Family(
   },
   amended=_amended,
   table=_table,
+  marks=MARKS,
   start_role='eos',
   start_id=2,
   forced={'forced_bos_token_id': 'bos', 'forced_eos_token_id': 'eos'},

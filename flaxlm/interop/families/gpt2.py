@@ -14,6 +14,9 @@ from flaxlm.interop.family import (
   Head,
 )
 
+# The public code puts nothing round a text.
+MARKS = {'decoder_marks': 'none'}
+
 
 def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
@@ -54,10 +57,8 @@ FAMILY = Family(
   prefix='transformer.',
   architectures={
     'GPT2LMHeadModel': Head('causal_lm'),
-    'GPT2ForSequenceClassification': Head(
-      'classification', DECODER_CLASSES, reads={'decoder_marks': 'none'}
-    ),
-    'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'none'}),
+    'GPT2ForSequenceClassification': Head('classification', DECODER_CLASSES, reads=MARKS),
+    'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads=MARKS),
     'GPT2Model': Head('causal_lm', trunk_only=True),
   },
   refused={'GPT2ForQuestionAnswering': DECODER_SPANS},
@@ -91,4 +92,5 @@ FAMILY = Family(
     'add_cross_attention': (False,),
   },
   table=_table,
+  marks=MARKS,
 )

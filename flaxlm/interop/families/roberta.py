@@ -10,7 +10,7 @@ from flaxlm.interop.families import bert
 from flaxlm.interop.family import EACH_TOKEN, ENCODER_CLASSES, Family, Field, Head
 from flaxlm.interop.mapping import value_of
 
-PAIRS = {'pair_separators': 2}
+MARKS = {'pair_separators': 2}
 # The rows of the position table before the first position: up to and including that of padding.
 SKIPPED = 2
 
@@ -51,10 +51,10 @@ FAMILY = Family(
   prefix='roberta.',
   architectures={
     'RobertaForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-    'RobertaForSequenceClassification': Head('classification', {**ENCODER_CLASSES, **PAIRS}),
-    'RobertaForMultipleChoice': Head('multiple_choice', {**ENCODER_CLASSES, **PAIRS}),
+    'RobertaForSequenceClassification': Head('classification', {**ENCODER_CLASSES, **MARKS}),
+    'RobertaForMultipleChoice': Head('multiple_choice', {**ENCODER_CLASSES, **MARKS}),
     'RobertaForTokenClassification': Head('tagging', EACH_TOKEN),
-    'RobertaForQuestionAnswering': Head('span_qa', {**EACH_TOKEN, **PAIRS}),
+    'RobertaForQuestionAnswering': Head('span_qa', {**EACH_TOKEN, **MARKS}),
     'RobertaModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
   },
   fixed={**bert.FAMILY.fixed, 'position_offset': SKIPPED},
@@ -67,5 +67,6 @@ FAMILY = Family(
   extra_theirs=_extra_theirs,
   required={**bert.FAMILY.required, 'pad_token_id': (1,)},
   table=_table,
+  marks=MARKS,
   counts_padding=False,
 )
