@@ -10,7 +10,9 @@ from etils import epath
 from flaxlm import terminal
 from flaxlm.errors import UserError
 from flaxlm.interop import files
+from flaxlm.interop.convert import Public
 from flaxlm.models.family import family_of
+from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.types import VocabOutput
 
@@ -19,12 +21,12 @@ FILE = 'reference.safetensors'
 TOLERANCE = 1e-3
 
 
-def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
+def check(public: Public, model: Model, params: Any, folder: epath.Path) -> None:
   """Runs the model once.
 
   Args:
-    public: an `interop.convert.Public`.
-    model: the Model, whose head may lack its parameters if the class is a trunk.
+    public: what the folder is.
+    model: the model, whose head may lack its parameters if the class is a trunk.
     params: its parameters.
     folder: of the original; FILE there holds its inputs and outputs.
 
@@ -79,7 +81,7 @@ def _rows(reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return found
 
 
-def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
+def _check_padding(public: Public, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
   """UserError if the original's classifier reads a place that is padding, and so no text."""
   if not public.head.is_pooled or 'attention_mask' not in reference:
     return
@@ -90,7 +92,7 @@ def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath
     raise UserError(f'{file}: {public.architecture} reads the last place; pad on the left')
 
 
-def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def batch_of(public: Public, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A batch of the inputs that the original takes: [B, L] each, every row one sequence.
 
   Padding may stand on either side. Places are counted with it, as most originals do; those of a
@@ -132,7 +134,9 @@ def _stream(prefix: str, ids: np.ndarray, segments: np.ndarray) -> dict[str, np.
   }
 
 
-def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+def outputs(
+  public: Public, model: Model, params: Any, batch: Mapping[str, np.ndarray]
+) -> np.ndarray:
   """Logits [B, L, V or classes] or [B, classes]; hidden states [B, L, D] of a trunk alone."""
   if public.head.trunk_only:
     run = jax.jit(lambda params: model.trunk.apply({'params': params['trunk']}, batch).hidden)
