@@ -1,6 +1,7 @@
 """The tokenizer files of an exported folder, so that transformers gives the ids of the run."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,7 @@ def write(tokenizer: Any, target: epath.Path, config: Any, objective: Any, publi
   """
   from flaxlm.interop import tokenizer_json
 
-  family = public.family.__name__.rpartition('.')[2]
-  single, pair, typed = _templates(tokenizer, config, objective, family)
+  single, pair, typed = _templates(tokenizer, config, objective, public.family.marks)
   state = tokenizer_json.state_of(tokenizer, single, pair)
   if state is None:
     tokenizer.save(target / 'tokenizer')
@@ -78,8 +78,13 @@ def _settings(tokenizer: Any, config: Any, public: Any, typed: bool) -> dict[str
   return settings | {f'{role}_token': names[id] for role, id in roles.items() if id in names}
 
 
-def _templates(tokenizer: Any, config: Any, objective: Any, family: str) -> tuple[list, list, bool]:
-  """What stands round a text, and round two, and whether token types matter."""
+def _templates(
+  tokenizer: Any, config: Any, objective: Any, known: Mapping[str, Any]
+) -> tuple[list, list, bool]:
+  """What stands round a text, and round two, and whether token types matter.
+
+  known: the family's `marks`, for fields that the objective does not have.
+  """
   from flaxlm.models.family import family_of
   from flaxlm.objectives.marks import Marks
 
@@ -87,15 +92,15 @@ def _templates(tokenizer: Any, config: Any, objective: Any, family: str) -> tupl
     if family_of(config.model.name) == 'decoder' and not hasattr(objective, 'decoder_marks'):
       if not getattr(objective, 'boundaries', True):
         return [], [], False
-      # The code of GPT-2 puts none; the published file says what its family does.
+      # A published tokenizer does what its file says, or else what its family does.
       if not _trained_here(tokenizer) and (
-        family == 'gpt2' or tokenizer.spec['name'] == 'tokenizer_json'
+        known.get('decoder_marks') == 'none' or tokenizer.spec['name'] == 'tokenizer_json'
       ):
         return [], [], False
       bos = tokenizer.bos_id
       return [(bos, 0), ('A', 0)], [(bos, 0), ('A', 0), (bos, 1), ('B', 1)], False
-    separators = getattr(objective, 'pair_separators', 2 if family in ('roberta', 'bart') else 1)
-    style = getattr(objective, 'marks', 'bart' if family == 'bart' else 't5')
+    separators = getattr(objective, 'pair_separators', known.get('pair_separators', 1))
+    style = getattr(objective, 'marks', known.get('marks', 't5'))
     ends = getattr(objective, 'decoder_marks', 'bos_eos')
     marks = Marks(config, tokenizer, separators, style, ends)
   except UserError:  # A token is missing, which nothing that the run did has needed.

@@ -11,7 +11,9 @@ from flaxlm import terminal
 from flaxlm.data import packing
 from flaxlm.errors import UserError
 from flaxlm.interop import files
+from flaxlm.interop.convert import Public
 from flaxlm.models.family import family_of
+from flaxlm.models.model import Model
 from flaxlm.models.scores import logits
 from flaxlm.types import VocabOutput
 
@@ -20,12 +22,12 @@ FILE = 'reference.safetensors'
 TOLERANCE = 1e-3
 
 
-def check(public: Any, model: Any, params: Any, folder: epath.Path) -> None:
+def check(public: Public, model: Model, params: Any, folder: epath.Path) -> None:
   """Runs the model once.
 
   Args:
-    public: an `interop.convert.Public`.
-    model: the Model, whose head may lack its parameters if the class is a trunk.
+    public: what the folder is.
+    model: the model, whose head may lack its parameters if the class is a trunk.
     params: its parameters.
     folder: of the original; FILE there holds its inputs and outputs.
 
@@ -80,7 +82,7 @@ def _rows(reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return found
 
 
-def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
+def _check_padding(public: Public, reference: Mapping[str, np.ndarray], file: epath.Path) -> None:
   """UserError if the original's classifier reads a place that is padding, and so no text."""
   if not public.head.is_pooled or 'attention_mask' not in reference:
     return
@@ -91,11 +93,11 @@ def _check_padding(public: Any, reference: Mapping[str, np.ndarray], file: epath
     raise UserError(f'{file}: {public.architecture} reads the last place; pad on the left')
 
 
-def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def batch_of(public: Public, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """A batch of the inputs that the original takes: [B, L] each, every row one sequence.
 
-  Padding may stand on either side. Places are counted with it, as most originals do; only those of
-  a family that has `COUNTS_PADDING = False` begin with the text.
+  Padding may stand on either side. Places are counted with it, as most originals do; those of a
+  family whose `counts_padding` is False begin with the text.
   """
   ids = arrays['input_ids'].astype(np.int32)
   segments = arrays.get('attention_mask', np.ones_like(ids)).astype(np.int32)
@@ -105,17 +107,15 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
       # As the original does by itself: the decoder reads the text one place later.
       shifted = np.insert(ids, 0, public.start, axis=1)[:, :-1]
       streams = packing.one_segment('encoder_', ids, segments)
-      streams |= packing.one_segment(
-        'decoder_', shifted, np.ones_like(shifted)
-      )  # It masks no padding.
+      # It masks no padding.
+      streams |= packing.one_segment('decoder_', shifted, np.ones_like(shifted))
       return {**streams, 'target_positions': last}
     targets = arrays.get('decoder_input_ids', ids).astype(np.int32)
-    return packing.one_segment('encoder_', ids, segments) | packing.one_segment(
-      'decoder_', targets, np.ones_like(targets)
-    )
+    streams = packing.one_segment('encoder_', ids, segments)
+    return streams | packing.one_segment('decoder_', targets, np.ones_like(targets))
   batch = packing.one_segment('', ids, segments)
   batch['target_positions'] = batch['positions']
-  if not getattr(public.family, 'COUNTS_PADDING', True):
+  if not public.family.counts_padding:
     batch['positions'] = np.maximum(np.cumsum(segments, -1, dtype=np.int32) - 1, 0)
   first = np.zeros((len(ids), 1), np.int32)
   if public.head.is_pooled:
@@ -128,7 +128,9 @@ def batch_of(public: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndar
   return batch
 
 
-def outputs(public: Any, model: Any, params: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+def outputs(
+  public: Public, model: Model, params: Any, batch: Mapping[str, np.ndarray]
+) -> np.ndarray:
   """Logits [B, L, V or classes] or [B, classes]; hidden states [B, L, D] of a trunk alone."""
   if public.head.trunk_only:
     run = jax.jit(lambda params: model.trunk.apply({'params': params['trunk']}, batch).hidden)

@@ -184,17 +184,17 @@ def _token_ids(family: Any, tokenizer: Any) -> dict[str, int]:
       continue  # The vocabulary has no such token.
   if ids.get('pad_token_id') == ids.get('eos_token_id'):
     ids.pop('pad_token_id', None)  # A stand-in: a classifier would take the end of a text for it.
-  if hasattr(family, 'START_ROLE'):
-    ids['decoder_start_token_id'] = ids[f'{family.START_ROLE}_token_id']
-  for name, role in getattr(family, 'FORCED', {}).items():
+  if family.start_role:
+    ids['decoder_start_token_id'] = ids[f'{family.start_role}_token_id']
+  for name, role in family.forced.items():
     ids[name] = ids[f'{role}_token_id']
-  for name, allowed in family.REQUIRED.items():
+  for name, allowed in family.required.items():
     if ids.get(name, allowed[0]) not in allowed:
       if name == 'pad_token_id' and _is_idle(tokenizer, allowed[0], ids):
         ids[name] = allowed[0]  # Padding is masked, so that any token may stand for it.
         continue
       raise UserError(
-        f'config.tokenizer: the files of {family.__name__.rpartition(".")[2]} want '
+        f'config.tokenizer: the files of {family.name} want '
         f'{name}={allowed[0]}, and the vocabulary has {ids[name]}'
       )
   return ids

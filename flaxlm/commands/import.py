@@ -140,7 +140,7 @@ def _check_start(public: Any, tokenizer: Any) -> None:
   """UserError unless the decoder starts with the token with which flaxlm starts this family's."""
   if public.start is None:
     return
-  role = public.family.START_ROLE
+  role = public.family.start_role
   ours = getattr(tokenizer, f'{role}_id')
   if public.start != ours:
     raise UserError(

@@ -1,7 +1,6 @@
 """A Hugging Face folder as flaxlm sees it, and back; the commands and the tests stand on this."""
 
 import dataclasses
-import types
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError, nearest
 from flaxlm.files import read_json
 from flaxlm.interop import engine, mapping
+from flaxlm.interop.family import Family, Head
 from flaxlm.interop.files import Tensors
-from flaxlm.interop.mapping import Head
 from flaxlm.interop.rules import Entry, Rule
 
 CONFIG = 'config.json'
@@ -30,7 +29,7 @@ class Public:
   prefix: of the trunk's tensors; labels: names of the classes, in the order of the head.
   """
 
-  family: types.ModuleType
+  family: Family
   architecture: str
   head: Head
   model: TransformerConfig
@@ -44,29 +43,24 @@ class Public:
     entries = self.family.table(self.model, self.head, self.prefix)
     if not self.head.trunk_only:
       return entries
-    heads = lambda e: isinstance(e, Rule) and not e.optional and e.paths[0].startswith('head/')
+    heads = lambda e: isinstance(e, Rule) and not e.optional and engine.in_head(e.paths[0])
     return [entry for entry in entries if not heads(entry)]
 
   @property
   def start(self) -> int | None:
-    """The id that the decoder starts with; None where there is none but the model's own."""
-    if not hasattr(self.family, 'START'):
+    """The id that the decoder of an encoder-decoder starts with; None for another model."""
+    if self.family.start_id is None:
       return None
     said = mapping.value_of(self.config_json, 'decoder_start_token_id', int, None)
-    return self.family.START if said is None else said
-
-  @property
-  def partial(self) -> str:
-    """Which parameters may have no tensor, for `engine.load`."""
-    return 'head/' if self.head.trunk_only else ''
+    return self.family.start_id if said is None else said
 
 
 class Canonical:
   """Tensors under the names of the family's table, whichever release wrote them."""
 
-  def __init__(self, source: Any, family: types.ModuleType):
+  def __init__(self, source: engine.Source, family: Family):
     self._source = source
-    self._names = {spelled(family, name): name for name in source.shapes}
+    self._names = {family.table_name(name): name for name in source.shapes}
     self.dtypes = {name: source.dtypes[own] for name, own in self._names.items()}
     self.shapes = {name: tuple(source.shapes[own]) for name, own in self._names.items()}
 
@@ -75,28 +69,19 @@ class Canonical:
     return self._source.read(self._names[name])
 
 
-def spelled(family: types.ModuleType, name: str) -> str:
-  """The name in the family's table of a tensor's name in a file."""
-  for old, new in getattr(family, 'SPELLINGS', {}).items():
-    if name.endswith(old):
-      return name[: -len(old)] + new
-  return name
-
-
 def describe(config_json: Mapping[str, Any], names: Iterable[str]) -> Public:
   """What config.json and the names of the tensors say of a folder.
 
   Raises:
     UserError: names what is not supported.
   """
-  family = mapping.family_of(config_json)
-  names = [spelled(family, name) for name in names]
-  if hasattr(family, 'settle'):
-    config_json = family.settle(config_json, names)
+  family = mapping.find_family(config_json)
+  names = [family.table_name(name) for name in names]
+  config_json = family.amended(config_json, names)
   architecture, head = mapping.head_of(family, config_json)
   vocab_size = mapping.value_of(config_json, 'vocab_size', int, None)
   if vocab_size is None or vocab_size < 1:
-    raise UserError(f'config.json: vocab_size={vocab_size!r} is no number of tokens')
+    raise UserError(f'config.json: vocab_size={vocab_size!r} is not a number of tokens')
   model = mapping.model_config(family, config_json, vocab_size)
   prefix = mapping.prefix_of(family, head)
   prefix = prefix if any(name.startswith(prefix) for name in names) else ''
@@ -131,7 +116,7 @@ def _labels(config_json: Mapping[str, Any]) -> tuple[str, ...]:
   if not names:
     count = mapping.value_of(config_json, 'num_labels', int, 2)
     if count < 1:
-      raise UserError(f'config.json: num_labels={count} is no number of labels')
+      raise UserError(f'config.json: num_labels={count} is not a number of labels')
     return tuple(f'LABEL_{i}' for i in range(count))
   wrong = f'config.json: id2label={names!r}'
   if set(names) != {str(i) for i in range(len(names))}:
@@ -155,9 +140,10 @@ def open_folder(folder: epath.PathLike) -> tuple[Public, Tensors]:
   return describe(read_json(folder / CONFIG), tensors.shapes), tensors
 
 
-def load(public: Public, source: Any, leaves: Mapping[str, Any]) -> engine.Loaded:
+def load(public: Public, source: engine.Source, leaves: Mapping[str, Any]) -> engine.Loaded:
   """`engine.load` with the names of whichever release wrote the source."""
-  return engine.load(public.entries, Canonical(source, public.family), leaves, public.partial)
+  named = Canonical(source, public.family)
+  return engine.load(public.entries, named, leaves, public.head.trunk_only)
 
 
 def for_export(
@@ -182,14 +168,14 @@ def for_export(
   reasons = []
   all_names = []
   for family in mapping.families().values():
-    for name, head in family.ARCHITECTURES.items():
+    for name, head in family.architectures.items():
       all_names.append(name)
       if name != architecture and (architecture or head.trunk_only):
         continue
       if not head.trunk_only and not mapping.serves(head, objective):
         if architecture:
           raise UserError(
-            f'--architecture: a {name} has not the head of the objective {objective!r}'
+            f'--architecture: a {name} does not have the head of the objective {objective!r}'
           )
         continue
       try:
@@ -226,8 +212,8 @@ def save(
   dtype: str,
 ) -> dict[str, np.ndarray]:
   """`engine.save` under the names, and in the order, of the source that was imported, if any."""
-  names = {spelled(public.family, name): name for name in source}
-  known = {spelled(public.family, name): tuple(value) for name, value in source.items()}
+  names = {public.family.table_name(name): name for name in source}
+  known = {public.family.table_name(name): tuple(value) for name, value in source.items()}
   if public.head.trunk_only:
     paths = {path for entry in public.entries if isinstance(entry, Rule) for path in entry.paths}
     leaves = {path: leaf for path, leaf in leaves.items() if path in paths}

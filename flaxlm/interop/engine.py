@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from flaxlm.errors import UserError, nearest
 from flaxlm.interop.files import EXACT, NUMPY
-from flaxlm.interop.rules import Buffer, Entry, Rule
+from flaxlm.interop.rules import Buffer, Entry, Kept, Rule
 
 LAYER = '{layer}'
 
@@ -53,7 +53,7 @@ def load(
   entries: Sequence[Entry],
   source: Source,
   leaves: Mapping[str, jax.ShapeDtypeStruct],
-  partial: str = '',
+  trunk_only: bool = False,
 ) -> Loaded:
   """Parameters from tensors.
 
@@ -61,7 +61,7 @@ def load(
     entries: the family's table.
     source: the tensors.
     leaves: path -> shape of every parameter of the model.
-    partial: parameters whose path begins with this may have no tensor ('': none may).
+    trunk_only: whether parameters of the head may have no tensor.
 
   Returns:
     Every parameter but those absent, in float32.
@@ -79,7 +79,7 @@ def load(
     present = [name for name in place.names if name in source.shapes]
     if present:
       _fill(place, present, source, leaves, found)
-    elif place.rule.optional or all(_may_lack(path, partial) for path in place.rule.paths):
+    elif place.rule.optional or (trunk_only and all(map(in_head, place.rule.paths))):
       found.absent += [path for path in place.rule.paths if path not in found.absent]
     else:
       near = nearest(place.names[0], [name for name in source.shapes if name not in named])
@@ -88,14 +88,15 @@ def load(
       )
   for path in leaves:
     if path not in found.leaves and path not in found.absent:
-      if not _may_lack(path, partial):
+      if not (trunk_only and in_head(path)):
         raise UserError(f'no tensor fills the parameter {path}')
       found.absent.append(path)
   return found
 
 
-def _may_lack(path: str, partial: str) -> bool:
-  return bool(partial) and path.startswith(partial)
+def in_head(path: str) -> bool:
+  """Whether a parameter is one of the head, and not of the trunk."""
+  return path.startswith('head/')
 
 
 def _places(
@@ -157,19 +158,22 @@ def _shape(leaf: Any, layer: int | None) -> tuple[int, ...]:
   return tuple(leaf.shape if layer is None else leaf.shape[1:])
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-  return re.compile(re.escape(name).replace(re.escape(LAYER), r'\d+'))
+def _unread(entries: Sequence[Entry]) -> Callable[[str], Buffer | Kept | None]:
+  """Name of a tensor -> the entry by which no parameter holds it, if there is one."""
+  number = lambda name: re.escape(name).replace(re.escape(LAYER), r'\d+')
+  others = [(re.compile(number(e.tensor)), e) for e in entries if not isinstance(e, Rule)]
+  return lambda name: next((e for pattern, e in others if pattern.fullmatch(name)), None)
 
 
 def _other_tensors(
   entries: Sequence[Entry], source: Source, named: set[str], found: Loaded
 ) -> None:
   """Buffers and tensors to keep; UserError for those that no entry names."""
-  others = [(_pattern(e.tensor), e) for e in entries if not isinstance(e, Rule)]
+  entry_of = _unread(entries)
   for name in source.shapes:
     if name in named:
       continue
-    entry = next((entry for pattern, entry in others if pattern.fullmatch(name)), None)
+    entry = entry_of(name)
     if entry is None:
       raise UserError(
         f'no rule names the tensor {name} {list(source.shapes[name])}{nearest(name, named)}'
@@ -215,7 +219,7 @@ def save(
       raise UserError(f'{place.names[0]} is made of {rule.paths}, not all of which are there')
     used.update(rule.paths)
     names = [name for name in place.names if name in known]
-    names = names or (place.names if rule.each else place.names[:1])
+    names = names or (place.names if rule.write_copies else place.names[:1])
     parts = [leaves[p] if place.layer is None else leaves[p][place.layer] for p in rule.paths]
     tensor = rule.transform.save(parts)
     for name in names:
@@ -223,16 +227,15 @@ def save(
   left = sorted(set(leaves) - used)
   if left:
     raise UserError(f'the parameter {left[0]} has no place in a file of this architecture')
-  others = [(_pattern(e.tensor), e) for e in entries if not isinstance(e, Rule)]
-  for name, (_, shape) in known.items():
-    entry = next((entry for pattern, entry in others if pattern.fullmatch(name)), None)
+  entry_of = _unread(entries)
+  for name, (own_dtype, shape) in known.items():
+    entry = entry_of(name)
     if name in tensors or entry is None:
       continue
-    tensors[name] = (
-      entry.values(tuple(shape)).astype(_numpy(known[name][0]))
-      if isinstance(entry, Buffer)
-      else kept[name]
-    )
+    if isinstance(entry, Buffer):
+      tensors[name] = entry.values(tuple(shape)).astype(_numpy(own_dtype))
+    else:
+      tensors[name] = kept[name]
   order = {name: number for number, name in enumerate(known)}
   return {n: tensors[n] for n in sorted(tensors, key=lambda n: order.get(n, len(order)))}
 

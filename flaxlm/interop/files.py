@@ -39,12 +39,6 @@ class Tensors:
     for name, expected in ({file: None} if file else self._listed()).items():
       self._open(self.folder / name, expected)
 
-  def __contains__(self, name: str) -> bool:
-    return name in self.shapes
-
-  def __iter__(self):
-    return iter(self.shapes)
-
   def read(self, name: str) -> np.ndarray:
     """One tensor, in the dtype it is stored in."""
     try:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from flaxlm.config.transformer import TransformerConfig
+
 Shape = tuple[int, ...]
 
 
@@ -37,14 +39,14 @@ class Kernel(Plain):
   inputs: int = 1
   transposed: bool = True
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     sizes = math.prod(leaves[0][: self.inputs]), math.prod(leaves[0][self.inputs :])
     return sizes[::-1] if self.transposed else sizes
 
-  def load(self, tensor, leaves):
+  def load(self, tensor: np.ndarray, leaves: Sequence[Shape]) -> list[np.ndarray]:
     return [(tensor.T if self.transposed else tensor).reshape(leaves[0])]
 
-  def save(self, leaves):
+  def save(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
     shape = self.shape([leaves[0].shape])
     if self.transposed:
       return leaves[0].reshape(shape[::-1]).T
@@ -58,44 +60,44 @@ class Fused(Plain):
   part: Plain
   axis: int
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     shapes = [list(self.part.shape([leaf])) for leaf in leaves]
     shapes[0][self.axis] = sum(shape[self.axis] for shape in shapes)
     return tuple(shapes[0])
 
-  def load(self, tensor, leaves):
+  def load(self, tensor: np.ndarray, leaves: Sequence[Shape]) -> list[np.ndarray]:
     ends = np.cumsum([self.part.shape([leaf])[self.axis] for leaf in leaves])
     parts = np.split(tensor, ends[:-1], self.axis)
     return [self.part.load(p, [leaf])[0] for p, leaf in zip(parts, leaves, strict=True)]
 
-  def save(self, leaves):
+  def save(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([self.part.save([leaf]) for leaf in leaves], self.axis)
 
 
 class Table(Plain):
   """A table [rows, ...], as it is."""
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     return leaves[0]
 
 
 class LastFirst(Plain):
   """A kernel whose last axis, that of its outputs, comes first in the tensor."""
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     return (leaves[0][-1], *leaves[0][:-1])
 
-  def load(self, tensor, leaves):
+  def load(self, tensor: np.ndarray, leaves: Sequence[Shape]) -> list[np.ndarray]:
     return [np.moveaxis(tensor, 0, -1)]
 
-  def save(self, leaves):
+  def save(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
     return np.moveaxis(leaves[0], -1, 0)
 
 
 class Boxed(Plain):
   """A vector of a tensor [1, 1, n]."""
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     return (1, 1, *leaves[0])
 
 
@@ -105,14 +107,14 @@ class Vocabulary(Plain):
 
   size: int
 
-  def shape(self, leaves):
+  def shape(self, leaves: Sequence[Shape]) -> Shape:
     return (self.size, *leaves[0][1:])
 
-  def load(self, tensor, leaves):
+  def load(self, tensor: np.ndarray, leaves: Sequence[Shape]) -> list[np.ndarray]:
     padding = [(0, leaves[0][0] - self.size)] + [(0, 0)] * (tensor.ndim - 1)
     return [np.pad(tensor, padding)]
 
-  def save(self, leaves):
+  def save(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
     return leaves[0][: self.size]
 
 
@@ -124,7 +126,7 @@ class Rule:
     history; any of them serves, and all that are there must agree.
   first: number of the first layer that has the tensor.
   optional: it may be absent, and its parameters then are too.
-  each: whether an export writes the copies, too: where transformers does not tie them itself.
+  write_copies: whether an export writes them, too: where transformers does not tie them itself.
   """
 
   tensor: str
@@ -133,7 +135,7 @@ class Rule:
   copies: tuple[str, ...] = ()
   first: int = 0
   optional: bool = False
-  each: bool = False
+  write_copies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,17 +170,25 @@ def norm(tensor: str, path: str, bias: bool = True, first: int = 0) -> list[Rule
   return rules + [Rule(f'{tensor}.bias', (f'{path}/bias',), first=first)] * bias
 
 
-def shared_vocabulary(model, prefix: str, each: bool = False) -> list[Rule]:
+def shared_vocabulary(
+  model: TransformerConfig, prefix: str, write_copies: bool = False
+) -> list[Rule]:
   """Entries of the one table that both stacks of an encoder-decoder read, and of the output's.
 
-  each: as of `Rule`, of the table's names in the two stacks.
+  write_copies: as of `Rule`, of the table's names in the two stacks.
   """
   vocabulary = Vocabulary(model.vocab_size)
   copies = tuple(f'{prefix}{stack}.embed_tokens.weight' for stack in ('encoder', 'decoder'))
   if model.tie_embeddings:
     copies += ('lm_head.weight',)
   return [
-    Rule(f'{prefix}shared.weight', ('trunk/token/table',), vocabulary, copies=copies, each=each),
+    Rule(
+      f'{prefix}shared.weight',
+      ('trunk/token/table',),
+      vocabulary,
+      copies=copies,
+      write_copies=write_copies,
+    ),
     Rule('lm_head.weight', ('head/vocab/table',), vocabulary),
   ]
 

@@ -24,7 +24,7 @@ BERT = {
 
 def tensors_of(config, dtype):
   """The tensors that config.json implies, random, in the order of the family's table."""
-  family = mapping.family_of(config)
+  family = mapping.find_family(config)
   name, declared = mapping.head_of(family, config)
   model = mapping.model_config(family, config, config['vocab_size'])
   labels = tuple(config.get('id2label', {}).values())

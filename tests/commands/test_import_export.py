@@ -44,8 +44,8 @@ def test_another_class_and_dtype(imported, tmp_path):
   assert run('export', *flags, '--architecture=BertModel', '--dtype=bfloat16') == 0
   tensors = files.Tensors(tmp_path / 'trunk')
   assert set(tensors.dtypes.values()) == {'BF16'}
-  assert 'embeddings.LayerNorm.weight' in tensors and 'pooler.dense.bias' in tensors
-  assert not [name for name in tensors if name.startswith(('cls', 'bert'))]
+  assert {'embeddings.LayerNorm.weight', 'pooler.dense.bias'} <= tensors.shapes.keys()
+  assert not [name for name in tensors.shapes if name.startswith(('cls', 'bert'))]
   described, _ = convert.open_folder(tmp_path / 'trunk')
   assert described.architecture == 'BertModel' and described.config_json['dtype'] == 'bfloat16'
   for name in ('vocab.txt', 'tokenizer_config.json'):
@@ -59,7 +59,9 @@ def test_a_mixture_is_of_the_class_of_its_first_member(tmp_path):
   loop.fit(tiny.build(config, tmp_path / 'run'), tmp_path / 'run')
   assert run('export', f'--workdir={tmp_path / "run"}', f'--to={tmp_path / "public"}') == 0
   described, tensors = convert.open_folder(tmp_path / 'public')
-  assert described.architecture == 'T5ForConditionalGeneration' and 'shared.weight' in tensors
+  assert (
+    described.architecture == 'T5ForConditionalGeneration' and 'shared.weight' in tensors.shapes
+  )
 
 
 def test_the_workdir_serves_other_commands(imported, capsys):
@@ -300,5 +302,7 @@ def test_separators_count_where_texts_are_pairs(model, objective, pair, known):
 def test_what_an_export_would_compute_otherwise_is_named():
   model = config_of(**CONFIG).model
   options = {'pooling': 'mean', 'pooler': 'tanh', 'pair_separators': 1}
-  with pytest.raises(UserError, match="BertFor.*: config.objective.pooling is 'mean', and it has"):
+  with pytest.raises(
+    UserError, match="BertFor.*: config.objective.pooling is 'mean', and the class has"
+  ):
     convert.for_export(model, 'classification', options, ('a', 'b'))

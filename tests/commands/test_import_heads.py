@@ -267,7 +267,7 @@ def test_marks_are_taken_from_an_import(tmp_path):
   [
     (
       {'pooler': 'transform'},
-      "BertForTokenC.*: config.objective.pooler is 'transform', and it has",
+      "BertForTokenC.*: config.objective.pooler is 'transform', and the class has",
     ),
     ({'pooler': 'none'}, ''),
   ],

@@ -41,12 +41,12 @@ def trained(name, model_type='', **options):
 def write(target, own, family, **objective):
   """The settings that were written; objective: fields of its config."""
   target.mkdir(parents=True, exist_ok=True)
-  module = mapping.families()[family]
+  declared = mapping.families()[family]
   token_types = {'bert': 2, 'xlnet': 3}.get(family, 1)
-  model = types.SimpleNamespace(name=module.MODEL, max_length=64, token_types=token_types)
+  model = types.SimpleNamespace(name=declared.model, max_length=64, token_types=token_types)
   described = {'model_type': family, 'vocab_size': own.vocab_size}
   (target / 'config.json').write_text(json.dumps(described))
-  public = types.SimpleNamespace(family=module, config_json=described)
+  public = types.SimpleNamespace(family=declared, config_json=described)
   config = types.SimpleNamespace(model=model, max_length=48)
   _public_tokenizer.write(own, target, config, types.SimpleNamespace(**objective), public)
   file = target / 'tokenizer_config.json'

@@ -60,7 +60,7 @@ ODD = ('x', 3, 0, -1, 1.5, True, None, [], ['x'], [['x']], {}, {'a': 1}, {'full_
 )
 def test_no_value_of_any_field_ends_in_a_traceback(config):
   asked = {*config, 'id2label', 'num_labels', 'problem_type'}
-  mapping.to_ours(mapping.family_of(config), Noted(config, asked))
+  mapping.to_ours(mapping.find_family(config), Noted(config, asked))
   assert len(asked) > 15
   for key in asked:
     for value in ODD:
@@ -87,7 +87,7 @@ def test_no_value_of_any_field_ends_in_a_traceback(config):
       {'num_labels': 1, 'problem_type': 'single_label_classification'},
       "its label is 'LABEL_0' alone",
     ),
-    (CLASSES, {'num_labels': 0}, 'num_labels=0 is no number of labels'),
+    (CLASSES, {'num_labels': 0}, 'num_labels=0 is not a number of labels'),
     (CLASSES, {'problem_type': 'x'}, "problem_type='x' is not supported; those that are: "),
     (CLASSES, {'problem_type': 'regression'}, 'of 2 numbers is not supported, only 1'),
     (
@@ -138,9 +138,10 @@ def test_what_a_sequence_classifier_learns(changes, objective, labels):
   assert (public.head.objective, len(public.labels)) == (objective, labels)
 
 
-def test_every_class_is_read_or_refused_and_not_both():
-  for family in mapping.families().values():
-    assert not set(family.ARCHITECTURES) & set(getattr(family, 'REFUSED', {}))
+def test_a_file_is_named_as_its_family_and_a_class_is_read_or_refused():
+  for model_type, family in mapping.families().items():
+    assert family.name == model_type
+    assert not set(family.architectures) & set(family.refused)
 
 
 def test_a_number_of_labels_names_them():

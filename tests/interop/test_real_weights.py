@@ -58,7 +58,7 @@ def test_hidden_states_of_sentences():
     found.kept,
     'F32',
   )
-  assert list(again) == list(tensors)
+  assert list(again) == list(tensors.shapes)
   assert all(array.tobytes() == tensors.read(name).tobytes() for name, array in again.items())
 
 

@@ -313,5 +313,5 @@ def test_a_model_that_no_public_class_holds():
   other = dataclasses.replace(described.model, norm='rmsnorm')
   with pytest.raises(UserError, match='no public architecture holds this model; .*GPT2LMHeadModel'):
     convert.for_export(other, 'causal_lm', {}, ())
-  with pytest.raises(UserError, match='has not the head of the objective'):
+  with pytest.raises(UserError, match='does not have the head of the objective'):
     convert.for_export(described.model, 'causal_lm', {}, (), 'GPT2ForSequenceClassification')

@@ -1,63 +1,24 @@
 """BERT (Devlin et al. 2019): post-norm encoder; heads for masked words, next sentence, tasks."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, EACH_TOKEN, ENCODER_CLASSES, Field, Head
-
-MODEL = 'encoder'
-PREFIX = 'bert.'
-# The names of files that were converted from the first release.
-SPELLINGS = {'.gamma': '.weight', '.beta': '.bias'}
-ARCHITECTURES = {
-  'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
-  'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'BertForSequenceClassification': Head('classification', ENCODER_CLASSES),
-  'BertForMultipleChoice': Head('multiple_choice', ENCODER_CLASSES),
-  'BertForTokenClassification': Head('tagging', EACH_TOKEN),
-  'BertForQuestionAnswering': Head('span_qa', EACH_TOKEN),
-  'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
-}
-FIXED = {
-  'norm': 'layernorm',
-  'norm_placement': 'post',
-  'embedding_norm': True,
-  'use_bias': True,
-  'position': 'learned',
-  'mlp_dropout_rate': 0.0,
-  'init': 'bert',
-}
-FIELDS = (
-  Field('hidden_size', 'emb_dim'),
-  Field('num_hidden_layers', 'num_layers'),
-  Field('num_attention_heads', 'num_heads'),
-  Field('intermediate_size', 'mlp_dim'),
-  Field('max_position_embeddings', 'max_length'),
-  Field('type_vocab_size', 'token_types', 2),
-  Field('layer_norm_eps', 'norm_eps', 1e-12),
-  Field('hidden_act', 'activation', 'gelu', ACTIVATIONS),
-  Field('hidden_dropout_prob', 'dropout_rate', 0.1, also=('embedding_dropout_rate',)),
-  Field('attention_probs_dropout_prob', 'attention_dropout_rate', 0.1),
-  Field('initializer_range', 'init_std', 0.02),
-  Field('tie_word_embeddings', 'tie_embeddings', True),
-)
-REQUIRED = {
-  'position_embedding_type': ('absolute', None),
-  'is_decoder': (False,),
-  'add_cross_attention': (False,),
-}
+from flaxlm.interop.family import ACTIVATIONS, EACH_TOKEN, ENCODER_CLASSES, Family, Field, Head
 
 
-def settle(config_json, names):
+def _amended(config_json: Mapping[str, Any], tensor_names: Sequence[str]) -> Mapping[str, Any]:
   """config.json with what the tensors say: files of the pretraining model may name one head."""
-  both = 'cls.seq_relationship.weight' in names
+  both = 'cls.seq_relationship.weight' in tensor_names
   if both and config_json.get('architectures') == ['BertForMaskedLM']:
     return {**config_json, 'architectures': ['BertForPreTraining']}
   return config_json
 
 
-def unspecial(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   """Nothing to add; UserError for a model that transformers cannot run."""
   if not model.token_types:
     kind = 'config.model.token_types: the files of bert and roberta cannot express 0'
@@ -65,8 +26,7 @@ def unspecial(model):
   return {}
 
 
-def table(model, head, prefix):
-  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   decoder = 'cls.predictions.decoder.weight'
   tied = (decoder,) if model.tie_embeddings else ()
@@ -86,8 +46,11 @@ def table(model, head, prefix):
   return entries + vocabulary_head('cls.predictions', model)
 
 
-def vocabulary_head(tensor, model):
-  """Entries of the table and the bias; untied, only the bias of the linear map is in use."""
+def vocabulary_head(tensor: str, model: TransformerConfig) -> list[rules.Entry]:
+  """Entries of the output's table and bias, `tensor` being what their names begin with.
+
+  Where the table is not tied, only the bias of the linear map is in use.
+  """
   vocabulary = rules.Vocabulary(model.vocab_size)
   bias, own = f'{tensor}.bias', f'{tensor}.decoder.bias'
   if model.tie_embeddings:
@@ -99,8 +62,8 @@ def vocabulary_head(tensor, model):
   ]
 
 
-def encoder(prefix, vocabulary, tied):
-  """Entries of the trunk."""
+def encoder(prefix: str, vocabulary: rules.Vocabulary, tied: tuple[str, ...]) -> list[rules.Entry]:
+  """Entries of the trunk, whose names begin with `prefix`; tied: other names of the token table."""
   emb, layer = f'{prefix}embeddings', f'{prefix}encoder.layer.{{layer}}'
   here = 'trunk/stack/layers'
   return [
@@ -120,3 +83,52 @@ def encoder(prefix, vocabulary, tied):
     *rules.norm(f'{layer}.output.LayerNorm', f'{here}/mlp_norm'),
     rules.Buffer(f'{emb}.position_ids', rules.positions),
   ]
+
+
+FAMILY = Family(
+  name='bert',
+  model='encoder',
+  prefix='bert.',
+  architectures={
+    'BertForPreTraining': Head('masked_lm', {'pairs': 'next_sentence'}),
+    'BertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
+    'BertForSequenceClassification': Head('classification', ENCODER_CLASSES),
+    'BertForMultipleChoice': Head('multiple_choice', ENCODER_CLASSES),
+    'BertForTokenClassification': Head('tagging', EACH_TOKEN),
+    'BertForQuestionAnswering': Head('span_qa', EACH_TOKEN),
+    'BertModel': Head('masked_lm', {'pairs': 'next_sentence'}, trunk_only=True),
+  },
+  fixed={
+    'norm': 'layernorm',
+    'norm_placement': 'post',
+    'embedding_norm': True,
+    'use_bias': True,
+    'position': 'learned',
+    'mlp_dropout_rate': 0.0,
+    'init': 'bert',
+  },
+  fields=(
+    Field('hidden_size', 'emb_dim'),
+    Field('num_hidden_layers', 'num_layers'),
+    Field('num_attention_heads', 'num_heads'),
+    Field('intermediate_size', 'mlp_dim'),
+    Field('max_position_embeddings', 'max_length'),
+    Field('type_vocab_size', 'token_types', 2),
+    Field('layer_norm_eps', 'norm_eps', 1e-12),
+    Field('hidden_act', 'activation', 'gelu', ACTIVATIONS),
+    Field('hidden_dropout_prob', 'dropout_rate', 0.1, also=('embedding_dropout_rate',)),
+    Field('attention_probs_dropout_prob', 'attention_dropout_rate', 0.1),
+    Field('initializer_range', 'init_std', 0.02),
+    Field('tie_word_embeddings', 'tie_embeddings', True),
+  ),
+  extra_theirs=_extra_theirs,
+  required={
+    'position_embedding_type': ('absolute', None),
+    'is_decoder': (False,),
+    'add_cross_attention': (False,),
+  },
+  amended=_amended,
+  table=_table,
+  # The names of files that were converted from the first release.
+  spellings={'.gamma': '.weight', '.beta': '.bias'},
+)

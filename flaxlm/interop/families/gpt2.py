@@ -2,58 +2,23 @@
 
 import functools
 
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import (
+from flaxlm.interop.family import (
   ACTIVATIONS,
   DECODER_CLASSES,
   DECODER_SPANS,
   EACH_TOKEN,
+  Family,
   Field,
   Head,
 )
 
-MODEL = 'decoder'
-PREFIX = 'transformer.'
-ARCHITECTURES = {
-  'GPT2LMHeadModel': Head('causal_lm'),
-  'GPT2ForSequenceClassification': Head(
-    'classification', DECODER_CLASSES, reads={'decoder_marks': 'none'}
-  ),
-  'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'none'}),
-  'GPT2Model': Head('causal_lm', trunk_only=True),
-}
-REFUSED = {'GPT2ForQuestionAnswering': DECODER_SPANS}
-FIXED = {
-  'norm': 'layernorm',
-  'norm_placement': 'pre',
-  'use_bias': True,
-  'position': 'learned',
-  'mlp_dropout_rate': 0.0,
-  'init': 'gpt2',
-}
-FIELDS = (
-  Field('n_embd', 'emb_dim'),
-  Field('n_layer', 'num_layers'),
-  Field('n_head', 'num_heads'),
-  Field('n_inner', 'mlp_dim', None),
-  Field('n_positions', 'max_length', 1024),
-  Field('layer_norm_epsilon', 'norm_eps', 1e-5),
-  Field('activation_function', 'activation', 'gelu_new', {'gelu_new': 'gelu_tanh', **ACTIVATIONS}),
-  Field('resid_pdrop', 'dropout_rate', 0.1),
-  Field('embd_pdrop', 'embedding_dropout_rate', 0.1),
-  Field('attn_pdrop', 'attention_dropout_rate', 0.1),
-  Field('initializer_range', 'init_std', 0.02),
-  Field('scale_attn_weights', 'scale_attention', True),
-  Field('tie_word_embeddings', 'tie_embeddings', True),
-)
-REQUIRED = {
-  'scale_attn_by_inverse_layer_idx': (False,),
-  'add_cross_attention': (False,),
-}
+# The public code puts nothing round a text.
+MARKS = {'decoder_marks': 'none'}
 
 
-def table(model, head, prefix):
-  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   vocabulary = rules.Vocabulary(model.vocab_size)
   out = 'classifier' if head.objective == 'tagging' else 'score'
   here, layer = 'trunk/stack/layers', f'{prefix}h.{{layer}}'
@@ -84,3 +49,48 @@ def table(model, head, prefix):
     rules.Buffer(f'{layer}.attn.bias', rules.causal),
     rules.Buffer(f'{layer}.attn.masked_bias', rules.masked_score),
   ]
+
+
+FAMILY = Family(
+  name='gpt2',
+  model='decoder',
+  prefix='transformer.',
+  architectures={
+    'GPT2LMHeadModel': Head('causal_lm'),
+    'GPT2ForSequenceClassification': Head('classification', DECODER_CLASSES, reads=MARKS),
+    'GPT2ForTokenClassification': Head('tagging', EACH_TOKEN, reads=MARKS),
+    'GPT2Model': Head('causal_lm', trunk_only=True),
+  },
+  refused={'GPT2ForQuestionAnswering': DECODER_SPANS},
+  fixed={
+    'norm': 'layernorm',
+    'norm_placement': 'pre',
+    'use_bias': True,
+    'position': 'learned',
+    'mlp_dropout_rate': 0.0,
+    'init': 'gpt2',
+  },
+  fields=(
+    Field('n_embd', 'emb_dim'),
+    Field('n_layer', 'num_layers'),
+    Field('n_head', 'num_heads'),
+    Field('n_inner', 'mlp_dim', None),
+    Field('n_positions', 'max_length', 1024),
+    Field('layer_norm_epsilon', 'norm_eps', 1e-5),
+    Field(
+      'activation_function', 'activation', 'gelu_new', {'gelu_new': 'gelu_tanh', **ACTIVATIONS}
+    ),
+    Field('resid_pdrop', 'dropout_rate', 0.1),
+    Field('embd_pdrop', 'embedding_dropout_rate', 0.1),
+    Field('attn_pdrop', 'attention_dropout_rate', 0.1),
+    Field('initializer_range', 'init_std', 0.02),
+    Field('scale_attn_weights', 'scale_attention', True),
+    Field('tie_word_embeddings', 'tie_embeddings', True),
+  ),
+  required={
+    'scale_attn_by_inverse_layer_idx': (False,),
+    'add_cross_attention': (False,),
+  },
+  table=_table,
+  marks=MARKS,
+)

@@ -1,53 +1,22 @@
 """Llama (Touvron et al. 2023): pre-norm decoder with RMSNorm, RoPE, gated SiLU, grouped keys."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import (
+from flaxlm.interop.family import (
   ACTIVATIONS,
   DECODER_CLASSES,
   DECODER_SPANS,
   EACH_TOKEN,
+  Family,
   Field,
   Head,
-  value_of,
 )
+from flaxlm.interop.mapping import value_of
 
-MODEL = 'decoder'
-PREFIX = 'model.'
-ARCHITECTURES = {
-  'LlamaForCausalLM': Head('causal_lm'),
-  'LlamaForSequenceClassification': Head(
-    'classification', DECODER_CLASSES, reads={'decoder_marks': 'bos'}
-  ),
-  'LlamaForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'bos'}),
-  'LlamaModel': Head('causal_lm', trunk_only=True),
-}
-REFUSED = {'LlamaForQuestionAnswering': DECODER_SPANS}
-FIXED = {
-  'norm': 'rmsnorm',
-  'norm_placement': 'pre',
-  'gated_mlp': True,
-  'use_bias': False,
-  'position': 'rope',
-  'init': 'gpt2',
-}
-FIELDS = (
-  Field('hidden_size', 'emb_dim'),
-  Field('num_hidden_layers', 'num_layers'),
-  Field('num_attention_heads', 'num_heads'),
-  Field('num_key_value_heads', 'num_kv_heads', None),
-  Field('head_dim', 'head_dim', None),
-  Field('intermediate_size', 'mlp_dim'),
-  Field('max_position_embeddings', 'max_length', 2048),
-  Field('rms_norm_eps', 'norm_eps', 1e-6),
-  Field('hidden_act', 'activation', 'silu', ACTIVATIONS),
-  Field('attention_dropout', 'attention_dropout_rate', 0.0),
-  Field('initializer_range', 'init_std', 0.02),
-  Field('tie_word_embeddings', 'tie_embeddings', False),
-  Field('attention_bias', 'attention_bias', False),
-  Field('mlp_bias', 'mlp_bias', False),
-)
-REQUIRED = {}
 # Further RoPE fields under each kind of scaling, and their values where config.json lacks them.
 # `dynamic` is not among them: its angles depend on the length of the text at hand, so that tokens
 # in a cache would have been rotated by other angles than those of the same text read at once.
@@ -69,7 +38,7 @@ SCALINGS = {
 DEFAULTS = {'beta_fast': 32.0, 'beta_slow': 1.0, 'attention_factor': None}
 
 
-def special(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   rope = value_of(config_json, 'rope_parameters', dict, None)
   older = value_of(config_json, 'rope_scaling', dict, None)
   if rope and older and rope != older:
@@ -98,7 +67,7 @@ def special(config_json):
   return values
 
 
-def _check_yarn(rope):
+def _check_yarn(rope: Mapping[str, Any]) -> None:
   """UserError for variants of the scaling that are not there."""
   for name in ('mscale', 'mscale_all_dim'):
     if rope.get(name) and rope.get('attention_factor') is None:
@@ -107,20 +76,19 @@ def _check_yarn(rope):
     raise UserError('config.json: truncate=False is not supported')
 
 
-def unspecial(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   kind = 'default' if model.rope_scaling == 'none' else model.rope_scaling
   rope = {'rope_type': kind, 'rope_theta': model.rope_theta}
   more = {name: getattr(model, SCALED[name]) for name in SCALINGS[kind]}
   return {'rope_parameters': rope | {k: v for k, v in more.items() if v is not None}}
 
 
-def table(model, head, prefix):
-  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   del head
   vocabulary = rules.Vocabulary(model.vocab_size)
   here, layer = 'trunk/stack/layers', f'{prefix}layers.{{layer}}'
   tied = ('lm_head.weight',) if model.tie_embeddings else ()
-  entries = [
+  entries: list[rules.Entry] = [
     rules.Rule(f'{prefix}embed_tokens.weight', ('trunk/token/table',), vocabulary, copies=tied),
     *rules.norm(f'{layer}.input_layernorm', f'{here}/attention_norm', bias=False),
     *rules.norm(f'{layer}.post_attention_layernorm', f'{here}/mlp_norm', bias=False),
@@ -142,3 +110,47 @@ def table(model, head, prefix):
     inputs = 2 if ours == 'attention/out' else 1
     entries += rules.dense(f'{layer}.{theirs}', f'{here}/{ours}', inputs)
   return entries
+
+
+FAMILY = Family(
+  name='llama',
+  model='decoder',
+  prefix='model.',
+  architectures={
+    'LlamaForCausalLM': Head('causal_lm'),
+    'LlamaForSequenceClassification': Head(
+      'classification', DECODER_CLASSES, reads={'decoder_marks': 'bos'}
+    ),
+    'LlamaForTokenClassification': Head('tagging', EACH_TOKEN, reads={'decoder_marks': 'bos'}),
+    'LlamaModel': Head('causal_lm', trunk_only=True),
+  },
+  refused={'LlamaForQuestionAnswering': DECODER_SPANS},
+  fixed={
+    'norm': 'rmsnorm',
+    'norm_placement': 'pre',
+    'gated_mlp': True,
+    'use_bias': False,
+    'position': 'rope',
+    'init': 'gpt2',
+  },
+  fields=(
+    Field('hidden_size', 'emb_dim'),
+    Field('num_hidden_layers', 'num_layers'),
+    Field('num_attention_heads', 'num_heads'),
+    Field('num_key_value_heads', 'num_kv_heads', None),
+    Field('head_dim', 'head_dim', None),
+    Field('intermediate_size', 'mlp_dim'),
+    Field('max_position_embeddings', 'max_length', 2048),
+    Field('rms_norm_eps', 'norm_eps', 1e-6),
+    Field('hidden_act', 'activation', 'silu', ACTIVATIONS),
+    Field('attention_dropout', 'attention_dropout_rate', 0.0),
+    Field('initializer_range', 'init_std', 0.02),
+    Field('tie_word_embeddings', 'tie_embeddings', False),
+    Field('attention_bias', 'attention_bias', False),
+    Field('mlp_bias', 'mlp_bias', False),
+  ),
+  extra_ours=_extra_ours,
+  extra_theirs=_extra_theirs,
+  required={},
+  table=_table,
+)

@@ -1,61 +1,23 @@
 """ModernBERT (Warner et al. 2024): pre-norm encoder, RoPE, gated GELU, local and global layers."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import ACTIVATIONS, Field, Head, value_of
+from flaxlm.interop.family import ACTIVATIONS, Family, Field, Head
+from flaxlm.interop.mapping import value_of
 
-MODEL = 'encoder'
-PREFIX = 'model.'
 POOLING = (Field('classifier_pooling', 'pooling', 'cls', {'cls': 'first', 'mean': 'mean'}),)
 # What begins the head of masked words begins every other one, too.
 TRANSFORM = {'pooler': 'transform'}
-ARCHITECTURES = {
-  'ModernBertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
-  'ModernBertForSequenceClassification': Head('classification', TRANSFORM, fields=POOLING),
-  'ModernBertForMultipleChoice': Head('multiple_choice', TRANSFORM, fields=POOLING),
-  'ModernBertForTokenClassification': Head('tagging', TRANSFORM),
-  'ModernBertForQuestionAnswering': Head('span_qa', TRANSFORM),
-  'ModernBertModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
-}
-FIXED = {
-  'norm': 'layernorm',
-  'norm_placement': 'pre',
-  'embedding_norm': True,
-  'first_attention_norm': False,
-  'gated_mlp': True,
-  'use_bias': False,
-  'position': 'rope',
-  # Its attention drops its output at `attention_dropout`, its MLP none; here one rate is for both.
-  'dropout_rate': 0.0,
-  'init': 'bert',
-}
-FIELDS = (
-  Field('hidden_size', 'emb_dim'),
-  Field('num_hidden_layers', 'num_layers'),
-  Field('num_attention_heads', 'num_heads'),
-  Field('intermediate_size', 'mlp_dim'),
-  Field('max_position_embeddings', 'max_length', 8192),
-  Field('norm_eps', 'norm_eps', 1e-5),
-  Field('hidden_activation', 'activation', 'gelu', ACTIVATIONS),
-  Field('mlp_dropout', 'mlp_dropout_rate', 0.0),
-  Field('embedding_dropout', 'embedding_dropout_rate', 0.0),
-  Field('attention_dropout', 'attention_dropout_rate', 0.0),
-  Field('initializer_range', 'init_std', 0.02),
-  Field('tie_word_embeddings', 'tie_embeddings', True),
-)
-REQUIRED = {
-  'norm_bias': (False,),
-  'attention_bias': (False,),
-  'mlp_bias': (False,),
-  'classifier_bias': (False,),
-  'decoder_bias': (True,),
-}
 # Layer types in config.json, and the base of RoPE in each, if it says nothing.
 GLOBAL, LOCAL = 'full_attention', 'sliding_attention'
 THETA = {GLOBAL: 160_000.0, LOCAL: 10_000.0}
 
 
-def special(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   own = config_json.get('hidden_activation', 'gelu')
   head = config_json.get('classifier_activation', 'gelu')
   if head != own:
@@ -69,7 +31,7 @@ def special(config_json):
   }
 
 
-def _every(config_json, layers):
+def _every(config_json: Mapping[str, Any], layers: int) -> int:
   """The period of global layers; UserError for another order of layers."""
   default = value_of(config_json, 'global_attn_every_n_layers', int, 3)
   if default < 1:
@@ -83,11 +45,11 @@ def _every(config_json, layers):
   return every
 
 
-def _types(layers, every):
+def _types(layers: int, every: int) -> list[str]:
   return [LOCAL if i % every else GLOBAL for i in range(layers)]
 
 
-def _theta(config_json, kind, name):
+def _theta(config_json: Mapping[str, Any], kind: str, name: str) -> float:
   rope = value_of(config_json, 'rope_parameters', dict, None) or {}
   if wrong := [key for key in rope if key not in THETA]:
     raise UserError(
@@ -102,7 +64,7 @@ def _theta(config_json, kind, name):
   return value_of(rope, 'rope_theta', float, theta)
 
 
-def unspecial(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   if model.window is None or model.global_every < 2 or model.local_rope_theta is None:
     raise UserError(
       'config.model.window: ModernBERT needs window, global_every and local_rope_theta'
@@ -119,8 +81,7 @@ def unspecial(model):
   }
 
 
-def table(model, head, prefix):
-  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   transform, out = 'head/classes', 'head/classes/out'
   if head.objective == 'span_qa':
     transform, out = 'head', 'head/span'
@@ -153,3 +114,54 @@ def table(model, head, prefix):
     rules.Rule('decoder.bias', ('head/mlm/bias',), vocabulary),
     rules.Rule(decoder, ('head/mlm/table',), vocabulary),
   ]
+
+
+FAMILY = Family(
+  name='modernbert',
+  model='encoder',
+  prefix='model.',
+  architectures={
+    'ModernBertForMaskedLM': Head('masked_lm', {'pairs': 'none'}),
+    'ModernBertForSequenceClassification': Head('classification', TRANSFORM, fields=POOLING),
+    'ModernBertForMultipleChoice': Head('multiple_choice', TRANSFORM, fields=POOLING),
+    'ModernBertForTokenClassification': Head('tagging', TRANSFORM),
+    'ModernBertForQuestionAnswering': Head('span_qa', TRANSFORM),
+    'ModernBertModel': Head('masked_lm', {'pairs': 'none'}, trunk_only=True),
+  },
+  fixed={
+    'norm': 'layernorm',
+    'norm_placement': 'pre',
+    'embedding_norm': True,
+    'first_attention_norm': False,
+    'gated_mlp': True,
+    'use_bias': False,
+    'position': 'rope',
+    # Its attention drops its output at `attention_dropout`, its MLP none; here both have one rate.
+    'dropout_rate': 0.0,
+    'init': 'bert',
+  },
+  fields=(
+    Field('hidden_size', 'emb_dim'),
+    Field('num_hidden_layers', 'num_layers'),
+    Field('num_attention_heads', 'num_heads'),
+    Field('intermediate_size', 'mlp_dim'),
+    Field('max_position_embeddings', 'max_length', 8192),
+    Field('norm_eps', 'norm_eps', 1e-5),
+    Field('hidden_activation', 'activation', 'gelu', ACTIVATIONS),
+    Field('mlp_dropout', 'mlp_dropout_rate', 0.0),
+    Field('embedding_dropout', 'embedding_dropout_rate', 0.0),
+    Field('attention_dropout', 'attention_dropout_rate', 0.0),
+    Field('initializer_range', 'init_std', 0.02),
+    Field('tie_word_embeddings', 'tie_embeddings', True),
+  ),
+  extra_ours=_extra_ours,
+  extra_theirs=_extra_theirs,
+  required={
+    'norm_bias': (False,),
+    'attention_bias': (False,),
+    'mlp_bias': (False,),
+    'classifier_bias': (False,),
+    'decoder_bias': (True,),
+  },
+  table=_table,
+)

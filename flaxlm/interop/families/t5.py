@@ -1,52 +1,14 @@
 """T5 1.0 and 1.1 (Raffel et al. 2020): encoder-decoder with a bias by distance."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxlm.config.transformer import TransformerConfig
 from flaxlm.errors import UserError
 from flaxlm.interop import rules
-from flaxlm.interop.mapping import Field, Head, value_of
+from flaxlm.interop.family import Family, Field, Head
+from flaxlm.interop.mapping import value_of
 
-MODEL = 'encoder_decoder'
-PREFIX = ''
-ARCHITECTURES = {
-  'T5ForConditionalGeneration': Head('span_corruption', also={'marks': 't5'}),
-  'T5ForSequenceClassification': Head(
-    'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 't5'}, prefix='transformer.'
-  ),
-  'T5Model': Head('span_corruption', trunk_only=True),
-}
-REFUSED = {
-  'T5ForTokenClassification': 'it is an encoder alone; tagging has no encoder-decoder',
-  'T5ForQuestionAnswering': 'span_qa has no encoder-decoder',
-}
-# What the decoder starts with: the role of the token, and its id where config.json does not say it.
-START_ROLE, START = 'bos', 0
-FIXED = {
-  'norm': 'rmsnorm',
-  'norm_placement': 'pre',
-  'use_bias': False,
-  'position': 't5_bias',
-  'scale_attention': False,
-  'init': 't5',
-}
-FIELDS = (
-  Field('d_model', 'emb_dim'),
-  Field('num_layers', 'num_layers'),
-  Field('num_decoder_layers', 'num_decoder_layers', None),
-  Field('num_heads', 'num_heads'),
-  Field('d_kv', 'head_dim'),
-  Field('d_ff', 'mlp_dim'),
-  Field('relative_attention_num_buckets', 'relative_buckets', 32),
-  Field('relative_attention_max_distance', 'relative_max_distance', 128),
-  Field('layer_norm_epsilon', 'norm_eps', 1e-6),
-  Field(
-    'dropout_rate',
-    'dropout_rate',
-    0.1,
-    also=('mlp_dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate'),
-  ),
-  # Any length is read; this is what it was trained on, and what files of old releases say.
-  Field('n_positions', 'max_length', 512),
-)
-REQUIRED = {'is_encoder_decoder': (True,)}
 # (activation, gated) of feed_forward_proj. Plain T5 says `gelu` and means the exact one, gated T5
 # says it and means the approximation by tanh.
 PROJECTIONS = {
@@ -62,7 +24,7 @@ PROJECTIONS = {
 DENSE = {'relu': 'relu', 'gelu': 'gelu', 'gelu_tanh': 'gelu_new', 'silu': 'silu'}
 
 
-def special(config_json):
+def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
   name = value_of(config_json, 'feed_forward_proj', str, 'relu')
   if name not in PROJECTIONS:
     raise UserError(
@@ -84,7 +46,7 @@ def special(config_json):
   return values | ({'scale_tied_logits': scaled} if tied else {})
 
 
-def unspecial(model):
+def _extra_theirs(model: TransformerConfig) -> dict[str, Any]:
   found = [n for n, value in PROJECTIONS.items() if value == (model.activation, model.gated_mlp)]
   if not found:
     raise UserError(f'config.model.activation: T5 has no gated {model.activation!r}')
@@ -95,18 +57,17 @@ def unspecial(model):
   }
 
 
-def settle(config_json, tensors):
+def _amended(config_json: Mapping[str, Any], tensor_names: Sequence[str]) -> Mapping[str, Any]:
   """config.json with what the tensors say: new releases write `tied` whatever the tables are."""
   head = 'lm_head.weight'
-  if head not in tensors or config_json.get('scale_decoder_outputs', True):
+  if head not in tensor_names or config_json.get('scale_decoder_outputs', True):
     return config_json
   return {**config_json, 'tie_word_embeddings': False}
 
 
-def table(model, head, prefix):
-  """Entries of a model with `head`; `prefix` is that of the trunk's tensors."""
+def _table(model: TransformerConfig, head: Head, prefix: str) -> list[rules.Entry]:
   del head
-  entries = [
+  entries: list[rules.Entry] = [
     *rules.shared_vocabulary(model, prefix),
     *rules.dense('classification_head.dense', 'head/classes/pooler'),
     *rules.dense('classification_head.out_proj', 'head/classes/out'),
@@ -131,7 +92,7 @@ def table(model, head, prefix):
   return entries
 
 
-def _sublayer(tensor, name, here, gated):
+def _sublayer(tensor: str, name: str, here: str, gated: bool) -> list[rules.Rule]:
   """Entries of one sublayer and its norm."""
   path = {
     'SelfAttention': 'attention',
@@ -148,3 +109,55 @@ def _sublayer(tensor, name, here, gated):
     inputs = 2 if ours == 'out' else 1
     entries += rules.dense(f'{tensor}.{name}.{theirs}', f'{here}/{path}/{ours}', inputs, bias=False)
   return entries
+
+
+FAMILY = Family(
+  name='t5',
+  model='encoder_decoder',
+  prefix='',
+  architectures={
+    'T5ForConditionalGeneration': Head('span_corruption', also={'marks': 't5'}),
+    'T5ForSequenceClassification': Head(
+      'classification', {'pooling': 'last', 'pooler': 'tanh', 'marks': 't5'}, prefix='transformer.'
+    ),
+    'T5Model': Head('span_corruption', trunk_only=True),
+  },
+  refused={
+    'T5ForTokenClassification': 'it is an encoder alone; tagging has no encoder-decoder',
+    'T5ForQuestionAnswering': 'span_qa has no encoder-decoder',
+  },
+  fixed={
+    'norm': 'rmsnorm',
+    'norm_placement': 'pre',
+    'use_bias': False,
+    'position': 't5_bias',
+    'scale_attention': False,
+    'init': 't5',
+  },
+  fields=(
+    Field('d_model', 'emb_dim'),
+    Field('num_layers', 'num_layers'),
+    Field('num_decoder_layers', 'num_decoder_layers', None),
+    Field('num_heads', 'num_heads'),
+    Field('d_kv', 'head_dim'),
+    Field('d_ff', 'mlp_dim'),
+    Field('relative_attention_num_buckets', 'relative_buckets', 32),
+    Field('relative_attention_max_distance', 'relative_max_distance', 128),
+    Field('layer_norm_epsilon', 'norm_eps', 1e-6),
+    Field(
+      'dropout_rate',
+      'dropout_rate',
+      0.1,
+      also=('mlp_dropout_rate', 'embedding_dropout_rate', 'attention_dropout_rate'),
+    ),
+    # Any length is read; this is what it was trained on, and what files of old releases say.
+    Field('n_positions', 'max_length', 512),
+  ),
+  extra_ours=_extra_ours,
+  extra_theirs=_extra_theirs,
+  required={'is_encoder_decoder': (True,)},
+  amended=_amended,
+  table=_table,
+  start_role='bos',
+  start_id=0,
+)
