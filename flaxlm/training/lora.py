@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flaxlm.config.tuning import TuningConfig
 from flaxlm.paths import is_stacked, leaf_paths, matching, nested, stack_of, virtual_paths
 from flaxlm.training.layout import boxes_of, make_layout
-from flaxlm.training.partition import runs_of
+from flaxlm.training.partition import ranges_of
 from flaxlm.types import DELTA
 
 _KEY = 'config.tuning.lora_targets'
@@ -42,7 +42,7 @@ def add_deltas(config: TuningConfig, boxed: Any, key: jax.Array) -> Any:
     leaf, stacked = boxes[path], int(is_stacked(path, boxes[path].value))
     cut = stacked + inputs[path]
     shape, axes = leaf.value.shape, leaf.names
-    for run in runs_of(path, [name in chosen for name in group]):
+    for run in ranges_of(path, [name in chosen for name in group]):
       layers = (run.stop - run.start,) if stacked else ()
       place = zlib.crc32(run.path.encode())
       deviation = math.prod(shape[stacked:cut]) ** -0.5

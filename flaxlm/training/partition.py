@@ -28,7 +28,7 @@ from flaxlm.types import DELTA
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LayerRange:
   """Layers [start, stop) of a stacked leaf, and the path they have in the trained tree."""
 
   path: str
@@ -38,12 +38,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-  """trained: path of a leaf -> None where all of it trains, or the runs that do.
+  """trained: path of a leaf -> None where all of it trains, or the ranges that do.
 
   Frozen leaves are absent. `trained` itself is None where every parameter trains.
   """
 
-  trained: Mapping[str, Sequence[Run] | None] | None = None
+  trained: Mapping[str, Sequence[LayerRange] | None] | None = None
 
   def take(self, params: Any) -> Any:
     """The trained part of a tree of parameters (arrays or their shapes), or of shardings."""
@@ -90,7 +90,7 @@ class Partition:
 EVERYTHING = Partition()
 
 
-def _layers(leaf: Any, run: Run) -> Any:
+def _layers(leaf: Any, run: LayerRange) -> Any:
   """The layers of a run; of a sharding, that of some layers of the leaf."""
   if isinstance(leaf, NamedSharding):
     return sharding.undivided(leaf, 0)
@@ -131,14 +131,14 @@ def make_partition(config: TuningConfig, params: Any) -> Partition:
     if all(marks):
       trained[path] = None
     elif any(marks):
-      trained[path] = runs_of(path, marks)
+      trained[path] = ranges_of(path, marks)
   return Partition(trained)
 
 
-def runs_of(path: str, marks: Sequence[bool]) -> list[Run]:
-  """Runs of neighbouring layers that are marked; a run of all of them keeps the path."""
+def ranges_of(path: str, marks: Sequence[bool]) -> list[LayerRange]:
+  """Ranges of neighbouring layers that are marked; a range of all of them keeps the path."""
   if all(marks):
-    return [Run(path, 0, len(marks))]
+    return [LayerRange(path, 0, len(marks))]
   if not any(marks):
     return []
   nodes, (at, first) = path.split('/'), stack_of(path)
@@ -148,6 +148,6 @@ def runs_of(path: str, marks: Sequence[bool]) -> list[Run]:
       start = layer
     elif not mark and start is not None:
       nodes[at] = f'layers_from_{first + start}'
-      runs.append(Run('/'.join(nodes), start, layer))
+      runs.append(LayerRange('/'.join(nodes), start, layer))
       start = None
   return runs
