@@ -41,17 +41,42 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
     number = 0
     try:
       for batch in file.iter_batches(batch_size=READ, columns=wanted):
-        for row in batch.to_pylist():
+        for row in zip(*map(_values, batch.columns), strict=True):
           number += 1
           where = f'{path}:{number}'
           try:
-            values = {name: cells.as_text(value, where) for name, value in row.items()}
+            values = {
+              name: cells.as_text(value, where)
+              for name, value in zip(batch.schema.names, row, strict=True)
+            }
           except UserError as error:
             bad(error)
             continue
           yield where, values
     except (pyarrow.ArrowException, OSError) as error:
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
+
+
+def _values(column: Any) -> list[Any]:
+  """The values of an Arrow array as Python has them or, where it has none such, as Arrow does."""
+  try:
+    return column.to_pylist()
+  except (ValueError, OverflowError):  # UnicodeDecodeError is one, and ArrowInvalid.
+    return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+  """What Python lacks: nanoseconds, dates past its years, zones unknown here, broken strings."""
+  import pyarrow
+
+  for read in (
+    scalar.as_py,
+    lambda: scalar.cast(pyarrow.string()).as_py(),
+    lambda: scalar.cast(pyarrow.binary()).as_py(),  # Of a string that is not UTF-8.
+  ):
+    with contextlib.suppress(ValueError, OverflowError, pyarrow.ArrowException):
+      return read()
+  return cells.NotText(scalar.type)
 
 
 def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> cells.Rows:
