@@ -13,6 +13,7 @@ import gzip
 import itertools
 import lzma
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
+_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # What reading a file may raise.
 # The ending under which a task names its reader of files that are no tables.
 ANY_OTHER = '*'
 # (file, config, handler of bad rows) -> rows.
@@ -215,7 +217,7 @@ def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]
         yield number, text.rstrip('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
       raise UserError(f'{path}:{number}: not UTF-8 ({error.reason})') from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _UNREADABLE as error:
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
 
 
@@ -277,7 +279,7 @@ def whole(path: epath.Path) -> str:
       return file.read().decode('utf-8-sig').replace('\r\n', '\n')
     except UnicodeDecodeError:
       pass
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _UNREADABLE as error:
       raise UserError(f'{path}: cannot be read: {error}') from None
   for _ in lines(path):  # Finds the line that is not UTF-8.
     pass

@@ -124,6 +124,7 @@ def test_identity_follows_content_and_reading(tmp_path):
     ('x.csv', b'text,text\na,b\n', "x.csv:1: two columns are called 'text'"),
     ('x.tsv', b'txet\tlabel\na\t1\n', "no column 'text' (did you mean 'txet'?)"),
     ('x.txt.gz', b'not packed', 'x.txt.gz:1: cannot be read'),
+    ('x.txt.gz', gzip.compress(b'a\n')[:10] + b'\xff', 'x.txt.gz:1: cannot be read'),
     ('x.txt.xz', lzma.compress(b'a\n' * 9999)[:-40], 'cannot be read'),
     ('x.parquet', b'PAR0', 'not a parquet file'),
   ],
@@ -133,6 +134,9 @@ def test_malformed_files_are_named(tmp_path, name, content, message):
   with pytest.raises(UserError) as error:
     texts(place)
   assert message in str(error.value)
+  if 'cannot be read' in message:
+    with pytest.raises(UserError, match=f'{name}: cannot be read'):
+      texts(place, documents='file')
 
 
 def test_a_broken_whole_file_names_the_line(tmp_path):
