@@ -26,7 +26,8 @@ TEXT = 'text'  # The column of records that are texts.
 def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:ROW', column -> text), rows from 1; of the columns, or of all if one is missing or none.
 
-  Raises UserError for a file that is no parquet file; `bad` gets rows that are no text.
+  Raises UserError for a file that is no parquet file, or has two columns of one name; `bad` gets
+  rows that are no text.
   """
   import pyarrow
   import pyarrow.parquet
@@ -37,7 +38,9 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
       file = pyarrow.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=PAGES)
     except pyarrow.ArrowInvalid as error:
       raise UserError(f'{path}: not a parquet file: {error}') from None
-    wanted = list(columns) if columns and {*columns} <= {*file.schema_arrow.names} else None
+    names = file.schema_arrow.names
+    cells.check_names(names, str(path))
+    wanted = list(columns) if columns and {*columns} <= {*names} else None
     number = 0
     try:
       for batch in file.iter_batches(batch_size=READ, columns=wanted):

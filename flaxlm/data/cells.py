@@ -1,7 +1,7 @@
 """Rows of a table and their cells: values as text, and which columns there are."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,12 @@ def json_row(line: str, where: str) -> dict[str, str]:
   if not isinstance(row, dict):
     raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
   return {name: as_text(value, where) for name, value in row.items()}
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+  """Raises UserError where two columns have one name, since a row would hold only the last."""
+  if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
+    raise UserError(f'{where}: two columns are called {twice[0]!r}')
 
 
 def as_text(value: Any, where: str) -> str:

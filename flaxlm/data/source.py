@@ -21,7 +21,7 @@ from etils import epath
 
 from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.data.cells import Rows, column, json_row
+from flaxlm.data.cells import Rows, check_names, column, json_row
 from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
@@ -323,8 +323,7 @@ def named(
   for number, row in cells:
     if names is None:
       names = [str(i) for i in range(len(row))] if headerless else row
-      if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
-        raise UserError(f'{path}:{number}: two columns are called {twice[0]!r}')
+      check_names(names, f'{path}:{number}')
       if not headerless:
         continue
     if len(row) != len(names):

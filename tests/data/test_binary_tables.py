@@ -232,6 +232,18 @@ def test_parquet_shards_by_a_glob(parquet, tmp_path):
     documents(place, text_column='txt')
 
 
+def test_two_parquet_columns_of_one_name_are_an_error(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  columns = [pyarrow.array([name]) for name in 'abc']
+  table = pyarrow.Table.from_arrays(columns, names=['text', 'label', 'label'])
+  pyarrow.parquet.write_table(table, tmp_path / 'x.parquet')
+  for read in (documents, lambda place: list(source.rows(str(place), DataConfig()))):
+    with pytest.raises(UserError, match="x.parquet: two columns are called 'label'"):
+      read(tmp_path / 'x.parquet')
+
+
 def test_damaged_parquet_files_are_named(parquet):
   place, _ = parquet
   content = bytearray(epath.Path(place).read_bytes())
