@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import itertools
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -175,12 +176,22 @@ def files(place: str, key: str = 'config.data') -> list[epath.Path]:
 def _found(place: str) -> list[epath.Path]:
   """The file of that name or, where there is none, those that match, sorted."""
   path = epath.Path(place).expanduser()
+  _check_link(path)
   if path.exists():
     return [] if path.is_dir() else [path]
   if '**' in place or not any(c in place for c in '*?['):
     return []
   root, pattern = _split_glob(path)
-  return sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
+  matches = sorted(root.glob(pattern)) if root.exists() else []
+  for match in matches:
+    _check_link(match)
+  return [match for match in matches if match.is_file()]
+
+
+def _check_link(path: epath.Path) -> None:
+  """Raises UserError for a link to nothing, which does not exist for what lists files."""
+  if os.path.islink(path) and not path.exists():
+    raise UserError(f'{path}: a link to {os.readlink(path)}, which does not exist')
 
 
 def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:

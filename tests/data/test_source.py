@@ -100,6 +100,17 @@ def test_globs_are_sorted_and_two_reads_agree(tmp_path):
   assert list(found.texts()) == ['text a', 'text b', 'text c'] == list(found.texts())
 
 
+def test_a_link_to_nothing_is_named(tmp_path):
+  write(tmp_path / 'a.txt', 'one')
+  (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
+  (tmp_path / 'c.txt').mkdir()
+  assert texts(str(tmp_path / '*.txt')) == ['one', 'one']
+  (tmp_path / 'd.txt').symlink_to('nosuch')
+  for name in ('d.txt', '*.txt'):
+    with pytest.raises(UserError, match='d.txt: a link to nosuch, which does not exist'):
+      texts(str(tmp_path / name))
+
+
 def test_identity_follows_content_and_reading(tmp_path):
   place = write(tmp_path / 'x.txt', 'one\n\ntwo')
   identity = lambda **fields: source.documents(place, DataConfig(**fields)).identity
