@@ -27,6 +27,7 @@ from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
+_JSON = ('.json', '.ndjson')  # No prose, and perhaps tables under another name.
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # What reading a file may raise.
 # The ending under which a task names its reader of files that are no tables.
@@ -257,6 +258,11 @@ def _file_documents(
     if kind(path) not in TABLES:
       if config.documents == 'row':
         raise UserError(f'config.data.documents: {path} is not a table, so it has no rows')
+      if config.documents == 'auto' and kind(path) in _JSON:
+        raise UserError(
+          f'{path}: json is no running text; if it has an object a line, name it .jsonl; with '
+          'config.data.documents=blank_line it is read as it stands'
+        )
       if config.documents == 'file':
         texts = [(str(path), whole(path))]
       else:

@@ -203,6 +203,14 @@ def test_rows_need_a_table(tmp_path):
     texts(table, documents='blank_line')
 
 
+@pytest.mark.parametrize('name', ['x.json', 'x.NDJSON', 'x.json-00000-of-00001'])
+def test_json_is_read_as_prose_only_where_that_is_asked_for(tmp_path, name):
+  place = write(tmp_path / name, '{"text": "a"}\n', '.gz')
+  with pytest.raises(UserError, match=r'name it \.jsonl; with config.data.documents=blank_line'):
+    texts(place)
+  assert texts(place, documents='blank_line') == ['{"text": "a"}']
+
+
 def test_embedded_text_is_prose_and_always_the_same():
   first = source.documents('embedded', DataConfig())
   found = list(first.texts())
