@@ -66,9 +66,13 @@ def documents(
   of the text, for messages.
   """
   if place == 'embedded':
+    if config.documents == 'row':
+      raise UserError('config.data.documents: `embedded` is not a table, so it has no rows')
     read = lambda: ((f'embedded:{i}', text) for i, text in enumerate(embedded.documents()))
     return Source('embedded', embedded.identity(), read)
   if place.startswith('tfds:'):
+    if config.documents not in ('auto', 'row'):
+      raise UserError(f'config.data.documents: {place} is a table; its documents are rows (`row`)')
     read = lambda: _texts(rows(place, config, split), config, column_key)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
   paths = files(place, key)
@@ -156,6 +160,13 @@ def check(place: str, key: str) -> None:
   if place != 'embedded' and not place.startswith('tfds:'):
     for part in parts(place):
       files(part, key)
+
+
+def has_columns(place: str, key: str) -> bool:
+  """Whether text of the place is read from a column; UserError as of `files`."""
+  if place == 'embedded' or place.startswith('tfds:'):
+    return place != 'embedded'
+  return any(kind(path) in TABLES for path in files(place, key))
 
 
 def files(place: str, key: str = 'config.data') -> list[epath.Path]:

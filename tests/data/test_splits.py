@@ -64,6 +64,35 @@ def test_named_validation_sets(tmp_path):
       splits.places(text)
 
 
+def test_settings_that_no_place_reads_are_errors(tmp_path):
+  text, table = corpus(tmp_path), str(tmp_path / 'y.tsv')
+  (tmp_path / 'y.tsv').write_text('text\tother\na\tb\n')
+  for fields, message in (
+    (
+      {'train': text, 'text_column': 'other'},
+      'text_column: would do nothing: .*x.txt has no columns',
+    ),
+    ({'train': f'a={text},b=embedded', 'text_column': 'other'}, 'text_column: would do nothing'),
+    (
+      {'train': 'embedded', 'text_column': 'other'},
+      'text_column: would do nothing: .*=embedded has',
+    ),
+    (
+      {'train': 'embedded', 'documents': 'blank_line'},
+      'documents: would do nothing: .*=embedded has',
+    ),
+    ({'train': 'embedded', 'documents': 'row'}, 'documents: `embedded` is not a table'),
+    ({'train': 'tfds:nosuch', 'documents': 'file'}, 'documents: tfds:nosuch is a table'),
+  ):
+    with pytest.raises(UserError, match=f'^config.data.{message}'):
+      splits.training(DataConfig(**fields))
+  # One that reads it is enough.
+  config = DataConfig(train=text, validation=table, text_column='other')
+  assert parts(config)['validation'] == ['b']
+  config = DataConfig(train='embedded', validation=text, documents='blank_line')
+  assert len(parts(config)['validation']) == 10
+
+
 def test_parts_and_changes_have_their_own_identity(tmp_path):
   place = corpus(tmp_path)
   identities = [
