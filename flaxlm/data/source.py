@@ -152,7 +152,7 @@ def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> R
 
 def parts(place: str) -> list[str]:
   """The two places of line-parallel files `A+B`; else the place itself."""
-  return place.split('+') if place.count('+') == 1 and not _found(place) else [place]
+  return place.split('+') if place.count('+') == 1 and not matching(place) else [place]
 
 
 def check(place: str, key: str) -> None:
@@ -171,7 +171,7 @@ def has_columns(place: str, key: str) -> bool:
 
 def files(place: str, key: str = 'config.data') -> list[epath.Path]:
   """The files a place names, sorted; UserError, naming the key, where there are none."""
-  found = _found(place)
+  found = matching(place)
   if found:
     return found
   path = epath.Path(place).expanduser()
@@ -185,8 +185,8 @@ def files(place: str, key: str = 'config.data') -> list[epath.Path]:
   raise UserError(f'{key}: {place} does not exist{where}')
 
 
-def _found(place: str) -> list[epath.Path]:
-  """The file of that name or, where there is none, those that match, sorted."""
+def matching(place: str) -> list[epath.Path]:
+  """The file of that name or, where there is none, those that match, sorted; there may be none."""
   path = epath.Path(place).expanduser()
   _check_link(path)
   if path.exists():

@@ -132,9 +132,11 @@ def training_places(config: DataConfig) -> dict[str, str]:
 def _named(text: str, field: str, taken: Sequence[str] = _TAKEN) -> dict[str, str]:
   """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that.
 
+  Empty too where it is itself a file or a glob that matches, such as `lang=en/*.txt`.
+
   Raises UserError, naming the field, for other text that does, and for names that are `taken`.
   """
-  if not re.match(r'[\w-]+=', text):
+  if not re.match(r'[\w-]+=', text) or source.matching(text):
     return {}
   found: dict[str, str] = {}
   for part in text.split(','):

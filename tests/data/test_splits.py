@@ -64,6 +64,18 @@ def test_named_validation_sets(tmp_path):
       splits.places(text)
 
 
+def test_a_file_whose_name_has_an_equals_sign_is_one_place(tmp_path, monkeypatch):
+  """Folders in Hive's layout, by a relative path."""
+  monkeypatch.chdir(tmp_path)
+  for language in ('de', 'en'):
+    (tmp_path / f'lang={language}').mkdir()
+    (tmp_path / f'lang={language}' / 'part.txt').write_text(language)
+  config = DataConfig(train='lang=*/part.txt', validation='lang=en/part.txt')
+  assert parts(config) == {'train': ['de', 'en'], 'validation': ['en']}
+  config = DataConfig(train='lang=lang=de/part.txt', validation='other=lang=en/part.txt')
+  assert parts(config) == {'train': ['de'], 'other': ['en']}
+
+
 def test_settings_that_no_place_reads_are_errors(tmp_path):
   text, table = corpus(tmp_path), str(tmp_path / 'y.tsv')
   (tmp_path / 'y.tsv').write_text('text\tother\na\tb\n')
