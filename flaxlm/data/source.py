@@ -73,7 +73,7 @@ def documents(
   if place.startswith('tfds:'):
     if config.documents not in ('auto', 'row'):
       raise UserError(f'config.data.documents: {place} is a table; its documents are rows (`row`)')
-    read = lambda: _texts(rows(place, config, split), config, column_key)
+    read = lambda: _texts(tfds.rows(place, config, split), config, column_key)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
   paths = files(place, key)
   identity = [[cache.digest(config, path) for path in paths], config.documents, config.text_column]
@@ -102,6 +102,7 @@ def rows(
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
   if place.startswith('tfds:'):
+    tfds.prepare(place, config, split)
     yield from tfds.rows(place, config, split, bad)
     return
   first, *second = parts(place)
