@@ -16,7 +16,7 @@ from etils import epath
 
 from flaxlm import files
 from flaxlm.data import bad_rows, cells
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, first_line
 
 READ = 1024  # Rows or records that are read at once.
 PAGES = 1 << 20  # Bytes of a column of a parquet file that are read at once.
@@ -112,8 +112,9 @@ def _records(file: pathlib.Path, path: epath.Path) -> Iterator[bytes]:
       yield from reader.read(number, min(number + READ, total))
     reader.close()
   except (RuntimeError, ValueError, IndexError) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(f'{path}:{number + 1}: not an ArrayRecord file, or damaged: {reason}') from None
+    raise UserError(
+      f'{path}:{number + 1}: not an ArrayRecord file, or damaged: {first_line(error)}'
+    ) from None
 
 
 @contextlib.contextmanager

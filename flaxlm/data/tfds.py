@@ -18,7 +18,7 @@ from etils import epath
 from flaxlm import distributed, terminal
 from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, cache, cells
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError, first_line, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
@@ -156,7 +156,7 @@ def _download(place: str, default: str) -> None:
       try:
         builder.download_and_prepare()
       except Exception as error:  # Of any kind: network, disk, the data set's own code.
-        raise UserError(f'{place}: cannot be prepared: {_first_line(error)}') from error
+        raise UserError(f'{place}: cannot be prepared: {first_line(error)}') from error
       return
   raise UserError(f'config.data: {place}: TFDS has no such data set{_nearest_set(place)}')
 
@@ -190,9 +190,9 @@ def _nearest_set(place: str) -> str:
     tfds.builder(name)
   except ValueError as error:
     known = re.findall(r'^\t- (\S+)', str(error), re.MULTILINE)
-    return nearest(name.split('/')[0], known) if known else f': {_first_line(error)}'
+    return nearest(name.split('/')[0], known) if known else f': {first_line(error)}'
   except ImportError as error:
-    return f' without another package: {_first_line(error)}'
+    return f' without another package: {first_line(error)}'
   return ''
 
 
@@ -244,7 +244,3 @@ def _class_names(features: Any) -> dict[str, Any]:
     if isinstance(label, tfds.features.ClassLabel):
       found[name] = label
   return found
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
