@@ -84,13 +84,17 @@ class Store:
         raise RuntimeError('DEADLINE_EXCEEDED: GetKeyValue() timed out')
       return self.values[key]
 
+  def key_value_delete(self, key):
+    with self.changed:
+      del self.values[key]
+
 
 class Threads:
   """Threads that take themselves for the processes of a run."""
 
   def __init__(self, monkeypatch, hosts, limit=20):
     self.local, self.hosts = threading.local(), hosts
-    store = Store()
+    store, met = Store(), threading.Barrier(len(hosts))
     state = threading.local()
 
     def own():
@@ -109,6 +113,7 @@ class Threads:
     monkeypatch.setattr(distributed, '_STATE', Own())
     monkeypatch.setattr(distributed, '_SLICE_MS', 50)
     monkeypatch.setattr(distributed, '_client', lambda: store)
+    monkeypatch.setattr(distributed, '_wait_at_barrier', lambda name: met.wait(limit))
     monkeypatch.setattr(distributed, 'count', lambda: len(hosts))
     monkeypatch.setattr(distributed, 'index', lambda: self.local.index)
 
@@ -168,9 +173,11 @@ def test_a_wait_that_is_too_long_ends_in_one_line(monkeypatch):
 
 def test_all_hear_what_each_has_to_say(monkeypatch):
   def work(number):
-    return distributed.all_agree(number != 1), distributed.all_agree(True)
+    agreed = distributed.all_agree(number != 1), distributed.all_agree(True)
+    return *agreed, distributed.gather(str(number))
 
-  assert Threads(monkeypatch, ['a', 'b', 'c']).run(work) == [(False, True)] * 3
+  expected = False, True, ['0', '1', '2']
+  assert Threads(monkeypatch, ['a', 'b', 'c']).run(work) == [expected] * 3
 
 
 # How a process of several ends.

@@ -16,7 +16,7 @@ from etils import epath
 
 from flaxlm import files
 from flaxlm.data import bad_rows, cells
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, first_line
 
 READ = 1024  # Rows or records that are read at once.
 PAGES = 1 << 20  # Bytes of a column of a parquet file that are read at once.
@@ -26,7 +26,8 @@ TEXT = 'text'  # The column of records that are texts.
 def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler) -> cells.Rows:
   """('FILE:ROW', column -> text), rows from 1; of the columns, or of all if one is missing or none.
 
-  Raises UserError for a file that is no parquet file; `bad` gets rows that are no text.
+  Raises UserError for a file that is no parquet file, or has two columns of one name; `bad` gets
+  rows that are no text.
   """
   import pyarrow
   import pyarrow.parquet
@@ -37,21 +38,48 @@ def parquet_rows(path: epath.Path, columns: Sequence[str], bad: bad_rows.Handler
       file = pyarrow.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=PAGES)
     except pyarrow.ArrowInvalid as error:
       raise UserError(f'{path}: not a parquet file: {error}') from None
-    wanted = list(columns) if columns and {*columns} <= {*file.schema_arrow.names} else None
+    names = file.schema_arrow.names
+    cells.check_names(names, str(path))
+    wanted = list(columns) if columns and {*columns} <= {*names} else None
     number = 0
     try:
       for batch in file.iter_batches(batch_size=READ, columns=wanted):
-        for row in batch.to_pylist():
+        for row in zip(*map(_values, batch.columns), strict=True):
           number += 1
           where = f'{path}:{number}'
           try:
-            values = {name: cells.as_text(value, where) for name, value in row.items()}
+            values = {
+              name: cells.as_text(value, where)
+              for name, value in zip(batch.schema.names, row, strict=True)
+            }
           except UserError as error:
             bad(error)
             continue
           yield where, values
     except (pyarrow.ArrowException, OSError) as error:
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
+
+
+def _values(column: Any) -> list[Any]:
+  """The values of an Arrow array as Python has them or, where it has none such, as Arrow does."""
+  try:
+    return column.to_pylist()
+  except (ValueError, OverflowError):  # UnicodeDecodeError is one, and ArrowInvalid.
+    return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+  """What Python lacks: nanoseconds, dates past its years, zones unknown here, broken strings."""
+  import pyarrow
+
+  for read in (
+    scalar.as_py,
+    lambda: scalar.cast(pyarrow.string()).as_py(),
+    lambda: scalar.cast(pyarrow.binary()).as_py(),  # Of a string that is not UTF-8.
+  ):
+    with contextlib.suppress(ValueError, OverflowError, pyarrow.ArrowException):
+      return read()
+  return cells.NotText(scalar.type)
 
 
 def array_record_rows(path: epath.Path, bad: bad_rows.Handler) -> cells.Rows:
@@ -84,8 +112,9 @@ def _records(file: pathlib.Path, path: epath.Path) -> Iterator[bytes]:
       yield from reader.read(number, min(number + READ, total))
     reader.close()
   except (RuntimeError, ValueError, IndexError) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(f'{path}:{number + 1}: not an ArrayRecord file, or damaged: {reason}') from None
+    raise UserError(
+      f'{path}:{number + 1}: not an ArrayRecord file, or damaged: {first_line(error)}'
+    ) from None
 
 
 @contextlib.contextmanager

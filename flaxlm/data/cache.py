@@ -13,10 +13,8 @@ from etils import epath
 
 from flaxlm import files
 from flaxlm.config.data import DataConfig
-from flaxlm.errors import UserError
+from flaxlm.errors import UserError, first_line
 
-# Characters of what a library says about a file that it cannot read.
-_LONGEST = 200
 BIG = 1 << 28  # Bytes; hashing fewer takes less than a second.
 
 
@@ -55,9 +53,8 @@ def intact(path: epath.Path) -> Iterator[None]:
   try:
     yield
   except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:_LONGEST]
     raise UserError(
-      f'{path}: damaged ({reason}); delete it, and the same command makes it again'
+      f'{path}: damaged ({first_line(error)}); delete it, and the same command makes it again'
     ) from error
 
 

@@ -1,7 +1,7 @@
 """Rows of a table and their cells: values as text, and which columns there are."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ _SHOWN = 20  # Characters of a name, which may be a line of text if a file has n
 
 
 class NotText(str):
-  """Bytes that are not UTF-8, such as a picture's, as Python shows them; no column of text."""
+  """What stands for a value that is no text: a picture's bytes, as Python shows them, or a type."""
 
 
 def json_row(line: str, where: str) -> dict[str, str]:
@@ -26,6 +26,12 @@ def json_row(line: str, where: str) -> dict[str, str]:
   if not isinstance(row, dict):
     raise UserError(f'{where}: a row must be a json object, not {type(row).__name__}')
   return {name: as_text(value, where) for name, value in row.items()}
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+  """Raises UserError where two columns have one name, since a row would hold only the last."""
+  if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
+    raise UserError(f'{where}: two columns are called {twice[0]!r}')
 
 
 def as_text(value: Any, where: str) -> str:
@@ -65,7 +71,8 @@ def column(row: Mapping[str, str], name: str, where: str, key: str = '') -> str:
     key: the field or flag that names the column, for messages; '' if its name is fixed.
 
   Raises:
-    UserError: if there is no such column, or bytes in it that are not UTF-8.
+    UserError: if there is no such column, or it holds what is no text, such as bytes that are not
+      UTF-8.
   """
   if name not in row:
     hint = nearest(name, [n if len(n) <= _SHOWN else n[:_SHOWN] + '...' for n in row])
@@ -73,5 +80,5 @@ def column(row: Mapping[str, str], name: str, where: str, key: str = '') -> str:
       hint += f'; set {key} to its name or, where the file has no header, to its number from 0'
     raise UserError(f'{where}: no column {name!r}{hint}')
   if isinstance(row[name], NotText):
-    raise UserError(f'{where}: column {name!r} is not UTF-8: {row[name][:40]}')
+    raise UserError(f'{where}: column {name!r} is not UTF-8 text: {row[name][:40]}')
   return row[name]

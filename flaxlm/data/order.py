@@ -70,8 +70,8 @@ class StreamOrder:
   """
 
   def __init__(self, num_rows: int, streams: int):
-    if num_rows < 1:
-      raise ValueError('no rows to order')
+    if num_rows < streams:
+      raise ValueError(f'{streams} streams in {num_rows} rows')
     self.num_rows, self.streams = num_rows, streams
     self._each = -(-num_rows // streams)
 

@@ -293,6 +293,9 @@ def _order(config: Config, rows: packing.RowSource) -> Any:
   if config.data.sampling == 'streams':
     size = config.global_batch_size
     counts = mixture.stream_counts(rows.interleave, size) if mixed else [size]
+    names = rows.names if mixed else (config.data.train,)
+    for name, source, count in zip(names, sources, counts, strict=True):
+      _check_streams(size, count, name, len(source))
     orders = [StreamOrder(len(r), n) for r, n in zip(sources, counts, strict=True)]
   else:
     # A seed of its own for each source, which is no other run's: two of one size would go together.
@@ -300,6 +303,17 @@ def _order(config: Config, rows: packing.RowSource) -> Any:
     block = config.data.shuffle_block
     orders = [EpochOrder(len(r), seed, block) for r, seed in zip(sources, seeds, strict=True)]
   return mixture.Order(rows, orders) if mixed else orders[0]
+
+
+def _check_streams(batch_size: int, streams: int, name: str, num_rows: int) -> None:
+  """Raises UserError where a source has fewer rows than rows of a batch that walk through it."""
+  if num_rows < streams:
+    fits = batch_size * num_rows // streams
+    raise UserError(
+      f"config.global_batch_size: with sampling='streams' each row of a batch is elsewhere in the "
+      f'text, but {name} has only {num_rows} rows for {streams} of {batch_size}; give more text, '
+      f'or at most {fits}'
+    )
 
 
 def train_pipeline(

@@ -12,7 +12,9 @@ import dataclasses
 import gzip
 import itertools
 import lzma
+import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -20,12 +22,14 @@ from etils import epath
 
 from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, binary_tables, cache, embedded, tfds
-from flaxlm.data.cells import Rows, column, json_row
+from flaxlm.data.cells import Rows, check_names, column, json_row
 from flaxlm.errors import UserError
 from flaxlm.files import nearest_sibling
 
 TABLES = ('.jsonl', '.csv', '.tsv', '.parquet', '.array_record')
+_JSON = ('.json', '.ndjson')  # No prose, and perhaps tables under another name.
 PACKED = {'.gz': gzip.open, '.xz': lzma.open}
+_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # What reading a file may raise.
 # The ending under which a task names its reader of files that are no tables.
 ANY_OTHER = '*'
 # (file, config, handler of bad rows) -> rows.
@@ -62,10 +66,14 @@ def documents(
   of the text, for messages.
   """
   if place == 'embedded':
+    if config.documents == 'row':
+      raise UserError('config.data.documents: `embedded` is not a table, so it has no rows')
     read = lambda: ((f'embedded:{i}', text) for i, text in enumerate(embedded.documents()))
     return Source('embedded', embedded.identity(), read)
   if place.startswith('tfds:'):
-    read = lambda: _texts(rows(place, config, split), config, column_key)
+    if config.documents not in ('auto', 'row'):
+      raise UserError(f'config.data.documents: {place} is a table; its documents are rows (`row`)')
+    read = lambda: _texts(tfds.rows(place, config, split), config, column_key)
     return Source(place, [tfds.identity(place, config, split), config.text_column], read)
   paths = files(place, key)
   identity = [[cache.digest(config, path) for path in paths], config.documents, config.text_column]
@@ -94,6 +102,7 @@ def rows(
   if place == 'embedded':
     raise UserError('config.data.train: a task needs labelled rows; `embedded` is text only')
   if place.startswith('tfds:'):
+    tfds.prepare(place, config, split)
     yield from tfds.rows(place, config, split, bad)
     return
   first, *second = parts(place)
@@ -144,7 +153,7 @@ def _parallel(first: epath.Path, second: epath.Path, bad: bad_rows.Handler) -> R
 
 def parts(place: str) -> list[str]:
   """The two places of line-parallel files `A+B`; else the place itself."""
-  return place.split('+') if place.count('+') == 1 and not _found(place) else [place]
+  return place.split('+') if place.count('+') == 1 and not matching(place) else [place]
 
 
 def check(place: str, key: str) -> None:
@@ -154,9 +163,16 @@ def check(place: str, key: str) -> None:
       files(part, key)
 
 
+def has_columns(place: str, key: str) -> bool:
+  """Whether text of the place is read from a column; UserError as of `files`."""
+  if place == 'embedded' or place.startswith('tfds:'):
+    return place != 'embedded'
+  return any(kind(path) in TABLES for path in files(place, key))
+
+
 def files(place: str, key: str = 'config.data') -> list[epath.Path]:
   """The files a place names, sorted; UserError, naming the key, where there are none."""
-  found = _found(place)
+  found = matching(place)
   if found:
     return found
   path = epath.Path(place).expanduser()
@@ -170,15 +186,25 @@ def files(place: str, key: str = 'config.data') -> list[epath.Path]:
   raise UserError(f'{key}: {place} does not exist{where}')
 
 
-def _found(place: str) -> list[epath.Path]:
-  """The file of that name or, where there is none, those that match, sorted."""
+def matching(place: str) -> list[epath.Path]:
+  """The file of that name or, where there is none, those that match, sorted; there may be none."""
   path = epath.Path(place).expanduser()
+  _check_link(path)
   if path.exists():
     return [] if path.is_dir() else [path]
   if '**' in place or not any(c in place for c in '*?['):
     return []
   root, pattern = _split_glob(path)
-  return sorted(p for p in root.glob(pattern) if p.is_file()) if root.exists() else []
+  matches = sorted(root.glob(pattern)) if root.exists() else []
+  for match in matches:
+    _check_link(match)
+  return [match for match in matches if match.is_file()]
+
+
+def _check_link(path: epath.Path) -> None:
+  """Raises UserError for a link to nothing, which does not exist for what lists files."""
+  if os.path.islink(path) and not path.exists():
+    raise UserError(f'{path}: a link to {os.readlink(path)}, which does not exist')
 
 
 def _split_glob(path: epath.Path) -> tuple[epath.Path, str]:
@@ -215,7 +241,7 @@ def lines(path: epath.Path, errors: str = 'strict') -> Iterator[tuple[int, str]]
         yield number, text.rstrip('\n').removesuffix('\r')
     except UnicodeDecodeError as error:
       raise UserError(f'{path}:{number}: not UTF-8 ({error.reason})') from None
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _UNREADABLE as error:
       raise UserError(f'{path}:{number + 1}: cannot be read: {error}') from None
 
 
@@ -244,6 +270,11 @@ def _file_documents(
     if kind(path) not in TABLES:
       if config.documents == 'row':
         raise UserError(f'config.data.documents: {path} is not a table, so it has no rows')
+      if config.documents == 'auto' and kind(path) in _JSON:
+        raise UserError(
+          f'{path}: json is no running text; if it has an object a line, name it .jsonl; with '
+          'config.data.documents=blank_line it is read as it stands'
+        )
       if config.documents == 'file':
         texts = [(str(path), whole(path))]
       else:
@@ -277,7 +308,7 @@ def whole(path: epath.Path) -> str:
       return file.read().decode('utf-8-sig').replace('\r\n', '\n')
     except UnicodeDecodeError:
       pass
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except _UNREADABLE as error:
       raise UserError(f'{path}: cannot be read: {error}') from None
   for _ in lines(path):  # Finds the line that is not UTF-8.
     pass
@@ -321,8 +352,7 @@ def named(
   for number, row in cells:
     if names is None:
       names = [str(i) for i in range(len(row))] if headerless else row
-      if twice := [name for i, name in enumerate(names) if name and name in names[:i]]:
-        raise UserError(f'{path}:{number}: two columns are called {twice[0]!r}')
+      check_names(names, f'{path}:{number}')
       if not headerless:
         continue
     if len(row) != len(names):

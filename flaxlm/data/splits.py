@@ -73,6 +73,7 @@ def everything(config: DataConfig) -> Documents:
 
 def _joined(config: DataConfig, split: bool) -> Documents:
   """The first part of each source of `config.train`, or all of it; of one place, its documents."""
+  _check_reading(config)
   parts = {
     name: _part(config, _training_documents(place, config), first=True, split=split)
     for name, place in training_places(config).items()
@@ -87,6 +88,22 @@ def _joined(config: DataConfig, split: bool) -> Documents:
     parts,
     config.weights or (1.0,) * len(parts),
   )
+
+
+def _check_reading(config: DataConfig) -> None:
+  """Raises UserError for a setting of how text is read that none of the places has a use for."""
+  found = [('train', place) for place in training_places(config).values()]
+  if config.validation:
+    found += [('validation', place) for place in places(config.validation).values()]
+  if config.test:
+    found.append(('test', config.test))
+  nothing = 'would do nothing: config.data.train'
+  if config.documents == 'blank_line' and {place for _, place in found} == {'embedded'}:
+    raise UserError(f'config.data.documents: {nothing}=embedded has documents of its own')
+  if config.text_column != DataConfig().text_column and not any(
+    source.has_columns(place, f'config.data.{key}') for key, place in found
+  ):
+    raise UserError(f'config.data.text_column: {nothing}={config.train} has no columns')
 
 
 def test(config: DataConfig) -> Documents:
@@ -115,9 +132,11 @@ def training_places(config: DataConfig) -> dict[str, str]:
 def _named(text: str, field: str, taken: Sequence[str] = _TAKEN) -> dict[str, str]:
   """Name -> place of NAME=PLACE,NAME=PLACE; empty where the text does not begin like that.
 
+  Empty too where it is itself a file or a glob that matches, such as `lang=en/*.txt`.
+
   Raises UserError, naming the field, for other text that does, and for names that are `taken`.
   """
-  if not re.match(r'[\w-]+=', text):
+  if not re.match(r'[\w-]+=', text) or source.matching(text):
     return {}
   found: dict[str, str] = {}
   for part in text.split(','):

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from flaxlm import terminal
+from flaxlm import distributed, terminal
 from flaxlm.config.data import DataConfig
 from flaxlm.data import bad_rows, cache, cells
-from flaxlm.errors import UserError, nearest
+from flaxlm.errors import UserError, first_line, nearest
 
 READ = 1024  # Records that are read at once: single reads are twenty times slower.
 
@@ -29,8 +29,8 @@ def rows(
   """('tfds:NAME/SPLIT:NUMBER', column -> text); a ClassLabel is the name of its class.
 
   split: the one that is read where the place names none; bad: gets the mistake of a row that is not
-  text. Raises UserError for unknown sets and splits, and for sets prepared in a format that cannot
-  be read here.
+  text. Raises UserError for sets that are not prepared, unknown splits, and sets prepared in a
+  format that cannot be read here.
   """
   builder, split = _find(place, config, split)
   names = _class_names(builder.info.features)
@@ -54,7 +54,8 @@ def _value(value: Any, classes: Any, where: str) -> str:
 
 
 def identity(place: str, config: DataConfig, split: str) -> list[Any]:
-  """What the prepared files hash to, and which split of them is read."""
+  """What the prepared files hash to, and which split of them is read; prepares them first."""
+  prepare(place, config, split)
   builder, split = _find(place, config, split)
   paths = [path for info in builder.info.splits.values() for path in info.filepaths]
   files = sorted(cache.digest(config, epath.Path(path)) for path in paths)
@@ -116,28 +117,57 @@ def _tfrecords(path: epath.Path) -> Iterator[bytes]:
       yield record[:-4]
 
 
-def _find(place: str, config: DataConfig, default: str) -> tuple[Any, str]:
-  """The prepared builder of a place, and the split to read."""
+def prepare(place: str, config: DataConfig, split: str) -> None:
+  """Downloads and prepares a set that is nowhere yet, by one process of each file system.
+
+  All processes of the run call it, in the same order as all else that they wait for.
+  """
+  distributed.prepare(
+    lambda: _prepared(place, config, split) is not None,
+    lambda: _download(place, split),
+    f'prepare {place}',
+  )
+
+
+def _candidates(place: str, default: str) -> list[tuple[str, str]]:
+  """What a place may mean: (name, split)."""
   name = place.removeprefix('tfds:')
   head, _, tail = name.rpartition('/')
   candidates = [(head, tail)] if '[' in name else [(name, default), (head, tail)]
-  candidates = [(name, split) for name, split in candidates if name]
+  return [(name, split) for name, split in candidates if name]
+
+
+def _prepared(place: str, config: DataConfig, default: str) -> tuple[Any, str] | None:
+  """The prepared builder of a place, if there is one, and the split to read."""
   converted = cache.directory(config) / 'tfds'
   for data_dir in (converted, None):
-    for name, split in candidates:
+    for name, split in _candidates(place, default):
       builder = _load(name, data_dir)
       if builder is not None and builder.is_prepared():
-        return builder, _checked(split, builder, place)
-  for name, split in candidates:
+        return builder, split
+  return None
+
+
+def _download(place: str, default: str) -> None:
+  for name, _ in _candidates(place, default):
     builder = _load(name, None, file_format='array_record')
     if builder is not None:
       terminal.phase('data', f'preparing tfds:{name} in {_data_dir()}')
       try:
         builder.download_and_prepare()
       except Exception as error:  # Of any kind: network, disk, the data set's own code.
-        raise UserError(f'{place}: cannot be prepared: {_first_line(error)}') from error
-      return builder, _checked(split, builder, place)
+        raise UserError(f'{place}: cannot be prepared: {first_line(error)}') from error
+      return
   raise UserError(f'config.data: {place}: TFDS has no such data set{_nearest_set(place)}')
+
+
+def _find(place: str, config: DataConfig, default: str) -> tuple[Any, str]:
+  """The prepared builder of a place, and the split to read."""
+  found = _prepared(place, config, default)
+  if found is None:
+    raise UserError(f'{place}: no longer in {_data_dir()}')
+  builder, split = found
+  return builder, _checked(split, builder, place)
 
 
 def _load(name: str, data_dir: epath.Path | None, **options: Any) -> Any | None:
@@ -160,9 +190,9 @@ def _nearest_set(place: str) -> str:
     tfds.builder(name)
   except ValueError as error:
     known = re.findall(r'^\t- (\S+)', str(error), re.MULTILINE)
-    return nearest(name.split('/')[0], known) if known else f': {_first_line(error)}'
+    return nearest(name.split('/')[0], known) if known else f': {first_line(error)}'
   except ImportError as error:
-    return f' without another package: {_first_line(error)}'
+    return f' without another package: {first_line(error)}'
   return ''
 
 
@@ -214,7 +244,3 @@ def _class_names(features: Any) -> dict[str, Any]:
     if isinstance(label, tfds.features.ClassLabel):
       found[name] = label
   return found
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

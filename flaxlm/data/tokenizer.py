@@ -283,7 +283,15 @@ def for_corpus(config: Config, documents: Documents | None) -> Tokenizer:
   """
   options = config.tokenizer
   if options.path:
-    return Tokenizer.load(options.path, options.add, options.sentinels)
+    loaded = Tokenizer.load(options.path, options.add, options.sentinels)
+    # Recipes set none, or leave the default, for a tokenizer that they would train.
+    known = (0, TokenizerConfig().sentinels, len(loaded.sentinel_ids))
+    if 'sentinels' not in options.add and options.sentinels not in known:
+      raise UserError(
+        'config.tokenizer.sentinels: would do nothing: the vocabulary of config.tokenizer.path '
+        f'keeps its {known[-1]}, unless --config.tokenizer.add=sentinels gives it new ones'
+      )
+    return loaded
   key = cache.key(
     {'tokenizer': dataclasses.asdict(options), 'text': documents.identity, 'format': 1}
   )

@@ -142,7 +142,8 @@ class Objective(base.Objective):
       return first, second, True
     if self.config.pairs == 'sentence_order':
       return second, first, False
-    return first, _span_of_another_document(piece, len(second), rng), False
+    other = _span_of_another_document(piece, len(second), rng)
+    return (first, other, False) if len(other) else (first, second, True)
 
   def _layout(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[CLS] A [SEP] and, where there is one, B [SEP], with types 0 and 1."""
@@ -272,6 +273,7 @@ def _span_lengths(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _span_of_another_document(piece: Piece, length: int, rng: np.random.Generator) -> np.ndarray:
+  """At most `length` tokens: int32 [n]; none of a document that has none."""
   store = piece.store
   other = int(rng.integers(store.num_documents - 1))
   other += other >= piece.document

@@ -81,6 +81,18 @@ def read_meta(directory: epath.PathLike, step: int) -> dict[str, Any]:
   return meta
 
 
+def _agreed(read: Callable[[], Any]) -> Any:
+  """What `read` returns; where it raises Damaged in one process, Damaged in all."""
+  found = reason = None
+  try:
+    found = read()
+  except Damaged as error:
+    reason = error
+  if not distributed.all_agree(reason is None):
+    raise reason or Damaged('it cannot be read: by another process')
+  return found
+
+
 def _ignore_what_goes_on() -> None:
   """Silences what the library leaves running when a part of it fails: nobody awaits it."""
   report = sys.unraisablehook
@@ -150,16 +162,17 @@ def restore_tree(
     )
   else:
     handler, restore = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore
-  reason = ''
-  # The handler itself: the library's Checkpointer would wait for a process that could not read.
-  with contextlib.closing(handler):
-    try:
-      tree = handler.restore(path, args=restore(abstract))
-    except Exception as error:  # the library raises whatever its backends raise
-      reason = _reason(error)
-      _ignore_what_goes_on()
-  if not distributed.all_agree(not reason):
-    raise Damaged(f'it cannot be read: {reason or "by another process"}')
+
+  def read() -> Any:
+    # The handler itself: the library's Checkpointer would wait for a process that could not read.
+    with contextlib.closing(handler):
+      try:
+        return handler.restore(path, args=restore(abstract))
+      except Exception as error:  # the library raises whatever its backends raise
+        _ignore_what_goes_on()
+        raise Damaged(f'it cannot be read: {_reason(error)}') from error
+
+  tree = _agreed(read)
   _verify(tree, meta)
   return tree
 
@@ -167,12 +180,16 @@ def restore_tree(
 def stored_params(directory: epath.PathLike, step: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Path -> shape and dtype of the parameters in a checkpoint, without reading them."""
   path = _absolute(directory) / str(step) / 'state'
-  with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
-    try:
-      tree = reader.metadata(path).item_metadata.tree['params']
-    except Exception as error:  # as above
-      raise Damaged(f'it cannot be read: {_reason(error)}') from error
-  return leaf_paths(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree))
+
+  def read() -> Any:
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+      try:
+        return reader.metadata(path).item_metadata.tree['params']
+      except Exception as error:  # as above
+        raise Damaged(f'it cannot be read: {_reason(error)}') from error
+
+  shapes = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  return leaf_paths(jax.tree.map(shapes, _agreed(read)))
 
 
 def restore_params(
@@ -191,9 +208,13 @@ def newest(
 ) -> tuple[int, dict[str, Any], Any, list[int]] | None:
   """Applies `read` to the newest whole checkpoint, and says so where that is not the latest.
 
+  All processes call it, and come to the same one, also where a file system shows them less than
+  others.
+
   Args:
     directory: where the checkpoints are.
-    read: (step, meta) -> anything; raises Damaged if the checkpoint is not whole.
+    read: (step, meta) -> anything; raises Damaged, in all processes, if the checkpoint is not
+      whole.
 
   Returns:
     (step, meta, what `read` returned, damaged steps after it), or None without any checkpoint.
@@ -203,9 +224,10 @@ def newest(
   """
   damaged = []
   reason = ''
-  for step in reversed(steps_in(directory)):
+  seen = [json.loads(text) for text in distributed.gather(json.dumps(steps_in(directory)))]
+  for step in sorted(set().union(*seen), reverse=True):
     try:
-      meta = read_meta(directory, step)
+      meta = _agreed(lambda step=step: read_meta(directory, step))
       found = read(step, meta)
     except Damaged as error:
       reason = reason or str(error)

@@ -5,11 +5,12 @@ import decimal
 import io
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 
 from flaxlm.config.data import DataConfig
-from flaxlm.data import binary_tables, source
+from flaxlm.data import binary_tables, cells, source
 from flaxlm.errors import UserError
 
 TEXTS = ['one', 'zwei\nZeilen', '三', '{not json'] + [f'text {i}' for i in range(2000)]
@@ -185,12 +186,62 @@ def test_parquet_cells_of_other_types_are_text(tmp_path):
   }  # fmt: skip
 
 
+@pytest.fixture
+def untold(tmp_path):
+  """Parquet in which one row of three has what Python cannot hold, in every column but `label`."""
+  import pyarrow as pa
+  import pyarrow.parquet
+
+  starts = [pa.py_buffer(np.array([0, 2, 4, 6], np.int32)), pa.py_buffer(b'ok\xff\xfeok')]
+  broken = pa.Array.from_buffers(pa.string(), 3, [None, *starts])
+  columns = {
+    'text': broken,
+    'list': pa.ListArray.from_arrays([0, 1, 2, 3], broken),
+    'fine': pa.array([0, 1700000000123456789, None], pa.timestamp('ns')),
+    'far': pa.array([0, 2**50, None], pa.timestamp('ms')),
+    'day': pa.array([0, 2**30, None], pa.date32()),
+    'long': pa.array([0, 2**62, None], pa.duration('s')),
+    'zone': pa.array([0, 0, None], pa.timestamp('us', 'Nowhere/City')),
+    'label': ['x', 'y', 'z'],
+  }
+  pa.parquet.write_table(pa.table(columns), tmp_path / 'x.parquet')
+  return str(tmp_path / 'x.parquet')
+
+
+def test_parquet_cells_that_python_cannot_hold_are_an_error_only_where_they_are_read(untold):
+  rows = list(source.rows(untold, DataConfig()))
+  assert [row['label'] for _, row in rows] == ['x', 'y', 'z']
+  first, second, third = (row for _, row in rows)
+  assert (first['text'], first['list'], first['fine']) == ('ok', '["ok"]', '1970-01-01 00:00:00')
+  assert second['fine'] == '2023-11-14 22:13:20.123456789'
+  assert third == dict.fromkeys(third, '') | {'text': 'ok', 'list': '["ok"]', 'label': 'z'}
+  assert documents(untold, text_column='fine') == [first['fine'], second['fine']]
+  for name in ('text', 'list'):
+    assert cells.column(first, name, 'f') and cells.column(third, name, 'f')
+    with pytest.raises(UserError, match=f"x.parquet:2: column '{name}' is not UTF-8"):
+      documents(untold, text_column=name)
+  with pytest.raises(UserError, match="column 'zone' is not UTF-8 text: timestamp.us, tz=Nowhere"):
+    documents(untold, text_column='zone')
+
+
 def test_parquet_shards_by_a_glob(parquet, tmp_path):
   place, texts = parquet
   (tmp_path / 'y-00001-of-00002.parquet').write_bytes(epath.Path(place).read_bytes())
   assert documents(tmp_path / '*.parquet') == 2 * texts
   with pytest.raises(UserError, match="no column 'txt'.*did you mean 'text'"):
     documents(place, text_column='txt')
+
+
+def test_two_parquet_columns_of_one_name_are_an_error(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  columns = [pyarrow.array([name]) for name in 'abc']
+  table = pyarrow.Table.from_arrays(columns, names=['text', 'label', 'label'])
+  pyarrow.parquet.write_table(table, tmp_path / 'x.parquet')
+  for read in (documents, lambda place: list(source.rows(str(place), DataConfig()))):
+    with pytest.raises(UserError, match="x.parquet: two columns are called 'label'"):
+      read(tmp_path / 'x.parquet')
 
 
 def test_damaged_parquet_files_are_named(parquet):

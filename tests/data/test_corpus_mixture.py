@@ -153,6 +153,20 @@ def test_streams_stay_with_their_source(config, made):
   assert counts == {0: 5, 1: 3, 2: 2}
 
 
+def test_streams_need_a_row_each(config, made):
+  def train(config, batch_size):
+    config = dataclasses.replace(changed(config, sampling='streams'), global_batch_size=batch_size)
+    return pipeline.train_pipeline(config, made, Reading())
+
+  with pytest.raises(UserError, match=r'b has only \d+ rows for 60 of 200; .* at most \d+$'):
+    train(config, 200)
+  alone = changed(config, train=config.data.train.split(',')[1].removeprefix('b='), weights=())
+  number = len(train(alone, 1).rows)
+  assert train(alone, number).batch(0)['inputs'].shape == (number, 8)
+  with pytest.raises(UserError, match=f'b.txt has only {number} rows .* at most {number}$'):
+    train(alone, number + 1)
+
+
 def test_each_source_has_a_held_out_part_of_its_own(config, made):
   evals = pipeline.eval_pipelines(config, made, Reading())
   assert list(evals) == ['a', 'b', 'c']

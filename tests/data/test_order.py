@@ -70,11 +70,11 @@ def test_rows_after_the_last_whole_block_move_too():
 
 
 @pytest.mark.parametrize(
-  ('num_rows', 'streams'), [(12, 4), (13, 4), (3, 5), (1, 1), (100, 1), (100, 64)]
+  ('num_rows', 'streams'), [(12, 4), (13, 4), (5, 5), (1, 1), (100, 1), (100, 64)]
 )
 def test_streams_go_from_row_to_row(num_rows, streams):
   order, each = StreamOrder(num_rows, streams), -(-num_rows // streams)
-  for step in range(3 * num_rows if streams <= num_rows else 0):
+  for step in range(3 * num_rows):
     assert len({order[step * streams + b][1] for b in range(streams)}) == streams
   walks = [[order[step * streams + b] for step in range(3 * num_rows)] for b in range(streams)]
   for walk in walks:
@@ -84,3 +84,8 @@ def test_streams_go_from_row_to_row(num_rows, streams):
   for epoch in range(2):
     seen = [row for walk in walks for e, row in walk if e == epoch]
     assert set(seen) == set(range(num_rows)) and len(seen) == each * streams
+
+
+def test_streams_need_a_row_each():
+  with pytest.raises(ValueError, match='5 streams in 3 rows'):
+    StreamOrder(3, 5)

@@ -100,6 +100,17 @@ def test_globs_are_sorted_and_two_reads_agree(tmp_path):
   assert list(found.texts()) == ['text a', 'text b', 'text c'] == list(found.texts())
 
 
+def test_a_link_to_nothing_is_named(tmp_path):
+  write(tmp_path / 'a.txt', 'one')
+  (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
+  (tmp_path / 'c.txt').mkdir()
+  assert texts(str(tmp_path / '*.txt')) == ['one', 'one']
+  (tmp_path / 'd.txt').symlink_to('nosuch')
+  for name in ('d.txt', '*.txt'):
+    with pytest.raises(UserError, match='d.txt: a link to nosuch, which does not exist'):
+      texts(str(tmp_path / name))
+
+
 def test_identity_follows_content_and_reading(tmp_path):
   place = write(tmp_path / 'x.txt', 'one\n\ntwo')
   identity = lambda **fields: source.documents(place, DataConfig(**fields)).identity
@@ -124,6 +135,7 @@ def test_identity_follows_content_and_reading(tmp_path):
     ('x.csv', b'text,text\na,b\n', "x.csv:1: two columns are called 'text'"),
     ('x.tsv', b'txet\tlabel\na\t1\n', "no column 'text' (did you mean 'txet'?)"),
     ('x.txt.gz', b'not packed', 'x.txt.gz:1: cannot be read'),
+    ('x.txt.gz', gzip.compress(b'a\n')[:10] + b'\xff', 'x.txt.gz:1: cannot be read'),
     ('x.txt.xz', lzma.compress(b'a\n' * 9999)[:-40], 'cannot be read'),
     ('x.parquet', b'PAR0', 'not a parquet file'),
   ],
@@ -133,6 +145,9 @@ def test_malformed_files_are_named(tmp_path, name, content, message):
   with pytest.raises(UserError) as error:
     texts(place)
   assert message in str(error.value)
+  if 'cannot be read' in message:
+    with pytest.raises(UserError, match=f'{name}: cannot be read'):
+      texts(place, documents='file')
 
 
 def test_a_broken_whole_file_names_the_line(tmp_path):
@@ -186,6 +201,14 @@ def test_rows_need_a_table(tmp_path):
   table = write(tmp_path / 'x.tsv', 'text\na\n')
   with pytest.raises(UserError, match='config.data.documents'):
     texts(table, documents='blank_line')
+
+
+@pytest.mark.parametrize('name', ['x.json', 'x.NDJSON', 'x.json-00000-of-00001'])
+def test_json_is_read_as_prose_only_where_that_is_asked_for(tmp_path, name):
+  place = write(tmp_path / name, '{"text": "a"}\n', '.gz')
+  with pytest.raises(UserError, match=r'name it \.jsonl; with config.data.documents=blank_line'):
+    texts(place)
+  assert texts(place, documents='blank_line') == ['{"text": "a"}']
 
 
 def test_embedded_text_is_prose_and_always_the_same():

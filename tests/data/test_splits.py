@@ -64,6 +64,47 @@ def test_named_validation_sets(tmp_path):
       splits.places(text)
 
 
+def test_a_file_whose_name_has_an_equals_sign_is_one_place(tmp_path, monkeypatch):
+  """Folders in Hive's layout, by a relative path."""
+  monkeypatch.chdir(tmp_path)
+  for language in ('de', 'en'):
+    (tmp_path / f'lang={language}').mkdir()
+    (tmp_path / f'lang={language}' / 'part.txt').write_text(language)
+  config = DataConfig(train='lang=*/part.txt', validation='lang=en/part.txt')
+  assert parts(config) == {'train': ['de', 'en'], 'validation': ['en']}
+  config = DataConfig(train='lang=lang=de/part.txt', validation='other=lang=en/part.txt')
+  assert parts(config) == {'train': ['de'], 'other': ['en']}
+
+
+def test_settings_that_no_place_reads_are_errors(tmp_path):
+  text, table = corpus(tmp_path), str(tmp_path / 'y.tsv')
+  (tmp_path / 'y.tsv').write_text('text\tother\na\tb\n')
+  for fields, message in (
+    (
+      {'train': text, 'text_column': 'other'},
+      'text_column: would do nothing: .*x.txt has no columns',
+    ),
+    ({'train': f'a={text},b=embedded', 'text_column': 'other'}, 'text_column: would do nothing'),
+    (
+      {'train': 'embedded', 'text_column': 'other'},
+      'text_column: would do nothing: .*=embedded has',
+    ),
+    (
+      {'train': 'embedded', 'documents': 'blank_line'},
+      'documents: would do nothing: .*=embedded has',
+    ),
+    ({'train': 'embedded', 'documents': 'row'}, 'documents: `embedded` is not a table'),
+    ({'train': 'tfds:nosuch', 'documents': 'file'}, 'documents: tfds:nosuch is a table'),
+  ):
+    with pytest.raises(UserError, match=f'^config.data.{message}'):
+      splits.training(DataConfig(**fields))
+  # One that reads it is enough.
+  config = DataConfig(train=text, validation=table, text_column='other')
+  assert parts(config)['validation'] == ['b']
+  config = DataConfig(train='embedded', validation=text, documents='blank_line')
+  assert len(parts(config)['validation']) == 10
+
+
 def test_parts_and_changes_have_their_own_identity(tmp_path):
   place = corpus(tmp_path)
   identities = [

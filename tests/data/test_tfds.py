@@ -3,8 +3,10 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
+import test_distributed
 
 from flaxlm.config.data import DataConfig
 from flaxlm.data import source, splits, tfds
@@ -152,3 +154,22 @@ def test_what_cannot_be_converted(as_tfrecord, data_dir):
     tfds.convert('flaxlm_records', as_tfrecord)
   with pytest.raises(UserError, match='convert'):  # Nothing half-made is left to be read.
     list(source.rows('tfds:flaxlm_records', as_tfrecord))
+
+
+def test_what_is_not_there_is_prepared_once_by_all_processes(monkeypatch, tmp_path):
+  made = []
+
+  class Builder:
+    def is_prepared(self):
+      return bool(made)
+
+    def download_and_prepare(self):
+      time.sleep(0.2)
+      made.append(1)
+
+  monkeypatch.setattr(tfds, '_load', lambda name, data_dir, **options: Builder())
+  config = DataConfig(cache_dir=str(tmp_path))
+  found = test_distributed.Threads(monkeypatch, ['a', 'a', 'b']).run(
+    lambda number: tfds.prepare('tfds:lines', config, 'train')
+  )
+  assert found == [None] * 3 and made == [1]

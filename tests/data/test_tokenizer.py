@@ -299,6 +299,20 @@ def test_trained_once_and_kept(tmp_path, monkeypatch):
   assert tokenizer.for_corpus(path, splits.training(config.data)).fingerprint == first.fingerprint
 
 
+def test_a_number_of_sentinels_that_a_vocabulary_does_not_take_is_an_error(tmp_path):
+  def load(sentinels, add=()):
+    options = TokenizerConfig(path=str(tmp_path), sentinels=sentinels, add=add)
+    return tokenizer.for_corpus(Config(tokenizer=options), None)
+
+  tokenizer.train(CONFIGS['characters'], [TEXT]).save(tmp_path)
+  for number in (10, 0, 100):  # Its own; those of recipes, for a tokenizer that they would train.
+    assert len(load(number).sentinel_ids) == 10
+  with pytest.raises(UserError, match='tokenizer.sentinels: would do nothing: .* keeps its 10,'):
+    load(7)
+  tokenizer.train(dataclasses.replace(CONFIGS['bytes'], sentinels=0), []).save(tmp_path)
+  assert len(load(7, ('sentinels',)).sentinel_ids) == 7
+
+
 @pytest.mark.parametrize(
   ('name', 'content'),
   [

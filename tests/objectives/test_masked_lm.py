@@ -306,6 +306,14 @@ def test_a_negative_may_begin_anywhere_in_its_document():
   assert starts >= set(range(200, 240))
 
 
+def test_a_document_without_tokens_is_no_negative():
+  objective, rng = mlm(), np.random.default_rng(0)
+  piece = whole(random_documents(objective.tokenizer, [40, 0]))
+  for _ in range(30):
+    f = objective.features(piece, rng)
+    assert f['nsp_targets'].tolist() == [0] and len(f['inputs']) == 40 + 3
+
+
 def test_a_short_piece_is_no_pair():
   objective = mlm()
   store = random_documents(objective.tokenizer, [masked_lm.MIN_PAIR - 1, 40])

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+import test_distributed
 from conftest import assert_same_tree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -197,6 +199,37 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
   (tmp_path / '1' / 'meta' / 'metadata').write_text('{}')
   with pytest.raises(UserError, match='none of the checkpoints'):
     read_state(tmp_path)
+
+
+@pytest.mark.parametrize(('hidden', 'used'), [('meta', 1), ('params', 1), ('step', 2)])
+def test_processes_agree_on_the_newest_whole_checkpoint(tmp_path, monkeypatch, hidden, used):
+  """A network file system shows the second less of the newest, for a while."""
+  write(tmp_path, [1, 2])
+  threads = test_distributed.Threads(monkeypatch, ['a', 'b'])
+  read_meta, steps_in, reader = checkpoint.read_meta, checkpoint.steps_in, ocp.Checkpointer.metadata
+  late = lambda what, step: (what, step, threads.local.index) == (hidden, 2, 1)
+
+  def read_late_meta(directory, step):
+    if late('meta', step):
+      raise checkpoint.Damaged('half of it')
+    return read_meta(directory, step)
+
+  def metadata(self, path):
+    if late('params', int(path.parent.name)):
+      raise FileNotFoundError(path)
+    return reader(self, path)
+
+  monkeypatch.setattr(checkpoint, 'read_meta', read_late_meta)
+  monkeypatch.setattr(ocp.Checkpointer, 'metadata', metadata)
+  monkeypatch.setattr(
+    checkpoint, 'steps_in', lambda d: [step for step in steps_in(d) if not late('step', step)]
+  )
+
+  def work(number):
+    read = lambda step, meta: len(checkpoint.stored_params(tmp_path, step))
+    return checkpoint.newest(tmp_path, read)[::2]
+
+  assert threads.run(work) == [(used, 3)] * 2
 
 
 def test_a_save_that_was_cut_short_is_not_the_latest_and_is_removed(tmp_path):
