@@ -48,12 +48,11 @@ class Task(translation.Task):
       UserError: for a missing column, an empty text or an empty summary.
     """
     source, target = self._columns
-    cells = dict(row)
-    sentences = _texts(row.get(source, ''), where)
-    read = lambda: {'references': _texts(row.get(target, ''), where)}
+    texts = lambda name, key: _texts(columns.cell(row, name, key, where), where)
+    sentences = texts(source, 'data.text_column')
+    read = lambda: {'references': texts(target, 'task.target_column')}
     summaries = columns.label_part(read, labelled).get('references', [])
-    if source in row:
-      cells[source] = ' '.join(sentences)
+    cells = {**row, source: ' '.join(sentences)}
     if target in row:
       cells[target] = summaries[0] if summaries else ''
     example = super().parse(cells, where, labelled)

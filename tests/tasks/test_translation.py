@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flaxlm.config import tree
+from flaxlm.data.cells import NotText
 from flaxlm.errors import UserError
 from flaxlm.metrics import generation
 from flaxlm.tasks import summarization, translation
@@ -60,6 +61,8 @@ def test_without_written_texts_there_is_no_bleu():
     ({'text': 'x', 'target': ''}, "f:1: the target in column 'target' is empty"),
     ({'text': 'x'}, "f:1: no column 'target'"),
     ({'target': 'x'}, "f:1: no column 'text'"),
+    ({'text': NotText("b'\\xff'"), 'target': 'y'}, "f:1: column 'text' is not UTF-8 text"),
+    ({'text': 'x', 'target': NotText("b'\\xff'")}, "f:1: column 'target' is not UTF-8 text"),
   ],
 )
 def test_a_malformed_row_is_named(name, row, message):
