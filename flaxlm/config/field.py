@@ -20,8 +20,7 @@ class Rules:
 
   `when` maps sibling fields, or fields of the whole experiment ('config.task.name'), to the values
   under which this field is read; setting it under any other value is an error, because it would
-  silently do nothing. `derived` fields are filled in by
-  the program and cannot be set.
+  silently do nothing. `derived` fields are filled in by the program and cannot be set.
   """
 
   doc: str

@@ -113,7 +113,7 @@ def _replaced(key: str, rules: Sequence[tuple[re.Pattern[str], str]], path: str)
       try:
         return pattern.sub(replacement, path)
       except (re.error, IndexError) as error:
-        raise UserError(f'{key}: {replacement!r} is no replacement: {error}') from None
+        raise UserError(f'{key}: {replacement!r} is not a replacement: {error}') from None
   return None
 
 
