@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from transformers.trainer_utils import get_last_checkpoint
 
 from flaxlm.config.schema import Config
 from flaxlm.data.bad_rows import BadRows
@@ -35,7 +36,7 @@ def tune(
   Args:
     overridden: config of flaxlm, and its overrides.
     weights: folder of the model.
-    run: for the Trainer's files.
+    run: for the Trainer's checkpoints, from which a stopped run goes on.
     batch: texts in a step.
     warmup: share of the updates.
   """
@@ -66,14 +67,16 @@ def tune(
       adam_beta2=o.b2,
       adam_epsilon=o.eps,
       max_grad_norm=o.clip_norm,
-      save_strategy='no',
+      save_strategy='steps',
+      save_steps=config.checkpoint.every_steps,
+      save_total_limit=1,
       report_to='none',
       use_cpu=True,
     ),
     train_dataset=kind.features(examples.pop('train')),
     data_collator=kind.collate,
   )
-  trainer.train()
+  trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run)))
   found = {}
   for split, rows in examples.items():
     features = kind.features(rows)
