@@ -45,7 +45,7 @@ def texts(example: Mapping[str, Any]) -> list[str]:
 def label_part(read: Callable[[], dict[str, Any]], labelled: bool) -> dict[str, Any]:
   """What `read()` gives of a row's label.
 
-  {} where it raises UserError, and the row is not `labelled`: a label that cannot be used is none, then.
+  {} where it raises UserError and the row is not `labelled`: what cannot be used is no label then.
   """
   try:
     return read()
