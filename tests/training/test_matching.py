@@ -87,7 +87,7 @@ def test_rename_uses_groups_and_notices_collisions():
     plan(STORED, wanted, rename=('^trunk/(embedding|norm/scale)=x',))
   with pytest.raises(UserError, match='not PATTERN=REPLACEMENT'):
     plan(STORED, wanted, rename=('trunk',))
-  with pytest.raises(UserError, match='no replacement'):
+  with pytest.raises(UserError, match='not a replacement'):
     plan(STORED, wanted, rename=(r'^trunk=\9',))
 
 
