@@ -1,7 +1,7 @@
 """Mistakes of the user's, as one readable line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -25,9 +25,8 @@ def flag(name: str) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
   """Returns `' (did you mean X?)'` for the choice nearest to `word`, or lists a few choices."""
   choices = [str(choice) for choice in choices]
-  close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
-  if close:
-    return f' (did you mean {close[0]!r}?)'
+  if guess := _guess(word, choices):
+    return guess
   if not choices:
     return ''
   shown = ', '.join(choices[:12]) + (', ...' if len(choices) > 12 else '')
@@ -37,6 +36,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 def nearest_of_all(word: str, choices: Iterable[str], what: str) -> str:
   """The nearest choice, and all of them, as `; WHAT are A, B`; '' without any."""
   choices = [str(choice) for choice in choices]
+  return f'{_guess(word, choices)}; {what} are {", ".join(choices)}' if choices else ''
+
+
+def _guess(word: str, choices: Sequence[str]) -> str:
   close = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.5)
-  guess = f' (did you mean {close[0]!r}?)' if close else ''
-  return f'{guess}; {what} are {", ".join(choices)}' if choices else ''
+  return f' (did you mean {close[0]!r}?)' if close else ''

@@ -110,7 +110,7 @@ class _Rows:
     return [row for part in parts for row in range(part * size, (part + 1) * size)]
 
   def _features(self, items: Sequence[Any], rng: ItemRng, epoch: int, row: int) -> list[dict]:
-    maker = self.objective.of_row(rng.at(epoch, row, WHOLE_ROW))
+    maker = self._maker(rng, epoch, row)
     segments = []
     for number, item in enumerate(items):
       generator = rng.at(epoch, row, number)
@@ -123,6 +123,11 @@ class _Rows:
     """The item as features are made of it."""
     del rng
     return item
+
+  def _maker(self, rng: ItemRng, epoch: int, row: int) -> Any:
+    """What makes the features of a row: the objective, or what it draws for the row."""
+    of_row = self.objective.of_row
+    return of_row(rng.at(epoch, row, WHOLE_ROW)) if of_row else self.objective
 
 
 class Pipeline(_Rows):
@@ -171,7 +176,7 @@ class Pipeline(_Rows):
         epoch, row = self._order[step * self.batch_size + b]
         rows.append(self._features(self.rows[row], rng, epoch, row))
       else:
-        maker = self.objective.of_row(rng.at(step, b, WHOLE_ROW))
+        maker = self._maker(rng, step, b)
         pieces, generator = self._draw(step, b, rng)
         features = (maker.features(p, generator) for p in pieces)
         rows.append([f for f in features if f is not None])

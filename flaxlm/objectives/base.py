@@ -86,6 +86,8 @@ class Objective(abc.ABC):
   prompt: Callable[[str], Prompt] | None = None
   # (examples, new tokens of each) -> what decoding begins with to write their targets.
   prompts: Callable[[Sequence[Mapping[str, Any]], int], list[Prompt]] | None = None
+  # random generator -> what has the `features` of the items of one row, drawn for each row.
+  of_row: Callable[[np.random.Generator], Any] | None = None
   # (outputs of one pass, of another, batch) -> term -> summed divergence of the two (R-Drop).
   divergence: Callable[[Any, Any, Batch], dict[str, Array]] | None = None
 
@@ -96,11 +98,6 @@ class Objective(abc.ABC):
   def lengths(self, item: Any) -> Any:
     """With 'first_fit': stream -> places that an item takes in it."""
     raise NotImplementedError
-
-  def of_row(self, rng: np.random.Generator) -> Any:
-    """What has the `features` of the items of one row; it may be drawn."""
-    del rng
-    return self
 
   @abc.abstractmethod
   def features(self, item: Any, rng: np.random.Generator) -> Features | list[Features] | None:

@@ -18,14 +18,11 @@ class Reading:
 
   def __init__(self, fault=''):
     self.span, self.gap, self.fault = 16, 0, fault
-    self.recurrent = False
+    self.recurrent, self.of_row = False, None
     self.streams = {
       'inputs': Stream(16, ('inputs',), prefix=''),
       'drawn': Stream(16, ('drawn', 'target_weights')),
     }
-
-  def of_row(self, rng):
-    return self
 
   def features(self, piece, rng):
     tokens = piece.read(piece.start, piece.stop)
