@@ -81,7 +81,11 @@ class Objective(abc.ABC):
   sentinels: bool = False
   prompt_marks: int = 0
 
-  # What not every objective can do: None, or a method.
+  # What not every objective can do: None, or a method. With 'first_fit' the first two are there.
+  # examples -> tokenised items, into several of which an example may be cut.
+  items: Callable[[Sequence[Mapping[str, Any]]], list[Any]] | None = None
+  # item -> stream -> places that it takes there.
+  lengths: Callable[[Any], Mapping[str, int]] | None = None
   # text -> what decoding begins with to continue or to answer it ('' to begin a text).
   prompt: Callable[[str], Prompt] | None = None
   # (examples, new tokens of each) -> what decoding begins with to write their targets.
@@ -90,14 +94,6 @@ class Objective(abc.ABC):
   of_row: Callable[[np.random.Generator], Any] | None = None
   # (outputs of one pass, of another, batch) -> term -> summed divergence of the two (R-Drop).
   divergence: Callable[[Any, Any, Batch], dict[str, Array]] | None = None
-
-  def items(self, examples: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """With 'first_fit': tokenised examples, of which one may be cut into several items."""
-    raise NotImplementedError
-
-  def lengths(self, item: Any) -> Any:
-    """With 'first_fit': stream -> places that an item takes in it."""
-    raise NotImplementedError
 
   @abc.abstractmethod
   def features(self, item: Any, rng: np.random.Generator) -> Features | list[Features] | None:

@@ -45,7 +45,7 @@ class Objective(NextToken):
     sentinels = density / self.config.mean_span_length
     slopes = {'encoder': 1 - density + sentinels, 'decoder': density + sentinels}
     # The constants are read off the exact lengths, so that the bounds hold and are tight.
-    lengths = np.array([self.lengths(n) for n in range(2, 4 * config.max_length)])
+    lengths = np.array([self.stream_lengths(n) for n in range(2, 4 * config.max_length)])
     n = np.arange(2, 4 * config.max_length)
     extra = {s: float((lengths[:, i] - slopes[s] * n).max()) for i, s in enumerate(slopes)}
     span = int((config.max_length - extra['encoder']) / slopes['encoder'])
@@ -75,7 +75,7 @@ class Objective(NextToken):
     spans = min(max(round(noise / self.config.mean_span_length), 1), noise, n - noise)
     return noise, spans
 
-  def lengths(self, n: int) -> tuple[int, int]:
+  def stream_lengths(self, n: int) -> tuple[int, int]:
     """(encoder, decoder) tokens of a corrupted piece of n tokens, EOS included."""
     noise, spans = self._noise(n)
     return n - noise + spans + 1, noise + spans + 1

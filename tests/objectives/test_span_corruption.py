@@ -50,7 +50,7 @@ def test_merging_input_and_target_gives_the_tokens(n, density, mean_length, seed
   inputs, targets = objective.corrupt(tokens, np.random.default_rng(seed))
   assert inputs.dtype == targets.dtype == np.int32
   assert merged(inputs, targets) == tokens.tolist()
-  assert (len(inputs), len(targets)) == objective.lengths(n)
+  assert (len(inputs), len(targets)) == objective.stream_lengths(n)
 
 
 @pytest.mark.parametrize('density, mean_length', [(0.15, 3.0), (0.5, 10.0)])
