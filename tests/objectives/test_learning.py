@@ -41,7 +41,8 @@ def text_rows(objective, rng, documents=repeated):
   """Rows of a document each."""
   store = documents(ROWS, rng)
   made = [packing.Piece(store, i, 0, store.lengths[i] + objective.gap) for i in range(ROWS)]
-  makers = [getattr(objective, 'of_row', lambda _: objective)(rng) for _ in range(ROWS)]
+  of_row = objective.of_row or (lambda _: objective)
+  makers = [of_row(rng) for _ in range(ROWS)]
   return [[maker.features(piece, rng)] for maker, piece in zip(makers, made, strict=True)]
 
 
