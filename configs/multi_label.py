@@ -5,10 +5,11 @@
       --config.data.label_column=topics
   python eval.py --workdir=runs/topics
 
-A cell of labels is a json list, or has commas between labels; it may be empty. Otherwise rows,
-columns, variants and `init_from` are as in configs/classify.py. The loss is the binary
-cross-entropy, averaged over texts and labels; evaluation reports precision, recall and F1 (micro,
-macro, samples), accuracy over all labels, and the share of texts of which all labels are right.
+The column of the labels is `labels` unless it is named. A cell of it is a json list, or has commas
+between labels; it may be empty. Otherwise rows, columns, variants and `init_from` are as in
+configs/classify.py. The loss is the binary cross-entropy, averaged over texts and labels;
+evaluation reports precision, recall and F1 (micro, macro, samples), accuracy over all labels, and
+the share of texts of which all labels are right.
 """
 
 from configs import bert, classify, gpt2, t5

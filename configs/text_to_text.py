@@ -7,9 +7,9 @@
   python -m flaxlm generate --workdir=runs/answers --prompt='...' --temperature=0
 
 Rows are read from jsonl, csv, tsv or parquet. Variants: `encoder_decoder` (the encoder reads the
-source, the decoder writes the target; --config.objective.marks=bart after denoising) and `decoder`
-(prompt and completion in one row, loss on the completion). With `init_from`, model and tokenizer
-are those of the checkpoint. Without it the model is trained from scratch, in the size `mini` of
+source, the decoder writes the target) and `decoder` (prompt and completion in one row, loss on the
+completion). With `init_from`, model, tokenizer and what stands round a text (objective.marks) are
+those of the checkpoint. Without it the model is trained from scratch, in the size `mini` of
 configs/t5.py or configs/gpt2.py.
 
 Evaluation reports loss, perplexity, token accuracy and exact match, and writes each row's scores.

@@ -52,7 +52,8 @@ def add_flags(
 ) -> None:
   """Adds --temperature, --num-beams, ... with these defaults."""
   add = parser.add_argument
-  add('--max-new-tokens', type=int, default=max_new_tokens, help='longest continuation')
+  longest = max_new_tokens or 'that of evaluation'
+  add('--max-new-tokens', type=int, default=max_new_tokens, help=f'longest text ({longest})')
   add('--temperature', type=float, help=f'0: always the likeliest token ({temperature:g})')
   add('--top-k', type=int, help='of the k likeliest tokens; 0: of all')
   add('--top-p', type=float, help='of the likeliest tokens up to probability p')
@@ -63,7 +64,7 @@ def add_flags(
   add('--length-penalty', type=float, help='alpha of ((5 + n) / 6)^alpha in a beam search (0.6)')
   add('--num-best', type=int, help='texts of a beam search that are shown, best first (1)')
   add('--seed', type=int, help='of what is drawn (0)')
-  add('--batch-size', type=int, default=16, help='texts at once')
+  add('--batch-size', type=int, default=16, help='texts written at once (16)')
   parser.set_defaults(default_temperature=temperature)
 
 

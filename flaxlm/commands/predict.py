@@ -6,9 +6,10 @@
 
 The input has the format and the columns of the training rows (--config.data.text_column= and
 --config.task.pair_column= name others), or is text with a row a line; `-` is standard input, of
-json objects or of text. Labels are not needed. A run that was tuned to write
-(seq2seq, completion) writes; the flags say how. Without `--output` the lines go to the terminal;
-with it, a command that was stopped goes on behind the rows it has done.
+json objects or of text. A blank line of text is a row that cannot be used, except at the end.
+Labels are not needed. A run that was tuned to write (seq2seq, completion) writes; the flags say
+how. Without `--output` the lines go to the terminal; with it, a command that was stopped goes on
+behind the rows it has done.
 """
 
 import argparse
@@ -179,9 +180,14 @@ def _rows(experiment: Any, place: str, bad: Any) -> Iterator[tuple[str, dict[str
       return
     if source.kind(path) == '.json':
       raise UserError(f'{path}: json rows come as .jsonl, an object a line')
+    blank: list[int] = []  # Of a task, texts that are empty; at the end of a file, no rows.
     for number, text in source.whole_lines(path, bad):
-      if text.strip():
-        yield f'{path}:{number}', {column: text}
+      if not text.strip():
+        blank.append(number)
+        continue
+      yield from ((f'{path}:{empty}', {column: ''}) for empty in blank)
+      blank.clear()
+      yield f'{path}:{number}', {column: text}
 
   if column:
     readers[source.ANY_OTHER] = read

@@ -200,7 +200,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--input', default='', help='file or glob of documents or rows')
   parser.add_argument(
     '--documents', default='auto', choices=('auto', 'row', 'blank_line', 'file'),
-    help='what a document of --input is: as config.data.documents',
+    help='what a document of --input is (auto: a row of a table, else between blank lines)',
   )  # fmt: skip
   parser.add_argument('--context', help='text before each text; the source of an encoder-decoder')
   parser.add_argument('--text-column', default='', help="column of the text; the run's if unset")

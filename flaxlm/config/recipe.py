@@ -144,6 +144,11 @@ def saved(workdir: str) -> schema.Config:
   """The resolved config that a run left in its workdir."""
   file = check_workdir(workdir)
   content = files.read_json(file)
+  if 'model_type' in content:
+    raise UserError(
+      f'{workdir} has the config.json of a published model; import it first: '
+      f'python -m flaxlm import --from={workdir} --workdir=RUN'
+    )
   try:
     return tree.from_dict(content)
   except UserError as error:
@@ -184,6 +189,8 @@ def adopt(config_dict: cd.ConfigDict, workdir: str, *, with_model: bool, resumed
   marks = {name: config.objective[name] for name in _MARKS if name in config.objective}
   if config.objective.name == 'denoising':
     marks['marks'] = 'bart'
+  if config.model.get('position_offset'):  # RoBERTa and BART; a pretraining objective has no pairs.
+    marks.setdefault('pair_separators', 2)
   for name, value in marks.items():
     if config_dict.objective.get(name, value) != value:
       config_dict.objective[name] = value

@@ -121,7 +121,7 @@ def rows(
       yield from readers[ANY_OTHER](path, config, bad)
     else:
       endings = ', '.join((*TABLES, *readers))
-      raise UserError(f'{path}: rows come from {endings} files, plain, .gz or .xz')
+      raise UserError(f'{path}: rows come from {endings} files; those of text may be .gz or .xz')
 
 
 def _pairs(

@@ -65,7 +65,7 @@ def init_from(experiment: 'Experiment', params: Any, workdir: epath.PathLike) ->
     stored = checkpoint.stored_params(directory, step)
     added = _check_deltas(stored, wanted, source)
     if saved.tuning.lora_rank and config.tuning.lora_rank:
-      _check_lora_scale(saved.tuning, config.tuning)
+      _check_lora(saved.tuning, config.tuning, source)
     stored_parts, wanted_parts = matching.parts(stored), matching.parts(wanted)
     known = {name: part for name, part in wanted_parts.items() if part.path not in added}
     plan = matching.match(stored_parts, known, config.restore, grown)
@@ -158,9 +158,13 @@ def _check_deltas(
   if has(stored) and not has(wanted):
     raise UserError(
       f'config.init_from: {source} was tuned with LoRA, which its weights lack; merge it first: '
-      f'python -m flaxlm merge --workdir={source} --to=NEW'
+      f'{_merge(source)}'
     )
   return set() if has(stored) else has(wanted)
+
+
+def _merge(source: epath.Path) -> str:
+  return f'python -m flaxlm merge --workdir={source} --to=NEW'
 
 
 def _check_labels(saved: Config, now: Config) -> None:
@@ -174,13 +178,17 @@ def _check_labels(saved: Config, now: Config) -> None:
     )
 
 
-def _check_lora_scale(saved: TuningConfig, now: TuningConfig) -> None:
-  """Raises UserError where what LoRA has learned would be multiplied by another number."""
-  before = saved.lora_alpha / saved.lora_rank
-  if now.lora_alpha / now.lora_rank != before:
+def _check_lora(saved: TuningConfig, now: TuningConfig, source: epath.Path) -> None:
+  """Raises UserError where what LoRA has learned does not fit, or would be scaled otherwise."""
+  if now.lora_rank != saved.lora_rank:
     raise UserError(
-      f'config.tuning.lora_alpha: what LoRA adds in the checkpoint of config.init_from is '
-      f'multiplied by {before:g}; with rank {now.lora_rank} set it to {before * now.lora_rank:g}'
+      f'config.tuning.lora_rank: what LoRA added to the checkpoint of config.init_from has rank '
+      f'{saved.lora_rank}; go on with that rank, or merge it first: {_merge(source)}'
+    )
+  if now.lora_alpha != saved.lora_alpha:
+    raise UserError(
+      f'config.tuning.lora_alpha: what LoRA added to the checkpoint of config.init_from is '
+      f'multiplied by {saved.lora_alpha:g} / {saved.lora_rank}; set it to {saved.lora_alpha:g}'
     )
 
 

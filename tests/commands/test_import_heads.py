@@ -250,11 +250,12 @@ def test_a_head_reads_what_it_was_trained_on(fields, options):
   assert {key: getattr(objective, key) for key in options} == options
 
 
-def test_marks_are_taken_from_an_import(tmp_path):
-  """`adopt` gives a recipe of the same objective the separators that the weights know."""
+@pytest.mark.parametrize('name', ['RobertaForQuestionAnswering', 'RobertaForMaskedLM'])
+def test_marks_are_taken_from_an_import(tmp_path, name):
+  """`adopt` gives a recipe the separators that the weights, or fine-tuning of such, have."""
   from flaxlm.config import recipe, tree
 
-  config = config_of(**ROBERTA | {'architectures': ['RobertaForQuestionAnswering']})
+  config = config_of(**ROBERTA | {'architectures': [name]})
   (tmp_path / 'config.json').write_text(json.dumps(tree.to_dict(config)))
   own = tree.new(model='encoder', objective='span_qa', task='question_answering')
   assert own.objective.pair_separators == 1

@@ -71,8 +71,17 @@ def test_a_json_file_is_no_text(write, name):
 
 @pytest.mark.parametrize('name', ['m.val.en', 'x.en.gz', 'news', 'x.txt'])
 def test_any_file_that_is_no_table_has_a_row_a_line(write, name):
-  found = read(experiment('translation', 'seq2seq'), write(name, 'One.\n\nTwo.\n'))
+  found = read(experiment('translation', 'seq2seq'), write(name, 'One.\nTwo.\n\n \n'))
   assert [e['text'] for e in found] == ['One.', 'Two.']
+
+
+def test_a_blank_line_shifts_no_row(write):
+  translation = experiment('translation', 'seq2seq')
+  with pytest.raises(UserError, match=r"x\.txt:2: the source in column 'text' is empty"):
+    read(translation, write('x.txt', 'One.\n\nThree.\n'))
+  place = str(write('x.txt', 'One.\n\nThree.\n'))
+  found = predict._numbered(translation, place, BadRows('skip'))
+  assert [number for number, _ in found] == [0, 2]
 
 
 @pytest.mark.parametrize(

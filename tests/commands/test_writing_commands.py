@@ -216,7 +216,7 @@ def test_predict_skips_bad_rows(runs, tmp_path, capsys):
 @pytest.mark.parametrize('workdir', ['answers', 'complete'])
 def test_predict_writes(runs, tmp_path, capsys, workdir):
   rows = tmp_path / 'rows.txt'
-  rows.write_text('Some text.\nOther words.\n\nAnd a third of them.\n')
+  rows.write_text('Some text.\nOther words.\nAnd a third of them.\n\n')
   argv = [f'--workdir={workdir}', f'--input={rows}', '--max-new-tokens=5']
   predict.main([*argv, '--batch-size=2'])
   found = lines(capsys)

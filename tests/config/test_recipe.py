@@ -206,6 +206,12 @@ def test_marks_round_a_text_are_those_the_weights_have_learned(tmp_path, capsys)
   assert {name: getattr(found, name) for name in fields} == fields
 
 
+def test_a_published_folder_must_be_imported(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+  with pytest.raises(UserError, match=f'import it first: .* --from={tmp_path} --workdir=RUN'):
+    recipe.load('configs/classify.py', [('init_from', str(tmp_path))])
+
+
 def test_what_the_run_added_to_a_vocabulary_is_not_added_again(workdir):
   file = pathlib.Path(workdir) / 'config.json'
   saved = json.loads(file.read_text())

@@ -93,10 +93,18 @@ def test_evaluation_chooses_between_the_average_and_the_last_values(run):
   assert abs(last['validation']['loss'] - average) > 1e-5
 
 
-def test_what_lora_has_learned_keeps_its_scale(run, folder, tmp_path):
-  """Of 16 / 2, whatever the rank of the run that starts from it."""
-  changes = *RUN, ('init_from', str(run[0])), ('tuning.lora_alpha', '64')
-  with pytest.raises(UserError, match='multiplied by 8; with rank 2 set it to 16'):
+@pytest.mark.parametrize(
+  'field, value, message',
+  [
+    ('alpha', '64', 'multiplied by 16 / 2; set it to 16'),
+    ('rank', '3', 'has rank 2; go on with that rank, or merge it first'),
+  ],
+)
+def test_what_lora_has_learned_keeps_its_rank_and_scale(
+  run, folder, tmp_path, field, value, message
+):
+  changes = *RUN, ('init_from', str(run[0])), (f'tuning.lora_{field}', value)
+  with pytest.raises(UserError, match=f'config.tuning.lora_{field}: .* {message}'):
     loop.fit(tiny.experiment('classify.py:encoder', folder, changes), tmp_path)
 
 
