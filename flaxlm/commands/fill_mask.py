@@ -53,9 +53,6 @@ def main(argv: Sequence[str]) -> None:
 def row_of(experiment: Any, text: str) -> np.ndarray:
   """Token ids [L] of a text as the model was trained to read it, its masks among them."""
   tokenizer = experiment.tokenizer
-  if tokenizer.pieces_hold_spaces:
-    # Its tokens carry the space before them, so that the mask stands for it too.
-    text = text.replace(' ' + MASK, MASK)
   tokens = tokenizer.encode_marked(text, {MASK: tokenizer.mask_id})
   longest = experiment.objective.streams['inputs'].capacity - 2
   if len(tokens) > longest:

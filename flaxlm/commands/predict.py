@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> None:
     )
   size, predict = _predictor(experiment, params, args, options)
   terminal.phase('data', args.input)
-  with _local(args.input) as place:
+  with _local(args.input) as (place, hidden):
     # Another training may have come to the same step. Without a file nothing is gone on with.
     weights = [step, digest(params)] if args.output else []
-    _run(args, experiment, place, weights, size, predict)
+    _run(args, experiment, place, weights, size, predict, hidden)
 
 
 def _run(
@@ -65,13 +65,17 @@ def _run(
   weights: Any,
   size: int,
   predict: Predictor,
+  hidden: str = '',
 ) -> None:
-  """Predicts the rows of `place`, `size` at once, in order; `weights`: a digest of the model's."""
+  """Predicts the rows of `place`, `size` at once, in order.
+
+  weights: a digest of the model's; hidden: as for `_numbered`.
+  """
   from flaxlm.data.bad_rows import BadRows
 
   policy = args.on_bad_row or experiment.config.data.on_bad_row
   bad = BadRows(policy)
-  rows = _numbered(experiment, place, bad)
+  rows = _numbered(experiment, place, bad, hidden)
   if not rows:
     bad.report()
     raise UserError(f'{args.input} has no rows' + ' that can be used' * bool(bad.counts))
@@ -92,19 +96,23 @@ def _run(
   bad.report()
 
 
-def _numbered(experiment: Any, place: str, bad: Any) -> list[tuple[int, dict[str, Any]]]:
+def _numbered(
+  experiment: Any, place: str, bad: Any, hidden: str = ''
+) -> list[tuple[int, dict[str, Any]]]:
   """(number in the input from 0, example) of each row that can be used; `bad` counts the others.
 
   All are read before the first is predicted, so that a bad row that stops the command does so at
-  once, and one that resumes counts the same rows as one that was left alone.
+  once, and one that resumes counts the same rows as one that was left alone. `hidden`: a folder,
+  before where a row stands, that is not the user's.
   """
   from flaxlm.training.inputs import parsed
 
   handler = bad.of('input')
   found: list[tuple[int, dict[str, Any]]] = []
-  for row in _rows(experiment, place, handler):
+  for where, row in _rows(experiment, place, handler):
     number = len(found) + bad.counts.get('input', 0)  # Every row before it is in one of them.
-    examples = parsed(experiment.task, [row], handler, lambda _: False)
+    located = where.removeprefix(hidden), row
+    examples = parsed(experiment.task, [located], handler, lambda _: False)
     found += [(number, example) for example in examples]
   return found
 
@@ -203,10 +211,10 @@ def _is_plain(path: Any, column: str) -> bool:
 
 
 @contextlib.contextmanager
-def _local(place: str) -> Iterator[str]:
-  """The place itself or, for `-`, a file of what standard input holds, named so in messages."""
+def _local(place: str) -> Iterator[tuple[str, str]]:
+  """(the place itself, ''), or for `-` (a file of what standard input holds, its folder)."""
   if place != '-':
-    yield place
+    yield place, ''
     return
   content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
   ending = 'jsonl' if content.lstrip().startswith(b'{') else 'txt'
@@ -214,7 +222,7 @@ def _local(place: str) -> Iterator[str]:
     file = pathlib.Path(folder) / f'stdin.{ending}'
     file.write_bytes(content)
     try:
-      yield str(file)
+      yield str(file), f'{folder}/'
     except UserError as error:
       raise UserError(str(error).replace(f'{folder}/', '')) from None
 

@@ -134,10 +134,12 @@ class Tokenizer:
   def encode_marked(self, text: str, marks: Mapping[str, int]) -> np.ndarray:
     """Token ids of a text in which the strings of `marks` stand for ids: int32 [n].
 
-    What follows a mark is encoded as within the text, not as its beginning.
+    What follows a mark is encoded as within the text, not as its beginning. Where pieces hold the
+    space before a word, a mark stands for that too, as a masked word or span has it.
     """
     pattern = '|'.join(re.escape(mark) for mark in sorted(marks, key=len, reverse=True))
-    parts = re.split(f'({pattern})', text) if marks else [text]
+    space = ' ?' if self.pieces_hold_spaces else ''
+    parts = re.split(f'{space}({pattern})', text) if marks else [text]
     ids = [self.encode(parts[0])] if parts[0] else []
     for mark, rest in zip(parts[1::2], parts[2::2], strict=True):
       ids.append(np.array([marks[mark]]))

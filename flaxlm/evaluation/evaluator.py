@@ -85,7 +85,8 @@ def evaluate(
     if max_batches is not None:
       numbers = np.unique(predictions['example_ids'])
     numbers = numbers[:max_written]
-    texts = writing.write(experiment, params, name, numbers, should_stop)
+    # In training, which writes some again and again, it was said when the rows were read.
+    texts = writing.write(experiment, params, name, numbers, should_stop, max_written is None)
     if texts is None:
       return None
     predictions |= texts

@@ -55,10 +55,10 @@ def _add_special(made: tokenizers.Tokenizer, spec: Mapping[str, Any], spaced: bo
   special = sorted(spec['special'].items(), key=lambda item: item[1])
   while special and special[-1][0] == f'<unused_{special[-1][1]}>':
     special.pop()  # Rows of the model's table behind its last token.
-  # Where pieces hold the space before a word, a mask stands for it, too.
-  mask = spec['roles'].get('mask') if spaced else None
+  # As `Tokenizer.encode_marked`: what stands for text stands for the space before it, too.
+  gaps = {spec['roles'].get('mask'), *spec['sentinel_ids']} if spaced else set()
   new = [
-    tokenizers.AddedToken(name, special=True, normalized=False, lstrip=id == mask)
+    tokenizers.AddedToken(name, special=True, normalized=False, lstrip=id in gaps)
     for name, id in special
   ]
   made.add_special_tokens([token for token in new if token.content not in known])

@@ -28,6 +28,7 @@ class Objective(Supervised):
 
   families = ('decoder',)
   prompt_marks = 1  # BOS
+  too_long = 'prompts leave no room in a row for a completion of {new_tokens} tokens'
 
   def __init__(self, config: ExperimentConfig, tokenizer: Tokenizer):
     self.config = config.objective

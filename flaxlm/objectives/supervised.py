@@ -24,6 +24,8 @@ class Supervised(NextToken):
   packing = 'first_fit'
   needs = ('text', 'target')
   augmented = ('source',)
+  # What is wrong with the sources that `fitted` cuts.
+  too_long = 'sources are longer than config.data allows'
   tokenizer: Tokenizer
 
   @abc.abstractmethod
@@ -43,7 +45,7 @@ class Supervised(NextToken):
     sources = self.tokenizer.encode_batch([source_text(example) for example in examples])
     fitted = [self.fitted(source, new_tokens) for source in sources]
     cut = sum(len(a) < len(b) for a, b in zip(fitted, sources, strict=True))
-    terminal.cut(cut, len(sources), 'sources are longer than config.data allows')
+    terminal.cut(cut, len(sources), self.too_long.format(new_tokens=new_tokens))
     return [self.prompt_of(source) for source in fitted]
 
   def fitted(self, source: np.ndarray, new_tokens: int) -> np.ndarray:
@@ -82,11 +84,16 @@ class Supervised(NextToken):
     return (targets & item['labelled']).astype(np.float32)
 
   def predict(self, outputs: Any, batch: Batch) -> dict[str, Array]:
-    """Of each target [B, T]: nll, correct (the likeliest token is right), example_ids, weights."""
+    """Of each target [B, T]: nll, correct, ends, example_ids, weights.
+
+    correct: whether the likeliest token is right; ends: whether it is EOS, which a target that was
+    cut lacks.
+    """
     nll, correct = losses.token_scores(outputs, batch['targets'])
     return {
       'nll': nll,
       'correct': correct,
+      'ends': batch['targets'] == self.tokenizer.eos_id,
       'example_ids': batch['example_ids'],
       'weights': batch['target_weights'],
     }

@@ -118,21 +118,24 @@ def number_of(label: str, choices: Sequence[str], where: str) -> int:
   """The choice, from 0, that a label means: its number, its text or its letter.
 
   Raises:
-    UserError: if it is none, or if its number and its text are two choices.
+    UserError: if it is none, or stands for one as its text and for another otherwise.
   """
   label, texts = label.strip(), [choice.strip() for choice in choices]
-  numbered = int(label) if label.isdecimal() and int(label) < len(choices) else None
-  named = texts.index(label) if label in texts else None
-  if None not in (numbered, named) and numbered != named:
+  place = -1
+  if label.isdecimal():
+    place = int(label)
+  elif len(label.upper()) == 1:
+    place = ord(label.upper()) - ord('A')
+  meant = {place} & set(range(len(choices)))
+  meant |= {texts.index(label)} if label in texts else set()
+  if len(meant) > 1:
+    what, other = ('number', 'letter') if label.isdecimal() else ('letter', 'number')
     raise UserError(
-      f'{where}: the label {label!r} is the number of one choice and the text of another: give its '
-      'letter'
+      f'{where}: the label {label!r} is the {what} of one choice and the text of another: give its '
+      f'{other}'
     )
-  if numbered is not None or named is not None:
-    return named if numbered is None else numbered
-  letter = ord(label.upper()) - ord('A') if len(label.upper()) == 1 else -1
-  if 0 <= letter < len(choices):
-    return letter
+  if meant:
+    return meant.pop()
   wanted = 'give its number from 0, its letter or its text'
   raise UserError(
     f'{where}: the label {label[:40]!r} is none of the {len(choices)} choices: {wanted}'

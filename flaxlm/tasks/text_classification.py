@@ -32,6 +32,9 @@ class Config(Named):
     'text put before every source, where the label is written (T5)',
     when={'config.objective.name': ('seq2seq', 'completion')},
   )
+  pair_names: tuple[str, ...] = field(
+    (), 'what stands before the texts of a pair, where the label is written', derived=True
+  )
 
   @property
   def reads_pairs(self) -> bool:
@@ -56,6 +59,9 @@ class Task(base.Task):
     self._data = config.data
     self._prefix = config.task.prefix
     self._pair = config.task.pair_column
+    # As T5 reads pairs (Raffel et al. 2020, appendix D): the columns' names, which in other files
+    # may be others than those that were trained on.
+    self._names = config.task.pair_names or (config.data.text_column, self._pair)
     self.labels = columns.labels(config.task)
     self.line_column = columns.of_lines(config.data, self._pair)
     self._written = {label: i for i, label in enumerate(self.labels)}
@@ -100,14 +106,11 @@ class Task(base.Task):
     Raises:
       UserError: for a missing column, an empty text or label, or one that is not among `labels`.
     """
-    name = self._data.text_column
-    example = columns.text_or_pair(row, name, self._pair, where)
+    example = columns.text_or_pair(row, self._data.text_column, self._pair, where)
+    texts = columns.texts(example)
     if self._pair:
-      second = example['text_pair']
-      # As T5 reads pairs (Raffel et al. 2020, appendix D), the columns' names before the texts.
-      example['source'] = f'{self._prefix}{name}: {example["text"]} {self._pair}: {second}'
-    else:
-      example['source'] = self._prefix + example['text']
+      texts = [f'{name}: {text}' for name, text in zip(self._names, texts, strict=True)]
+    example['source'] = self._prefix + ' '.join(texts)
     return example | columns.label_part(lambda: self._label_part(row, where), labelled)
 
   def _label_part(self, row: Mapping[str, str], where: str) -> Example:
@@ -132,7 +135,7 @@ class Task(base.Task):
     labels = self.labels or tuple(sorted({example['label'] for example in examples}))
     if len(labels) < 2:
       raise UserError(f'config.data.train: a classifier needs two labels; there is {labels}')
-    return {'labels': labels}
+    return {'labels': labels} | ({'pair_names': self._names} if self._pair else {})
 
   def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
     """Accuracy, precision, recall, F1, MCC and calibration error; {} without any labelled example.

@@ -25,7 +25,8 @@ class Task(base.Task):
   """How a row is read, and what is reported of the predictions.
 
   Predictions are arrays over all N target tokens, those of an example one after another:
-  `example_ids` int [N], `nll` and `correct` float [N].
+  `example_ids` int [N], `nll` and `correct` float [N], `ends` bool [N] (it is EOS, which a target
+  that was cut lacks).
   """
 
   gives = ('text', 'target')
@@ -79,12 +80,10 @@ class Task(base.Task):
       yield examples[number] | {'loss': round(loss, 6), 'exact_match': exact}
 
   def _scored(self, predictions: Predictions) -> Iterator[tuple[int, float, bool]]:
-    """(number, mean loss of its tokens, whether all are right) of each example."""
+    """(number, mean loss of its tokens, whether all are right, and the last is the end) of each."""
     numbers, starts = np.unique(predictions['example_ids'], return_index=True)
     parts = zip(
-      np.split(predictions['nll'], starts[1:]),
-      np.split(predictions['correct'], starts[1:]),
-      strict=True,
+      *(np.split(predictions[name], starts[1:]) for name in ('nll', 'correct', 'ends')), strict=True
     )
-    for number, (nll, correct) in zip(numbers, parts, strict=True):
-      yield int(number), float(nll.mean()), bool(correct.all())
+    for number, (nll, correct, ends) in zip(numbers, parts, strict=True):
+      yield int(number), float(nll.mean()), bool(correct.all() and ends[-1])

@@ -84,7 +84,16 @@ def test_a_text_goes_on_behind_a_mask():
   text = 'The quick[MASK] fox[MASK].'
   wanted = own.encode_marked(text, {'[MASK]': own.mask_id}).tolist()
   assert made.encode(text).ids == wanted
-  assert made.encode('The quick [MASK] fox [MASK].').ids == wanted  # It stands for its space.
+  # It stands for its space; so does a sentinel.
+  assert made.encode('The quick [MASK] fox [MASK].').ids == wanted
+  assert (
+    own.encode_marked('The quick [MASK] fox [MASK].', {'[MASK]': own.mask_id}).tolist() == wanted
+  )
+  text = 'The quick <extra_id_0> fox <extra_id_1>.'
+  first, second = own.sentinel_ids[:2]
+  wanted = own.encode_marked('The quick[MASK] fox[MASK].', {'[MASK]': first}).tolist()
+  wanted[-1 - wanted[::-1].index(first)] = second
+  assert own.encode_marked(text, own.sentinel_marks).tolist() == wanted == made.encode(text).ids
 
 
 def test_the_roles_and_the_marks_of_the_objective(tmp_path):

@@ -93,7 +93,7 @@ def test_of_a_long_prompt_the_end_stays(capsys):
   assert '3 of 4 rows' in capsys.readouterr().err
 
 
-def test_a_prompt_that_fills_a_row_leaves_room_for_what_is_written():
+def test_a_prompt_that_fills_a_row_leaves_room_for_what_is_written(capsys):
   """As beside a target of that length: a decoder that is full would read on without BOS."""
   (long,), (short,) = examples([('p' * 99 + 'q', '')]), examples([('p' * 60 + 'q', '')])
   for new_tokens, beyond, kept in ((10, 0, 53), (99, 0, 32), (10, 8, 61), (10, 99, 63)):
@@ -104,8 +104,11 @@ def test_a_prompt_that_fills_a_row_leaves_room_for_what_is_written():
     assert len(prompt.inputs) + max(new_tokens - beyond, 0) <= 64 or kept == 32
     (prompt,) = objective.prompts([short], new_tokens)
     assert len(prompt.inputs) == 1 + min(61, kept)
+  said = capsys.readouterr().err
+  assert '1 of 1 prompts leave no room in a row for a completion of 10 tokens, and are cut' in said
   (prompt,) = seq2seq().prompts([long], 99)
   assert len(prompt.encoder_inputs) == 64
+  assert '1 of 1 sources are longer than config.data allows' in capsys.readouterr().err
 
 
 def test_of_a_long_source_and_target_the_beginning_stays(capsys):

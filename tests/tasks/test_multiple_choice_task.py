@@ -39,6 +39,14 @@ def test_a_number_that_is_also_the_text_of_another_choice_is_no_label():
     make().parse(row('\u00b2', ('a', 'b')), 'f:1')
 
 
+def test_a_letter_that_is_also_the_text_of_another_choice_is_no_label():
+  grades = ('D', 'C', 'B', 'A')
+  with pytest.raises(UserError, match="f:1: the label 'A' is the letter of one .* give its number"):
+    make().parse(row('A', grades), 'f:1')
+  assert make().parse(row('0', grades), 'f:1')['label'] == 0
+  assert make().parse(row('A', ('A', 'B')), 'f:1')['label'] == 0
+
+
 def test_choices_in_columns_of_their_own():
   task = make(choice_columns=('ending0', 'ending1'))
   found = task.parse({'text': 't', 'ending0': 'a', 'ending1': 'b', 'label': '1'}, 'f:1')

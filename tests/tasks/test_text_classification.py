@@ -45,6 +45,22 @@ def test_rows_to_predict_need_no_label():
   assert 'label' not in make(('a', 'b')).parse({'text': 'x'}, 'f:1', labelled=False)
 
 
+def test_what_stands_before_written_pairs_is_that_of_training():
+  """Whatever the columns of other files are called."""
+  base = ExperimentConfig(task=Config('text_classification', ('no', 'yes'), 'hypothesis', 'nli '))
+  config = dataclasses.replace(base, data=dataclasses.replace(base.data, text_column='premise'))
+  source = lambda config, a, b: Task(config).parse({a: 'It is.', b: 'So?'}, 'f:1', False)['source']
+  expected = 'nli premise: It is. hypothesis: So?'
+  assert source(config, 'premise', 'hypothesis') == expected
+  found = dataclasses.replace(config.task, **Task(config).discover([]))
+  other = dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, text_column='0'),
+    task=dataclasses.replace(found, pair_column='1'),
+  )
+  assert source(other, '0', '1') == expected
+
+
 def test_labels_are_those_of_training_sorted_unless_set():
   examples = [{'text': 't', 'label': label} for label in ('b', 'c', 'a', 'b')]
   assert make().discover(examples) == {'labels': ('a', 'b', 'c')}

@@ -51,8 +51,11 @@ def test_scores():
     'example_ids': np.array([0, 0, 1, 1, 1, 3]),
     'nll': np.array([1.0, 3.0, 0.5, 0.5, 0.5, 7.0], np.float32),
     'correct': np.array([1, 1, 1, 0, 1, 1.0], np.float32),
+    'ends': np.array([0, 1, 0, 0, 1, 1], bool),
   }
   assert task().metrics(predictions, examples) == {'exact_match': pytest.approx(2 / 3)}
+  cut = predictions | {'ends': np.array([0, 1, 0, 0, 1, 0], bool)}
+  assert task().metrics(cut, examples) == {'exact_match': pytest.approx(1 / 3)}
   records = list(task().records(predictions, examples))
   assert [r['text'] for r in records] == ['0', '1', '3']
   assert [r['loss'] for r in records] == [2.0, 0.5, 7.0]

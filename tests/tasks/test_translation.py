@@ -26,7 +26,8 @@ def predictions(outputs, numbers=None):
   count = max(numbers) + 1
   return {
     'example_ids': np.arange(count), 'nll': np.ones(count), 'correct': np.ones(count),
-    'output_ids': np.array(numbers), 'outputs': np.array(outputs, object),
+    'ends': np.ones(count, bool), 'output_ids': np.array(numbers),
+    'outputs': np.array(outputs, object),
   }  # fmt: skip
 
 
