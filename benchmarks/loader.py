@@ -41,7 +41,9 @@ HEADER = '| recipe | rows x tokens | one core | {} workers | step of mini | {} T
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('recipes', nargs='*', default=RECIPES)
   parser.add_argument('--data', default='embedded')
   parser.add_argument('--workers', type=int, default=2)

@@ -119,7 +119,9 @@ ARMS: dict[str, Arm] = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--data', required=True, help='a text, one document')
   parser.add_argument('--pairs', type=int, default=5)
   parser.add_argument('--steps', type=int, default=200)

@@ -34,7 +34,9 @@ HEADER = (
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('recipes', nargs='*', default=RECIPES)
   parser.add_argument('--data', default='embedded')
   parser.add_argument('--steps', type=int, default=20)

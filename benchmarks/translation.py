@@ -2,7 +2,7 @@
 
   python benchmarks/translation.py --data=DATA --workdir=runs/multi30k
 
-Multi30k, English to German: configs/translate.py:transformer in the size below, some 3 million
+Multi30k, English to German: configs/translate.py:transformer in the size below, 2.4 million
 parameters. Both arms begin at the same parameters, take the same batches in the same order, and
 have the same optimizer, schedule and dropout rates; the means of the newest checkpoints (AVERAGED)
 of each are evaluated by flaxlm's beam search (BEAMS), by sacreBLEU on detokenised text. The model
@@ -57,7 +57,9 @@ FIELDS = {
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--arm', choices=ARMS, help='this one only')

@@ -39,8 +39,10 @@ def main(argv: Sequence[str]) -> int:
 
   chip, devices = topology.devices(args.topology) if args.topology else (None, None)
   plans, left = _attempts(args, chip, devices)
-  if args.hlo:
+  if args.hlo and plans[-1].program:
     epath.Path(args.hlo).write_text(plans[-1].program)
+  elif args.hlo:
+    terminal.warn('--hlo: the step does not fit, so that there is no program')
   if args.json:
     found = {'config': args.config, 'topology': args.topology or None}
     found |= {'attempts': [report.as_dict(plan) for plan in plans], 'change': plans[-1].change}

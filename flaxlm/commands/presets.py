@@ -7,8 +7,8 @@ NAME.py:VARIANT is what --config=configs/NAME.py:VARIANT trains. `parameters` ar
 with the head of its objective, `trunk_parameters` those without, but with BERT's pooler, which is
 part of the published trunk (RoBERTa was trained without one); rows that pad a vocabulary table
 count as none. `flops_per_token` are those of a training step, forward and backward, at the recipe's
-row length. `parameter_bytes` and `optimizer_bytes` (the moments of AdamW) are what a run holds
-before activations, over all devices. Nothing is trained or read: shapes are worked out.
+row length. `parameter_bytes` and `optimizer_bytes` (the state of the recipe's optimizer) are what a
+run holds before activations, over all devices. Nothing is trained or read: shapes are worked out.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
   if args.json:
     print(json.dumps([dataclasses.asdict(measure(name)) for name in names()], indent=2))
     return
-  row = '{:24} {:>8} {:>11} {:>12} {:>9} {:>10}'.format
-  print(row('recipe', 'trunk', 'with head', 'FLOPs/token', 'GiB', '+ AdamW'), flush=True)
+  row = '{:24} {:>8} {:>11} {:>12} {:>9} {:>11}'.format
+  print(row('recipe', 'trunk', 'with head', 'FLOPs/token', 'GiB', '+ optimizer'), flush=True)
   for name in names():
     p = measure(name)
     sizes = [terminal.count(n) for n in (p.trunk_parameters, p.parameters, p.flops_per_token)]

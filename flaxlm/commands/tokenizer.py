@@ -3,8 +3,10 @@
   python -m flaxlm tokenizer --input reviews.tsv --output tokenizers/reviews --vocab-size 8192
   python -m flaxlm tokenizer --input 'books/*.txt' --documents file --output tokenizers/books
 
-A recipe uses it with --config.tokenizer.path=DIR; one without a path trains its own in the
-same way, on the training part of its text. The same text and options give the same tokenizer.
+A recipe uses it with --config.tokenizer.path=DIR; one without a path trains its own in the same
+way, on the training part of its text and with its own options. The defaults here are those of
+config.tokenizer: --sentinels 0 leaves out the 100 that only T5 needs. The same text and options
+give the same tokenizer.
 """
 
 from collections.abc import Sequence

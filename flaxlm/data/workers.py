@@ -1,7 +1,7 @@
 """Batches made ahead of the step by other processes, the same for any number of them.
 
-Worker w of n makes the batches of steps s with s % n == w, each as a whole, and hands them over in
-shared memory. A batch is a function of its step, so that it does not matter who makes it. Imports
+Each of n workers makes the batches of every n-th step, as a whole, and hands them over in shared
+memory. A batch is a function of its step, so that it does not matter who makes it. Imports
 nothing heavy: a worker reads this file before it knows what it will work on.
 """
 

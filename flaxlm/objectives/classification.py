@@ -16,7 +16,7 @@ from flaxlm.types import Array, Batch, Mean
 
 @dataclasses.dataclass(frozen=True)
 class Config(TextConfig):
-  """Classification. The reported loss is without smoothing."""
+  """Classification. The loss of evaluations is without smoothing."""
 
   label_smoothing: float = field(
     0.0, 'probability taken from the label and spread over all', low=0.0, below=1.0

@@ -21,7 +21,7 @@ CHUNK_LOGITS = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class VocabLossConfig(Named):
-  """Fields of every objective that predicts tokens. The reported loss is without either term."""
+  """Fields of every objective that predicts tokens. The loss of evaluations is without either."""
 
   label_smoothing: float = field(
     0.0, 'probability taken from the target and spread over the vocabulary', low=0.0, below=1.0

@@ -14,7 +14,7 @@ _MOST_TENSOR = 8
 def changes(built: Experiment, plan: Plan) -> Iterator[dict[str, str]]:
   """Overrides that lower the memory of a device, the cheapest in time first.
 
-  Parameters over all devices, or as many as can be, then lighter and heavier recomputation, then
+  Parameters over all devices, or as many as can be, then heavier recomputation, then
   micro-batches, then rows that several devices share. Whether a parameter or a batch divides over
   the devices is not looked at: a change that `build` does not accept is none.
   """
