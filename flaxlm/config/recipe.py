@@ -166,6 +166,8 @@ def _begun_from(workdir: str, resumed: str) -> schema.Config | None:
 
 # Fields of an objective that say what stands round a text, which the weights have learned.
 _MARKS = ('marks', 'decoder_marks', 'pair_separators')
+# The field `marks` that objectives of pretraining stand for.
+_MARKS_OF = {'denoising': 'bart', 'span_corruption': 't5'}
 
 
 def adopt(config_dict: cd.ConfigDict, workdir: str, *, with_model: bool, resumed: str = '') -> None:
@@ -187,8 +189,11 @@ def adopt(config_dict: cd.ConfigDict, workdir: str, *, with_model: bool, resumed
   config_dict.lock()
   taken = [f'model ({config.model.name})', 'tokenizer'] if with_model else ['tokenizer']
   marks = {name: config.objective[name] for name in _MARKS if name in config.objective}
-  if config.objective.name == 'denoising':
-    marks['marks'] = 'bart'
+  learned = config.objective.name
+  if learned == 'mixture':  # Its members, as LABEL=OBJECTIVE, have the same marks.
+    learned = config.objective.members[0].rpartition('=')[2]
+  if learned in _MARKS_OF:
+    marks['marks'] = _MARKS_OF[learned]
   if config.model.get('position_offset'):  # RoBERTa and BART; a pretraining objective has no pairs.
     marks.setdefault('pair_separators', 2)
   for name, value in marks.items():

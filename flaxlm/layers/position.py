@@ -212,8 +212,11 @@ def relative_bucket(
   else:
     distance = jnp.maximum(-distance, 0)
   exact = buckets // 2
-  ratio = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(max_distance / exact)
-  far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+  # Where the buckets after the first of the far ones begin: in whole numbers, so that no logarithm
+  # of a device decides on a distance that stands at such a place.
+  share = np.arange(1, buckets - exact) / (buckets - exact)
+  starts = np.ceil(exact * (max_distance / exact) ** share - 1e-9).astype(np.int32)
+  far = exact + jnp.searchsorted(starts, distance, side='right', method='compare_all')
   return offset + jnp.where(distance < exact, distance, far)
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from flaxlm.config.field import field
 from flaxlm.config.transformer import TransformerConfig
+from flaxlm.errors import UserError
 from flaxlm.layers import initializers, masks
 from flaxlm.layers.dense import dropout
 from flaxlm.layers.norm import Norm
@@ -41,6 +42,14 @@ class Config(TransformerConfig):
     'each row of a batch then goes on where that of the step before ended; 0: none',
     low=0,
   )
+
+  def check(self) -> None:
+    super().check()
+    if self.memory_length and self.position in ('learned', 'sinusoidal'):
+      raise UserError(
+        f'memory_length: with position={self.position}, places of the row before would have the '
+        'positions of this one; take a relative scheme, or no memory'
+      )
 
 
 @flax.struct.dataclass

@@ -71,7 +71,7 @@ class Objective(base.Objective):
       _check_alike(self.labels[0], first, label, member, config.model)
     weights = np.array(config.objective.weights or [1.0] * len(self.members))
     self._bounds = np.cumsum(weights / weights.sum())[:-1]
-    self.terms, self.perplexity = first.terms, first.perplexity
+    self.terms, self.perplexity, self.recurrent = first.terms, first.perplexity, first.recurrent
     self.prompt, self.predicts_masks = first.prompt, first.predicts_masks
     self.sentinels = any(member.sentinels for member in self.members)
     # Less text and more room for marks than a member needs: what fits all fits each.

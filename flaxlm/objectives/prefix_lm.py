@@ -55,5 +55,5 @@ class Objective(causal_lm.Objective):
     return features
 
   def prompt(self, text: str) -> Prompt:
-    """To continue a text, which is all prefix."""
-    return dataclasses.replace(super().prompt(text), prefix=True)
+    """To continue a text, which is all prefix, unless none was learned."""
+    return dataclasses.replace(super().prompt(text), prefix=self.config.max_prefix > 0)

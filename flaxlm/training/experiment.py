@@ -284,8 +284,14 @@ def _complete(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def _objective(config: Config, tokenizer: Tokenizer) -> Objective:
-  """The objective, if its rows fit the trunk."""
+  """The objective, if its rows fit the trunk and it keeps the memory that the trunk has."""
   objective = checks.objective_class(config)(config, tokenizer)
+  remembers = getattr(config.model, 'memory_length', 0) and not config.task.name
+  if remembers and not objective.recurrent:
+    raise UserError(
+      f'config.model.memory_length: would do nothing: {config.objective.name!r} keeps no memory of '
+      'the row before; set it to 0'
+    )
   longest = objective.longest or max(
     stream.capacity for stream in objective.streams.values() if stream.prefix is not None
   )

@@ -189,7 +189,8 @@ def test_the_size_of_a_checkpoint_is_taken_where_the_label_is_written(tmp_path):
 def test_marks_round_a_text_are_those_the_weights_have_learned(tmp_path, capsys):
   def start(model, objective, place, *pairs, **fields):
     config = tree.new(model=model, objective=objective, task='text_classification')
-    config.task = tree.named_dict('task', '') if objective == 'denoising' else config.task
+    if objective in ('denoising', 'span_corruption', 'mixture'):
+      config.task = tree.named_dict('task', '')
     config.total_steps, config.data.train = 1, 'x.tsv'
     config.objective.update(fields)
     saved = tree.to_dict(tree.from_config_dict(config))
@@ -198,6 +199,9 @@ def test_marks_round_a_text_are_those_the_weights_have_learned(tmp_path, capsys)
 
   assert start('encoder_decoder', 'denoising', 'text_to_text.py').marks == 'bart'
   assert 'tokenizer and objective.marks=bart taken from' in capsys.readouterr().err
+  members = {'members': ('a=denoising', 'b=denoising')}
+  assert start('encoder_decoder', 'mixture', 'text_to_text.py', **members).marks == 'bart'
+  assert start('encoder_decoder', 'span_corruption', 'summarize.py:bart').marks == 't5'
   asked = ('objective.marks', 't5')
   assert start('encoder_decoder', 'denoising', 'text_to_text.py', asked).marks == 't5'
   assert start('decoder', 'classification', 'classify.py').decoder_marks == 'bos_eos'

@@ -218,6 +218,11 @@ def test_a_truncated_file(cut, tmp_path):
     ),
     (
       'llama-yarn',
+      {'original_max_position_embeddings': 32},
+      "original_max_position_embeddings is 32, and 16 of 'yarn'",
+    ),
+    (
+      'llama-yarn',
       {'rope_parameters': cases.YARN | {'mscale': 1.0, 'mscale_all_dim': 0.7}},
       'mscale=1.0 is not supported; give attention_factor',
     ),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from flaxlm.errors import UserError
 from flaxlm.evaluation import evaluator
 from flaxlm.models import xlnet
 from flaxlm.training import loop
@@ -203,6 +204,30 @@ def test_rows_of_a_run_go_on_and_the_memory_is_kept(tmp_path):
     assert memory.hidden.shape[1] == experiment.config.model.num_layers
     np.testing.assert_array_equal(memory.hidden[:, 0], table[batch['inputs'][:, -length:]])
   assert went_on
+
+
+def test_a_mixture_remembers_as_its_members(tmp_path):
+  changes = (
+    ('objective.name', 'mixture'), ('objective.members', 'a=permutation_lm,b=permutation_lm'),
+    ('objective.settings', 'b.longest_span=1'),
+  )  # fmt: skip
+  experiment = tiny.experiment('xlnet.py:mini', tiny.write_corpus(tmp_path), changes)
+  state = tiny.random_state(experiment)
+  for step in range(2):
+    state, _ = experiment.train_step(state, experiment.put(experiment.train_data.batch(step)))
+  assert np.any(state.extras['memory'].hidden)
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    (('objective.name', 'masked_lm'), "would do nothing: 'masked_lm' keeps no memory"),
+    (('model.position', 'learned'), 'would have the positions of this one'),
+  ],
+)
+def test_a_memory_that_would_not_be_one_is_an_error(tmp_path, change, message):
+  with pytest.raises(UserError, match=f'config.model.memory_length: .*{message}'):
+    tiny.experiment('xlnet.py:mini', tiny.write_corpus(tmp_path), (change,))
 
 
 @pytest.mark.full

@@ -157,11 +157,15 @@ def test_members_that_do_not_go_together_are_named(changes, message):
 
 
 def test_members_of_a_decoder_and_of_an_encoder():
-  prefix = mixture(
-    members=('causal=prefix_lm', 'prefix_lm'), weights=(), settings=('causal.max_prefix=0',),
-    model='decoder',
+  members = 'prefix_lm', 'causal=prefix_lm'
+  prefix, causal = (
+    mixture(
+      members=order, weights=(), settings=('causal.max_prefix=0',), model='decoder',
+    )
+    for order in (members, members[::-1])
   )  # fmt: skip
   assert prefix.prompt('a').prefix and prefix.perplexity == 'loss'
+  assert not causal.prompt('a').prefix  # As it was trained.
   assert not prefix.predicts_masks and not prefix.sentinels
   words = mixture(
     members=('masked_lm', 'span=masked_lm'), weights=(), settings=('span.masking=span',),

@@ -17,12 +17,13 @@ from flaxlm.interop.family import (
 )
 from flaxlm.interop.mapping import value_of
 
+_LENGTH = 'original_max_position_embeddings'
 # Further RoPE fields under each kind of scaling, and their values where config.json lacks them.
 # `dynamic` is not among them: its angles depend on the length of the text at hand, so that tokens
 # in a cache would have been rotated by other angles than those of the same text read at once.
 SCALED = {
   'factor': 'rope_factor',
-  'original_max_position_embeddings': 'rope_original_length',
+  _LENGTH: 'rope_original_length',
   'low_freq_factor': 'rope_low_freq_factor',
   'high_freq_factor': 'rope_high_freq_factor',
   'beta_fast': 'rope_beta_fast',
@@ -62,6 +63,9 @@ def _extra_ours(config_json: Mapping[str, Any]) -> dict[str, Any]:
     if value is None and name not in DEFAULTS:
       raise UserError(f'config.json: rope_type={kind!r} needs {name}')
     values[SCALED[name]] = value if value is not None else DEFAULTS[name]
+  length = value_of(config_json, _LENGTH, int, None)
+  if _LENGTH in SCALINGS[kind] and length not in (None, rope[_LENGTH]):
+    raise UserError(f'config.json: {_LENGTH} is {length}, and {rope[_LENGTH]} of {kind!r}')
   if kind == 'yarn':
     _check_yarn(rope)
   return values
