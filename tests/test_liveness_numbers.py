@@ -16,13 +16,14 @@ def folder(tmp_path_factory):
 
 
 def numbers(experiment):
-  """Parameters after initialisation and two steps, and the losses."""
+  """Parameters after initialisation and two steps, the weights to evaluate, and the losses."""
   state = experiment.init_state()
   found = [jax.tree.map(np.array, state.params)]
   for i in range(2):
     state, metrics = experiment.train_step(state, experiment.put(experiment.train_data.batch(i)))
     found.append(np.array([metrics['loss'].value(), float(metrics['grad_norm'])]))
-  return jax.tree.leaves([found, jax.tree.map(np.array, state.params)])
+  evaluated = experiment.weights(state.params, state.extras)
+  return jax.tree.leaves([found, jax.tree.map(np.array, (state.params, evaluated))])
 
 
 NODES = ('model.', 'objective.', 'optimizer.', 'tuning.')

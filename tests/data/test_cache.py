@@ -1,9 +1,13 @@
 """The cache: whole or absent, whoever else writes there; damage is named."""
 
+import hashlib
+import os
+
 import pytest
 from etils import epath
 
 from flaxlm import files
+from flaxlm.config.data import DataConfig
 from flaxlm.data import cache
 from flaxlm.errors import UserError
 
@@ -55,3 +59,17 @@ def test_damage_is_named(tmp_path):
   message = f'{tmp_path}: damaged .no number.; delete it'
   with pytest.raises(UserError, match=message), cache.intact(tmp_path):
     raise ValueError('no number\nat all')
+
+
+def test_a_big_file_is_read_once_and_again_after_a_change(tmp_path, monkeypatch):
+  monkeypatch.setattr(cache, 'BIG', 1)
+  config = DataConfig(cache_dir=str(tmp_path / 'cache'))
+  path = epath.Path(tmp_path / 'a.txt')
+  path.write_text('first')
+  before = cache.digest(config, path)
+  (kept,) = (tmp_path / 'cache' / 'digests').iterdir()
+  kept.write_text('kept')
+  assert cache.digest(config, path) == [*before[:2], 'kept']
+  path.write_text('other')  # As long.
+  os.utime(path, (1e9, 1e9))
+  assert cache.digest(config, path)[2] == hashlib.sha256(b'other').hexdigest() != before[2]

@@ -174,3 +174,14 @@ def test_no_ngram_comes_twice():
     grams = [tuple(text[i : i + 3]) for i in range(len(text) - 2)]
     new = grams[len(prompt) - 2 :]
     assert len(new) == 12 == len(set(new)) and not set(new) & set(grams[: len(prompt) - 2])
+
+
+@pytest.mark.parametrize('more', [0, 10])
+def test_of_a_prompt_that_fills_the_model_the_last_half_is_read(more):
+  reader = Reader.of(*setup('decoder'))
+  (row,) = draw([reader.longest + more])
+  (full,), (half,) = (
+    search(reader, prompts_of([ids]), Beam(2, 5)) for ids in (row, row[-(reader.longest // 2) :])
+  )
+  assert [h.tokens.tolist() for h in full] == [h.tokens.tolist() for h in half]
+  assert len(full[0].tokens) == 5

@@ -85,11 +85,13 @@ def test_choices_that_fit_a_window_are_read_behind_the_same(masked):
     np.testing.assert_array_equal(text.context, whole[22 - room : 22])
     np.testing.assert_array_equal(text.tokens, choice.tokens)
   for text, log_p in zip(found, scorer.log_probabilities(found), strict=True):
-    if not masked:
-      row = np.concatenate([text.context, text.tokens])
+    row = np.concatenate([text.context, text.tokens])
+    if masked:
+      expected = [masked_log_p(row, i) for i in range(room, len(row))]
+    else:
       full = log_softmax(full_logits(model, params, [row]))[0]
       expected = [full[i - 1, row[i]] for i in range(room, len(row))]
-      np.testing.assert_allclose(log_p, expected, atol=1e-4)
+    np.testing.assert_allclose(log_p, expected, atol=1e-4)
   short, long = Text(whole[:3], whole[3:6]), Text(whole[:3], whole[3:])
   assert scorer.together([short])[0].context.tolist() == whole[:3].tolist()
   assert scorer.together([short, long])[1] is long  # Longer than a window by itself.
@@ -115,19 +117,34 @@ def masked_scorer(window, stride, vocab=VOCAB):
   return Scorer(model, params, masked_objective(), tokenizer, window, stride, rows=4)
 
 
+def masked_log_p(ids, place):
+  """Of the token at a place of a window, by a pass in which it alone is masked."""
+  model, params = masked_model(VOCAB)
+  row = np.array([4, *ids, 5])
+  row[place + 1] = 6
+  batch = padded('encoder', [row]) | {'target_positions': np.array([[place + 1]])}
+  output = model.apply({'params': params}, batch)[0]['mlm']
+  scores = (output.hidden @ output.table.T + output.bias)[0, 0, :VOCAB]
+  return log_softmax(scores)[ids[place]]
+
+
 def test_pseudo_log_likelihood():
   """Every token masked by itself; those of the context never are."""
-  model, params = masked_model(VOCAB)
   whole = draw([12])[0]
   found = masked_scorer(32, 32).log_probabilities([Text(whole[:5], whole[5:])])[0]
-  expected = []
-  for place in range(5, 12):
-    row = np.array([4, *whole, 5])
-    row[place + 1] = 6
-    batch = padded('encoder', [row]) | {'target_positions': np.array([[place + 1]])}
-    output = model.apply({'params': params}, batch)[0]['mlm']
-    scores = (output.hidden @ output.table.T + output.bias)[0, 0, :VOCAB]
-    expected.append(log_softmax(scores)[whole[place]])
+  expected = [masked_log_p(whole, place) for place in range(5, 12)]
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_pseudo_log_likelihood_over_windows():
+  """Each token in the first window that holds it; two places of a window are marks."""
+  whole = draw([20])[0]
+  expected = [
+    masked_log_p(whole[start:stop], place - start)
+    for start, stop, first in windows(20, 6, 3)
+    for place in range(first, stop)
+  ]
+  found = masked_scorer(8, 3).log_probabilities([Text(NOTHING, whole)])[0]
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

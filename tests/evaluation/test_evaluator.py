@@ -87,6 +87,14 @@ def test_a_ragged_last_batch_is_weighed_exactly():
   assert math.isnan(metrics['absent'])
 
 
+def test_sums_over_batches_are_of_float64():
+  experiment, totals = Experiment(likelihood=False), iter([2.0**24, 1.0, 1.0])
+  experiment.eval_step = lambda params, batch, memory: (
+    {'loss': Mean(np.float32(next(totals)), np.float32(1))}, {}, memory,
+  )  # fmt: skip
+  assert evaluator.evaluate(experiment, None, 'validation').metrics['loss'] == (2**24 + 2) / 3
+
+
 def test_the_loss_is_the_sum_of_the_means_of_its_terms():
   experiment = Experiment(likelihood=False)
   experiment.objective.terms = ('a_loss', 'b_loss', 'empty_loss')

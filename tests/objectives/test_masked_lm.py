@@ -341,6 +341,19 @@ def test_a_single_document_has_no_negatives():
       objective.features(whole(store), rng)
 
 
+@pytest.mark.parametrize('pairs', list(masked_lm.PREFIXES))
+def test_targets_of_packed_documents_lie_where_their_tokens_were(pairs):
+  objective = mlm(
+    objective__pairs=pairs, objective__mask_token_rate=1.0, objective__random_token_rate=0.0
+  )
+  batch = batch_of(objective, random_documents(objective.tokenizer, [9] * 30))
+  assert batch['segment_ids'].max() > 1  # Several in a row.
+  rows, real = np.arange(len(batch['inputs']))[:, None], batch['target_weights'] > 0
+  mask = objective.tokenizer.mask_id
+  assert (batch['inputs'][rows, batch['target_positions']][real] == mask).all()
+  assert (batch['inputs'] == mask).sum() == real.sum() > 0
+
+
 @hypothesis.given(
   st.lists(st.integers(0, 150), min_size=2, max_size=15).filter(lambda n: min(n[:2]) > 0),
   st.integers(8, 70),
@@ -358,11 +371,7 @@ def test_any_mixture_of_documents_fits(lengths, max_length, rate, masking, pairs
   store = random_documents(objective.tokenizer, lengths)
   batch = batch_of(objective, store)
   assert batch['inputs'].shape[1] == max_length
-  # Targets still lie where their tokens were, behind whatever was packed before them.
   rows = np.arange(len(batch['inputs']))[:, None]
-  real = batch['target_weights'] > 0
-  segments = batch['segment_ids'][rows, batch['target_positions']]
-  assert (segments[real] > 0).all()
   name = masked_lm.PREFIXES[pairs]
   if name:
     places = batch[f'{name}_positions']

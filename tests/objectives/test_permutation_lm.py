@@ -48,6 +48,11 @@ def test_every_row_has_room(lengths):
   assert (batch['order'] > 0).sum() == batch['target_weights'].sum()
   pieces = [f['inputs'][:-2] for row in rows_of(objective, store) for f in row]
   np.testing.assert_array_equal(np.concatenate(pieces), np.concatenate(store.documents))
+  # Targets lie where their tokens are, behind whatever was packed before them.
+  rows, real = np.arange(len(batch['inputs']))[:, None], batch['target_weights'] > 0
+  places = batch['target_positions']
+  np.testing.assert_array_equal(batch['inputs'][rows, places][real], batch['targets'][real])
+  assert (batch['order'][rows, places][real] > 0).all()
 
 
 def test_statistics_of_targets():

@@ -138,6 +138,24 @@ def test_the_loss_is_over_the_tokens_of_a_window_only():
   assert metrics['loss'].weight == 2 == objective.weights(batch)['loss']
 
 
+def test_an_answer_that_ends_a_token_beyond_a_window_is_not_in_it():
+  objective = answerer()
+  first = objective.items([question('did', words='Where ?')])[0]
+  assert len(first['text']) == len(TEXT[: TEXT.index('did') + 2].encode())  # All but its last.
+  assert first['span'] is None
+
+
+def test_right_is_a_window_of_which_both_ends_are_right():
+  objective = answerer()
+  batch = batch_of(objective, [question('Denver', 'Denver won', 'Who?')])
+  start, end = int(batch['start_targets'][0, 0]), int(batch['end_targets'][0, 0])
+  for places, right in (((start, end), 1), ((start, end - 1), 0), ((start + 1, end), 0)):
+    outputs = np.zeros((1, 64, 2), np.float32)
+    outputs[0, places[0], 0] = outputs[0, places[1], 1] = 9
+    accuracy = objective.losses(outputs, batch)[1]['accuracy']
+    assert (float(accuracy.total), float(accuracy.weight)) == (right, 1)
+
+
 def test_questions_without_answers_are_predicted_and_cost_nothing():
   objective = answerer()
   example = {key: value for key, value in question('Denver').items() if key != 'answers'}

@@ -122,6 +122,16 @@ def test_of_a_long_source_and_target_the_beginning_stays(capsys):
   assert '1 of 1 rows' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('marks, sizes', [('t5', (63, 19)), ('bart', (62, 18))])
+def test_a_long_pair_fills_its_rows_and_no_more(marks, sizes):
+  objective = seq2seq(data__max_target_length=20, objective__marks=marks)
+  rows = [('s' * 99, 't' * 99), tuple(letter * n for letter, n in zip('st', sizes, strict=True))]
+  cut, whole = objective.items(examples(rows))
+  assert [(len(item['source']), len(item['target'])) for item in (cut, whole)] == [sizes, sizes]
+  assert objective.lengths(whole) == {'encoder': 64, 'decoder': 20}
+  batch_of(objective, rows)
+
+
 @pytest.mark.parametrize('chunk', [10**9, 40])
 def test_scores_of_tokens_against_float64(monkeypatch, chunk):
   from flaxlm.objectives import losses

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 
+import jax
 import linear_experiment as linear
 import pytest
 from conftest import assert_same_tree
@@ -35,6 +36,9 @@ def test_a_run_leaves_what_it_promises(whole):
   assert [line['step'] for line in train] == list(range(1, 21))
   assert {'loss', 'learning_rate', 'grad_norm', 'tokens_per_second', 'packing'} <= set(train[-1])
   assert train[-1]['loss'] < train[0]['loss']
+  schedule = linear.Experiment(linear.make_config()).schedule
+  rates = [float(schedule(i)) for i in range(20)]  # Of the update that a line is of.
+  assert len(set(rates)) > 1 and [line['learning_rate'] for line in train] == rates
   assert [(line['step'], line['split']) for line in lines if line['split'] != 'train'] == [
     (10, 'validation'), (10, 'other'), (20, 'validation'), (20, 'other'),
   ]  # fmt: skip
@@ -293,6 +297,12 @@ def early(data=None, **changes):
   }  # fmt: skip
 
 
+def test_no_change_is_no_better(tmp_path, monkeypatch):
+  same = lambda *_: evaluator.Evaluation({'loss': 1.0}, {})
+  monkeypatch.setattr(validation, 'evaluate', same)
+  assert int(fit(tmp_path, **early()).step) == 8
+
+
 def test_patience_ends_a_run_that_gets_no_better(tmp_path, capsys):
   state = fit(tmp_path, **early())
   assert int(state.step) == 8  # Evaluated at 2, 4, 6, 8: three in a row were worse than the first.
@@ -348,9 +358,21 @@ def test_a_profile_of_steps_that_never_come_is_an_error(tmp_path):
     fit(tmp_path, total_steps=5, profile__steps=(9, 12))
 
 
-def test_a_profile_is_left(tmp_path):
-  fit(tmp_path, total_steps=5, profile__steps=(2, 3))
-  assert list((tmp_path / 'profile').rglob('*.pb'))
+def test_a_profile_is_left_of_the_steps_asked_for(tmp_path, monkeypatch):
+  fit(tmp_path / 'left', total_steps=5, profile__steps=(2, 3))
+  assert list((tmp_path / 'left' / 'profile').rglob('*.pb'))
+  experiment = linear.Experiment(linear.make_config(total_steps=6, profile__steps=(2, 4)))
+  step, events = experiment.train_step, []
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda _: events.append('begin'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('end'))
+
+  def noted(state, batch):
+    events.append(int(state.step) + 1)
+    return step(state, batch)
+
+  experiment.__dict__['train_step'] = noted
+  loop.fit(experiment, tmp_path / 'noted')
+  assert events == [1, 'begin', 2, 3, 4, 'end', 5, 6]
 
 
 def test_a_profile_after_a_resume(tmp_path, capsys):

@@ -316,6 +316,28 @@ def test_the_rate_decays_from_layer_to_layer():
   np.testing.assert_allclose(layered(1, layer_decay=0.5), [[1, 0.5, 0.25, 0.125, 0.0625]])
 
 
+@pytest.mark.parametrize(
+  'fields, every, expected',
+  [({'layer_decay': 0.5}, 0, [0.5, 0.25, 0.03125]), ({}, 2, [0.5, 0, 0])],
+)
+def test_decay_falls_with_the_layer_and_waits_for_it_too(fields, every, expected):
+  params = {
+    'head': {'kernel': jnp.ones(2)},
+    'trunk': {'stack': {'layers': {'kernel': jnp.ones((3, 1))}}, 'token': {'table': jnp.ones(2)}},
+  }
+  names = [f'trunk/stack/layers/{i}/kernel' for i in range(3)]
+  optimizer, _ = make_optimizer(
+    config(name='adamw', **PLAIN | {'learning_rate': 1.0, 'weight_decay': 0.5}), 10,
+    layout=Layout({}, distances(['head/kernel', *names, 'trunk/token/table'])),
+    tuning=TuningConfig(**fields), unfreeze_every=every,
+  )  # fmt: skip
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  layers, table = (updates['trunk'][name] for name in ('stack', 'token'))
+  found = [updates['head']['kernel'][0], layers['layers']['kernel'][2, 0], table['table'][0]]
+  np.testing.assert_allclose(-np.array(found), expected, atol=1e-7)  # At distances 0, 1, 4.
+
+
 def test_layers_begin_one_after_another_from_the_top():
   assert layered(5, unfreeze_every=2) == [
     [1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [3, 1, 0, 0, 0], [4, 2, 0, 0, 0], [5, 3, 1, 0, 0],

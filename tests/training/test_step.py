@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from reference import log_softmax
 
 from flaxlm.config.optimization import OptimizerConfig
 from flaxlm.paths import leaf_paths
@@ -139,3 +140,29 @@ def test_a_batch_without_any_target_is_no_nan(experiment, whole_step):
   state, metrics = whole_step(start(experiment, EITHER), batch)
   assert float(metrics['loss'].total) == 0 == float(metrics['grad_norm'])
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.full
+def test_every_step_and_every_micro_batch_draws_its_own_dropout(folder):
+  changes = (('num_microbatches', '2'), ('global_batch_size', '4'))
+  experiment = tiny.experiment('classify.py:encoder', folder, changes)
+  batch = experiment.train_data.batch(0)
+  apply = jax.jit(
+    lambda params, rows, key: experiment.model.apply(
+      {'params': params}, rows, False, rngs={'dropout': key}
+    )[0]
+  )
+  for step in (0, 3):
+    state = tiny.random_state(experiment)
+    state = state.replace(step=jax.device_put(np.int32(step), state.step.sharding))
+    params = jax.tree.map(np.array, state.params)
+    _, metrics = experiment.train_step(state, experiment.put(batch))
+    key = jax.random.fold_in(jax.random.key(0), step)
+    losses = []
+    for number in (0, 1):
+      rows = {name: value[number::2] for name, value in batch.items()}
+      log_p = log_softmax(apply(params, rows, jax.random.fold_in(key, number)))
+      nll = -np.take_along_axis(log_p, rows['targets'][..., None], -1)[..., 0]
+      losses.append((nll * rows['target_weights']).sum())
+    expected = sum(losses) / batch['target_weights'].sum()
+    np.testing.assert_allclose(metrics['loss'].value(), expected, rtol=1e-5)
