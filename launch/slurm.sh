@@ -25,8 +25,8 @@ fi
 srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" "$@"
 status=$?
 # 134: a process was lost; 137: killed, often for memory; 139: a crash in native code. They may come
-# again: RESTARTS times at most (default 20). After these, and after 143, the same command goes on, unless the job is ending
-# because scancel said so.
+# again: RESTARTS times at most (default 20). After these, and after 143, the same command goes on,
+# unless the job is ending because scancel said so.
 again=
 case $status in
   134 | 137 | 139) ((${SLURM_RESTART_COUNT:-0} >= ${RESTARTS:-20})) || again=yes ;;

@@ -85,8 +85,7 @@ def evaluate(
     if max_batches is not None:
       numbers = np.unique(predictions['example_ids'])
     numbers = numbers[:max_written]
-    # In training, which writes some again and again, it was said when the rows were read.
-    texts = writing.write(experiment, params, name, numbers, should_stop, max_written is None)
+    texts = writing.write(experiment, params, name, numbers, should_stop)
     if texts is None:
       return None
     predictions |= texts

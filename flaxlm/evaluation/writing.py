@@ -30,13 +30,11 @@ def write(
   name: str,
   numbers: Sequence[int],
   should_stop: Callable[[], Any] = lambda: None,
-  say_cuts: bool = True,
 ) -> dict[str, np.ndarray] | None:
   """The likeliest texts for the examples `numbers` of the set `name`, as config.evaluation says.
 
   Examples of like length are written together; what is written for one does not depend on the
   others. Of several processes each writes its share, with a copy of the weights on one device.
-  `say_cuts`: whether it is said how many of the sources were cut.
 
   Returns:
     output_ids int [M], `numbers` in their order, and outputs [M], texts; None if it was stopped.
@@ -44,8 +42,7 @@ def write(
   config, examples = experiment.config, experiment.examples[name]
   how = _how(config)
   rows = [examples[number] for number in numbers]
-  with terminal.cuts(said=say_cuts):
-    prompts = experiment.objective.prompts(rows, how.max_new_tokens)
+  prompts = experiment.objective.prompts(rows, how.max_new_tokens)
   writer = Writer(
     Reader.of(experiment.model, sharding.local_copy(params, experiment.mesh), experiment.objective),
     experiment.objective,

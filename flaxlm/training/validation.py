@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from flaxlm import terminal
-from flaxlm.evaluation.evaluator import evaluate
+from flaxlm.evaluation.evaluator import Evaluation, evaluate
 from flaxlm.training import best, checkpoint, writers
 from flaxlm.types import TrainState
 
@@ -73,11 +73,17 @@ class Validation:
     most = self._config.max_written
     one = 1 if most is None else min(1, most)
     for name in self._experiment.eval_data:
-      found = evaluate(self._experiment, weights, name, batches, self._asked_to_stop, one)
+      found = self._evaluation(weights, name, batches, one)
       if found is None:
         return {}
       results |= self._named(name, found.metrics)
     return results
+
+  def _evaluation(
+    self, weights: Any, name: str, batches: int | None, written: int | None
+  ) -> Evaluation | None:
+    with terminal.cuts(said=False):  # It was said when the rows were read.
+      return evaluate(self._experiment, weights, name, batches, self._asked_to_stop, written)
 
   def run_missing(self, step: int, state: TrainState) -> None:
     """Does an evaluation that was due at the step of the checkpoint and was cut short."""
@@ -105,7 +111,7 @@ class Validation:
     for name in [name for name in self._experiment.eval_data if name not in done]:
       terminal.phase('eval', f'{name} at step {step}')
       limit, most = self._config.max_batches, self._config.max_written
-      evaluation = evaluate(self._experiment, weights, name, limit, self._asked_to_stop, most)
+      evaluation = self._evaluation(weights, name, limit, most)
       if evaluation is None:
         return
       self._writers.write(step, name, evaluation.metrics)
