@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
   commandline.add_run_flags(parser)
   parser.add_argument('--to', required=True, type=expanduser, help='folder to write; new')
   parser.add_argument('--architecture', default='', help='class to write, such as BertModel')
-  parser.add_argument('--dtype', choices=list(DTYPES), help='of all tensors')
+  parser.add_argument('--dtype', choices=list(DTYPES), help='of all weights')
   parser.add_argument(
     '--max-shard-size', type=gigabytes, default=50e9, metavar='GB',
     help='weights beyond so many GB are several files; 50 if unset',
@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> None:
     _warn_of_unsaid(config)
   source, kept = manifest.get('tensors', {}), {}
   if args.dtype:
-    source = {name: [DTYPES[args.dtype], shape] for name, (_, shape) in source.items()}
+    # Of what is learned: a table of numbers of positions stays one of whole numbers.
+    made = lambda known: DTYPES[args.dtype] if known in files.EXACT else known
+    source = {name: [made(known), shape] for name, (known, shape) in source.items()}
   if manifest.get('kept'):
     held = files.Tensors(imported, convert.KEPT)
     kept = {name: held.read(name) for name in held.shapes}

@@ -3,7 +3,8 @@
 Columns stand apart by tabs, or by spaces in a file that has no tab. A line that begins a document
 (-DOCSTART-) ends a sentence. CoNLL-U's comments are passed over: `# key = value` and, where columns
 stand apart by tabs, any line that begins with # and has none (`# newpar`); and so are, in sentences
-whose first column numbers the words, the lines of ranges (`3-4 zum`) and of empty nodes (`5.1`).
+whose first of at least three such columns numbers the words, the lines of ranges (`3-4 zum`) and of
+empty nodes (`5.1`).
 """
 
 import json
@@ -19,8 +20,9 @@ from flaxlm.errors import UserError
 
 DOCUMENT = '-DOCSTART-'
 COMMENT = re.compile(r'#[^\t]* = [^\t]*$')
-# A range of words that are written as one, or a word that is not written, by CoNLL-U's numbers.
-NO_WORD = re.compile(r'\d+(-|\.)\d+')
+# CoNLL-U's number of a word; of a range of words that are written as one; of a word that is not
+# written, which stands behind the word of the first number.
+NUMBERED = re.compile(r'(?P<word>\d+)|(?P<first>\d+)-(?P<last>\d+)|(?P<behind>\d+)\.\d+')
 
 
 def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
@@ -35,7 +37,7 @@ def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
   broken: list[UserError] = []
   for number, line in _lines(path, broken):
     if not line.strip() or line.startswith(DOCUMENT):
-      yield from _sentence(path, sentence, broken, bad)
+      yield from _sentence(path, _words(sentence) if tabs else sentence, broken, bad)
       sentence = []
     elif '\t' in line:
       word, *cells = line.split('\t')
@@ -43,7 +45,22 @@ def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
     elif not COMMENT.match(line) and not (tabs and line.startswith('#')):
       # Other white space than blanks, such as U+00A0, is part of a word.
       sentence.append((number, re.split(' +', line.strip(' '))))
-  yield from _sentence(path, sentence, broken, bad)
+  yield from _sentence(path, _words(sentence) if tabs else sentence, broken, bad)
+
+
+def _words(sentence: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+  """The lines of words; all, unless the first column numbers these as CoNLL-U does."""
+  words: list[tuple[int, list[str]]] = []
+  for line in sentence:
+    found = NUMBERED.fullmatch(line[1][0]) if len(line[1]) > 2 else None
+    if not found:
+      return sentence
+    word, first, last, behind = (int(n) if n else None for n in found.groups())
+    if word == len(words) + 1:
+      words.append(line)
+    elif behind != len(words) and (first != len(words) + 1 or last <= first):
+      return sentence
+  return words or sentence
 
 
 def _has_tabs(path: epath.Path) -> bool:
@@ -68,9 +85,6 @@ def _sentence(
   """The row of a sentence, if it is whole. Empties `broken`."""
   mistakes = list(broken)
   broken.clear()
-  words = [line for line in sentence if not NO_WORD.fullmatch(line[1][0])]
-  if [cells[0] for _, cells in words] == [str(i) for i in range(1, len(words) + 1)]:
-    sentence = words
   if not mistakes and sentence:
     width = len(sentence[0][1])
     mistakes = [

@@ -95,12 +95,13 @@ class SentencePiece:
 
   def encode_rest(self, text: str) -> np.ndarray:
     """Token ids of a text that goes on, without the space that the library puts at a beginning."""
-    newline = self._model.piece_to_id('\n')
-    if newline == self._unk_id:  # Published models know none: the rest is a beginning to them too.
-      return self.encode_batch([text])[0]
     ids = self.encode_batch(['\n' + text])[0]
-    starts = np.flatnonzero(ids == newline)
-    return ids[starts[0] + 1 :] if len(starts) else self.encode_batch([text])[0]
+    for newline in map(self._model.piece_to_id, ('\n', '<0x0A>')):
+      starts = np.flatnonzero(ids == newline) if newline != self._unk_id else ()
+      if len(starts):
+        return ids[starts[0] + 1 :]
+    # It knows none, or takes it for a space: the rest is a beginning to it, too.
+    return self.encode_batch([text])[0]
 
   def encode_with_offsets(self, text: str) -> tuple[np.ndarray, Offsets]:
     prepared, origin = self._prepared_with_origin(text)

@@ -23,6 +23,7 @@ from flaxlm.errors import UserError
 WORDS = {'wordpiece': re.compile(' '), 'byte_bpe': re.compile(r'(?<=\S)(?= \S)')}
 MAX_KNOWN = 1 << 19  # Words whose ids are kept, about 200 MB.
 UNSPACED_LEADS = bytes(range(0xE3, 0xEA))  # Of U+3000 to U+9FFF.
+BEGIN = '\0begin\0'
 CONTINUES = '##'  # How WordPiece writes a piece that does not begin a word.
 
 
@@ -57,8 +58,8 @@ class LibraryCodec:
     self._byte_level = 'ByteLevel' in kinds
     self._prefix = state['model'].get('continuing_subword_prefix') or ''
     self._wordpiece = state['model']['type'] == 'WordPiece'
-    self.pieces_hold_spaces = not self._wordpiece
     ids = self._tokenizer.get_vocab(with_added_tokens=True)
+    self.pieces_hold_spaces = any(len(name) > 1 and name[0] in SPACE + 'Ġ' for name in ids)
     self.vocab_size = max(ids.values(), default=-1) + 1
     self._names = {id: name for name, id in ids.items()}
     self._rest, self._prefix_space = self._tokenizer, spec.get('prefix_space', False)
@@ -66,6 +67,7 @@ class LibraryCodec:
       self._rest = byte_bpe(
         files['vocab.json'], files['merges.txt'], {**spec, 'prefix_space': False}, hidden
       )
+    self._behind = _behind(self._tokenizer) if 'Metaspace' in kinds else None
     self._words = WORDS.get(spec['name'])
     self._known: dict[str, list[int]] = {}
 
@@ -91,11 +93,19 @@ class LibraryCodec:
     return [np.array(found, np.int32) for found in ids]
 
   def encode_rest(self, text: str) -> np.ndarray:
+    if self._behind:
+      ids = self._behind.encode(BEGIN + text, add_special_tokens=False).ids
+      return np.array(ids[1:], np.int32)
     return np.array(self._rest.encode(text, add_special_tokens=False).ids, np.int32)
 
   def encode_with_offsets(self, text: str) -> tuple[np.ndarray, Offsets]:
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
-    return np.array(encoding.ids, np.int32), encoding.offsets
+    # The space that is put before a text stands for nothing in it.
+    offsets = [
+      (start, start) if piece == SPACE and text[start:end].strip() else (start, end)
+      for piece, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+    ]
+    return np.array(encoding.ids, np.int32), offsets
 
   def decode(self, ids: list[int], first: bool) -> str:
     text = self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -212,6 +222,14 @@ def whole(state: dict[str, Any], hidden: set[str] = frozenset()) -> tokenizers.T
   ]
   made = tokenizers.Tokenizer.from_str(json.dumps(state | {'model': model, 'added_tokens': added}))
   made.encode_special_tokens = True  # As text, not as themselves.
+  return made
+
+
+def _behind(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """The same with a token BEGIN, behind which a text is not at its beginning."""
+  made = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  made.encode_special_tokens = tokenizer.encode_special_tokens
+  made.add_tokens([tokenizers.AddedToken(BEGIN, normalized=False)])
   return made
 
 

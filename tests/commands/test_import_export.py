@@ -38,6 +38,16 @@ def test_export_gives_back_the_file(imported, tmp_path, capsys):
   assert set(d for d, _ in manifest['tensors'].values()) == {'F16', 'I64'}
 
 
+def test_another_dtype_is_that_of_what_was_learned(imported, tmp_path):
+  flags = f'--workdir={imported[1]}', f'--to={tmp_path / "out"}', '--dtype=bfloat16'
+  assert run('export', *flags) == 0
+  tensors = files.Tensors(tmp_path / 'out')
+  places = 'bert.embeddings.position_ids'
+  assert {tensors.dtypes[name] for name in tensors.shapes if name != places} == {'BF16'}
+  assert tensors.dtypes[places] == 'I64'
+  np.testing.assert_array_equal(tensors.read(places)[0], np.arange(tensors.shapes[places][1]))
+
+
 def test_another_class_and_dtype(imported, tmp_path):
   folder, workdir = imported
   flags = f'--workdir={workdir}', f'--to={tmp_path / "trunk"}'

@@ -96,6 +96,32 @@ def test_a_text_goes_on_behind_a_mask():
   assert own.encode_marked(text, own.sentinel_marks).tolist() == wanted == made.encode(text).ids
 
 
+@pytest.mark.parametrize(
+  'case, model_type',
+  [
+    ('sentencepiece', 'unigram'), ('sentencepiece', 'bpe'), ('wordpiece', ''), ('byte_bpe', ''),
+    ('characters', ''), ('bytes', ''),
+  ],
+)  # fmt: skip
+def test_an_exported_tokenizer_is_read_back_as_it_was(tmp_path, case, model_type):
+  """Not only its ids: what a mask stands for, what follows one, and where pieces stand."""
+  own = trained(case, model_type)
+  write(tmp_path, own, 't5' if case in ('bytes', 'sentencepiece') else 'bert', marks='t5')
+  again = Tokenizer.load(tmp_path)
+  assert again.pieces_hold_spaces == own.pieces_hold_spaces
+  for text in (
+    'The quick [MASK] fox',
+    'The qu[MASK]ck fox [MASK].',
+    '[MASK]',
+    'a  [MASK]\n[MASK]b',
+  ):
+    mark = {'[MASK]': own.mask_id}
+    wanted = own.encode_marked(text, mark).tolist()
+    assert again.encode_marked(text, mark).tolist() == wanted, text
+  text = 'Größe of  the quick fox'
+  assert again.encode_with_offsets(text)[1] == own.encode_with_offsets(text)[1]
+
+
 def test_the_roles_and_the_marks_of_the_objective(tmp_path):
   settings = write(tmp_path, trained('sentencepiece'), 'bert')
   assert settings['tokenizer_class'] == 'PreTrainedTokenizerFast'

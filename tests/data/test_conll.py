@@ -69,10 +69,23 @@ def test_what_is_no_word_of_conll_u_is_left_out(tmp_path):
   (tmp_path / 'a.conllu').write_text('\n'.join(lines) + '\n')
   ((_, row),) = read(tmp_path / 'a.conllu')
   assert row['1'] == ['Er', 'zu', 'dem'] and row['tags'] == ['PRON', 'ADP', 'DET']
-  # Words may look like that, too.
-  (tmp_path / 'b.conll').write_text('won\tO\n3-4\tB-SCORE\n5.1\tO\n')
-  ((_, row),) = read(tmp_path / 'b.conll')
-  assert row['tokens'] == ['won', '3-4', '5.1']
+
+
+@pytest.mark.parametrize('between', ['\t', ' ', '\tNUM\t'])
+@pytest.mark.parametrize(
+  'words', [['won', '3-4', '5.1'], ['12.50'], ['1', '9.00'], ['6-4', '6-2'], ['1', '3-2', '2']]
+)
+def test_words_that_look_like_numbers_of_conll_u_are_words(tmp_path, words, between):
+  (tmp_path / 'a.conll').write_text(''.join(f'{word}{between}O\n' for word in words))
+  ((_, row),) = read(tmp_path / 'a.conll')
+  assert row['tokens'] == words
+
+
+@pytest.mark.parametrize('between', ['\t', ' ', ' NUM '])
+def test_no_columns_of_conll_u_number_no_words(tmp_path, between):
+  (tmp_path / 'a.conll').write_text(''.join(f'{word}{between}O\n' for word in ('1', '1.5', '2')))
+  ((_, row),) = read(tmp_path / 'a.conll')
+  assert row['tokens'] == ['1', '1.5', '2']
 
 
 @pytest.mark.parametrize(
