@@ -15,7 +15,8 @@ TOKENIZER = byte_tokenizer(0)
 
 
 def xlnet(**changes):
-  return make('permutation_lm', 'xlnet', TOKENIZER, **({'model__token_types': 3} | changes))
+  options = {'model__token_types': 3, 'model__position': 'transformer_xl'} | changes
+  return make('permutation_lm', 'xlnet', TOKENIZER, **options)
 
 
 @hypothesis.given(
