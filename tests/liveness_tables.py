@@ -76,7 +76,8 @@ VALUES = {
   'objective.weights': ['0.3,0.7'],
   'objective.settings': ['x.noise_density=0.3'],
 }
-# What the recipes lack for a field to show: a corpus that has columns, a layer that is local.
+# What the recipes lack for a field, or for that of one file, to show: a corpus that has columns, a
+# layer that is local, no memory.
 FIRST = {
   'data.text_column': (('data.train', '{}/rows.tsv'),),
   'data.weights': (('data.train', 'a={0}/text.txt,b={0}/other.txt'),),
@@ -87,6 +88,8 @@ FIRST = {
   'tuning.lora_targets': (('tuning.lora_rank', '2'),),
   'model.local_rope_theta': (('model.num_layers', '2'), ('model.window', '4')),
   'objective.pair_separators': (('task.pair_column', 'other'),),
+  ('xlnet', 'model.position'): (('model.memory_length', '0'),),
+  ('xlnet', 'model.position_offset'): (('model.memory_length', '0'),),
 }
 # Fields that act outside of batches and programs, and the test that shows how.
 ELSEWHERE = {

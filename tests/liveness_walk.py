@@ -157,7 +157,8 @@ def siblings(config, key, rules):
 def bases(key, cls, rules, folder):
   """(recipe, changes after which the field is read); recipes where nothing is needed come first."""
   found = []
-  first = tuple((name, text.format(folder)) for name, text in FIRST.get(key, ()))
+  needed = FIRST.get(key) or FIRST.get((cls.__module__.rpartition('.')[2], key), ())
+  first = tuple((name, text.format(folder)) for name, text in needed)
   for place in PLACES:
     try:
       config = tiny.load(place, folder, SMALL + first)
