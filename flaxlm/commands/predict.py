@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> None:
     )
   size, predict = _predictor(experiment, params, args, options)
   terminal.phase('data', args.input)
-  with _local(args.input) as (place, hidden):
+  with _local(args.input) as place:
     # Another training may have come to the same step. Without a file nothing is gone on with.
     weights = [step, digest(params)] if args.output else []
-    _run(args, experiment, place, weights, size, predict, hidden)
+    _run(args, experiment, place, weights, size, predict)
 
 
 def _run(
@@ -65,16 +65,14 @@ def _run(
   weights: Any,
   size: int,
   predict: Predictor,
-  hidden: str = '',
 ) -> None:
-  """Predicts the rows of `place`, `size` at once, in order.
-
-  weights: a digest of the model's; hidden: as for `_numbered`.
-  """
+  """Predicts the rows of `place`, `size` at once, in order; `weights`: a digest of the model's."""
   from flaxlm.data.bad_rows import BadRows
 
   policy = args.on_bad_row or experiment.config.data.on_bad_row
   bad = BadRows(policy)
+  # What standard input holds lies in a folder that is not the user's.
+  hidden = f'{pathlib.Path(place).parent}/' if args.input == '-' else ''
   rows = _numbered(experiment, place, bad, hidden)
   if not rows:
     bad.report()
@@ -102,8 +100,8 @@ def _numbered(
   """(number in the input from 0, example) of each row that can be used; `bad` counts the others.
 
   All are read before the first is predicted, so that a bad row that stops the command does so at
-  once, and one that resumes counts the same rows as one that was left alone. `hidden`: a folder,
-  before where a row stands, that is not the user's.
+  once, and one that resumes counts the same rows as one that was left alone. `hidden`: what is
+  left out at the beginning of where a row stands.
   """
   from flaxlm.training.inputs import parsed
 
@@ -211,10 +209,10 @@ def _is_plain(path: Any, column: str) -> bool:
 
 
 @contextlib.contextmanager
-def _local(place: str) -> Iterator[tuple[str, str]]:
-  """(the place itself, ''), or for `-` (a file of what standard input holds, its folder)."""
+def _local(place: str) -> Iterator[str]:
+  """The place itself or, for `-`, a file of what standard input holds, named so in messages."""
   if place != '-':
-    yield place, ''
+    yield place
     return
   content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
   ending = 'jsonl' if content.lstrip().startswith(b'{') else 'txt'
@@ -222,7 +220,7 @@ def _local(place: str) -> Iterator[tuple[str, str]]:
     file = pathlib.Path(folder) / f'stdin.{ending}'
     file.write_bytes(content)
     try:
-      yield str(file), f'{folder}/'
+      yield str(file)
     except UserError as error:
       raise UserError(str(error).replace(f'{folder}/', '')) from None
 

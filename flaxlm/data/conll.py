@@ -35,9 +35,10 @@ def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
   tabs = _has_tabs(path)
   sentence: list[tuple[int, list[str]]] = []
   broken: list[UserError] = []
+  ended = lambda: _sentence(path, _words(sentence) if tabs else sentence, broken, bad)
   for number, line in _lines(path, broken):
     if not line.strip() or line.startswith(DOCUMENT):
-      yield from _sentence(path, _words(sentence) if tabs else sentence, broken, bad)
+      yield from ended()
       sentence = []
     elif '\t' in line:
       word, *cells = line.split('\t')
@@ -45,7 +46,7 @@ def rows(path: epath.Path, config: DataConfig, bad: bad_rows.Handler) -> Rows:
     elif not COMMENT.match(line) and not (tabs and line.startswith('#')):
       # Other white space than blanks, such as U+00A0, is part of a word.
       sentence.append((number, re.split(' +', line.strip(' '))))
-  yield from _sentence(path, _words(sentence) if tabs else sentence, broken, bad)
+  yield from ended()
 
 
 def _words(sentence: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:

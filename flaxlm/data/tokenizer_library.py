@@ -67,7 +67,7 @@ class LibraryCodec:
       self._rest = byte_bpe(
         files['vocab.json'], files['merges.txt'], {**spec, 'prefix_space': False}, hidden
       )
-    self._behind = _behind(self._tokenizer) if 'Metaspace' in kinds else None
+    self._metaspace = 'Metaspace' in kinds
     self._words = WORDS.get(spec['name'])
     self._known: dict[str, list[int]] = {}
 
@@ -92,8 +92,16 @@ class LibraryCodec:
     ids = (list(chain(map(self._known.__getitem__, words))) for words in split)
     return [np.array(found, np.int32) for found in ids]
 
+  @functools.cached_property
+  def _behind(self) -> tokenizers.Tokenizer:
+    """The same with a token BEGIN, behind which a text is not at its beginning."""
+    made = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    made.encode_special_tokens = self._tokenizer.encode_special_tokens
+    made.add_tokens([tokenizers.AddedToken(BEGIN, normalized=False)])
+    return made
+
   def encode_rest(self, text: str) -> np.ndarray:
-    if self._behind:
+    if self._metaspace:
       ids = self._behind.encode(BEGIN + text, add_special_tokens=False).ids
       return np.array(ids[1:], np.int32)
     return np.array(self._rest.encode(text, add_special_tokens=False).ids, np.int32)
@@ -222,14 +230,6 @@ def whole(state: dict[str, Any], hidden: set[str] = frozenset()) -> tokenizers.T
   ]
   made = tokenizers.Tokenizer.from_str(json.dumps(state | {'model': model, 'added_tokens': added}))
   made.encode_special_tokens = True  # As text, not as themselves.
-  return made
-
-
-def _behind(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-  """The same with a token BEGIN, behind which a text is not at its beginning."""
-  made = tokenizers.Tokenizer.from_str(tokenizer.to_str())
-  made.encode_special_tokens = tokenizer.encode_special_tokens
-  made.add_tokens([tokenizers.AddedToken(BEGIN, normalized=False)])
   return made
 
 

@@ -137,17 +137,18 @@ def test_what_is_no_label_is_none_of_a_row_to_predict(made, row, labels):
 )
 def test_a_byte_order_mark_is_no_text(monkeypatch, content, expected):
   monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(buffer=io.BytesIO(content)))
-  with predict._local('-') as (place, _):
+  with predict._local('-') as place:
     assert [e['text'] for e in read(experiment('text_classification'), place)] == expected
 
 
-def test_a_question_of_standard_input_has_the_same_id_each_time(monkeypatch):
+def test_a_question_of_standard_input_has_the_same_id_each_time(monkeypatch, capsys):
   line = b'{"question": "q?", "context": "c"}\n'
   monkeypatch.setattr(sys, 'stdin', types.SimpleNamespace(buffer=io.BytesIO(line)))
-  made = experiment('question_answering', 'span_qa')
-  with predict._local('-') as (place, hidden):
-    ((_, example),) = predict._numbered(made, place, BadRows('error'), hidden)
-  assert example['id'] == 'stdin.jsonl:1'
+  args = argparse.Namespace(input='-', output='', on_bad_row='error', batch_size=1)
+  predictor = lambda numbers, examples: ({'id': example['id']} for example in examples)
+  with predict._local('-') as place:
+    predict._run(args, experiment('question_answering', 'span_qa'), place, [], 1, predictor)
+  assert json.loads(capsys.readouterr().out) == {'id': 'stdin.jsonl:1'}
 
 
 def identity(made, place):

@@ -372,6 +372,9 @@ def test_any_mixture_of_documents_fits(lengths, max_length, rate, masking, pairs
   batch = batch_of(objective, store)
   assert batch['inputs'].shape[1] == max_length
   rows = np.arange(len(batch['inputs']))[:, None]
+  real = batch['target_weights'] > 0
+  segments = batch['segment_ids'][rows, batch['target_positions']]
+  assert (segments[real] > 0).all()
   name = masked_lm.PREFIXES[pairs]
   if name:
     places = batch[f'{name}_positions']
